@@ -1,0 +1,64 @@
+"""Sparsight keeps only the visual tokens that matter: every token-reduction method on every Vision Transformer, one verb.
+
+>>> handle = sparsight.prune(model, "col_ln:keep=0.7,layers=0/3/6")
+>>> logits = model(images)
+>>> handle.remove()
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .apply import Reduced, reduce
+    from .errors import PruneError
+    from .plan import Plan
+    from .prune import Handle, families, prune
+    from .recipe import Recipe
+    from .registry import methods, parse
+    from .tools.macs import macs
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Handle": "prune",
+    "Plan": "plan",
+    "PruneError": "errors",
+    "Recipe": "recipe",
+    "Reduced": "apply",
+    "families": "prune",
+    "macs": "tools.macs",
+    "methods": "registry",
+    "parse": "registry",
+    "prune": "prune",
+    "reduce": "apply",
+}
+
+__all__ = [
+    "Handle", "Plan", "PruneError", "Recipe", "Reduced", "families", "macs", "methods", "parse", "prune", "reduce",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """Public names are loaded on first use, so that `sparsight --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sparsight' has no attribute {name!r}")
+    value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """`prune` and `methods` are public functions that live in submodules of the same name; importing those must not hide them."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,182 @@
+"""Run one recipe on the tensors of one site: derive signals, score, select, reduce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import PruneError
+from .ops import attention
+from .ops.schedule import as_tuple
+from .plan import Plan
+from .recipe import Recipe, Step
+
+SIGNALS: dict[str, str] = {
+    "x": "[B, N, C] tokens to be reduced, prefix excluded",
+    "q": "[B, H, P+N, D] queries of the scoring attention, prefix first",
+    "k": "[B, H, P+N, D] keys",
+    "v": "[B, H, P+N, D] values",
+    "prefix": "P, the number of prefix tokens in q, k, v (derived: k.shape[2] - N)",
+    "scale": "factor of the attention logits (derived: D ** -0.5)",
+    "class_attn": "[B, H, N] class token's softmax row, patch columns (derived from q, k)",
+    "feats": "[B, N, D'] features that similarity compares (derived: x)",
+    "size": "[B, N, 1] how many patches each token stands for (derived: ones)",
+    "position": "[B, N] place of each token on the grid, -1 for none (derived: 0..N-1)",
+    "grid": "(h, w) patch grid",
+    "attn": "[B, H, P+N, P+N] the whole softmax matrix (never derived)",
+    "text": "[B, T, C] text embeddings",
+    "text_attn": "[B, T, N] attention of the chosen text queries over the tokens",
+}
+"""The fixed vocabulary of signals. Families may offer them, callers of `reduce` may pass them."""
+
+INTERNAL = ("s", "plan", "count")
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """What `reduce` returns: tokens x [B, K, C], the plan, and how many patches each token stands for, size [B, K, 1]."""
+
+    x: Tensor
+    plan: Plan
+    size: Tensor
+    score: Tensor | None = None
+
+
+def needs(recipe: Recipe) -> tuple[str, ...]:
+    """Signals that the recipe's steps ask for, by the names of their parameters."""
+    names = dict.fromkeys(name for step in recipe.steps for name in step.needs)
+    unknown = [name for name in names if name not in SIGNALS and name not in INTERNAL]
+    if unknown:
+        raise PruneError(f"recipe {recipe} asks for {', '.join(unknown)}; the signals are {', '.join(SIGNALS)}")
+    return tuple(name for name in names if name not in INTERNAL)
+
+
+def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
+    """Apply a recipe to raw tensors, as at one pruning site.
+
+    Pass `x` [B, N, C] without prefix tokens and the signals that the method needs (see `SIGNALS`): for example
+    `reduce("evit:keep=0.7", x=x, class_attn=a)` or `reduce("tome:remove=8", x=x, k=k, prefix=1)`. A derived signal may stand
+    in for its sources. Raises PruneError if a signal is missing or shapes do not fit.
+    """
+    from .registry import parse
+
+    recipe = parse(recipe) if isinstance(recipe, str) else recipe
+    check_shapes(signals)
+    given = {name: value for name, value in signals.items() if value is not None}
+    wanted = needs(recipe)
+    missing = [name for name in wanted if not derivable(name, given)]
+    if missing:
+        lines = "; ".join(f"{name}: {SIGNALS[name]}" for name in missing)
+        raise PruneError(f"{recipe.name} needs {' and '.join(missing)} ({lines}); got {', '.join(given)}")
+    n = given["x"].shape[1]
+    for word in ("tokens", "remove"):
+        amount = max(as_tuple(getattr(recipe.schedule, word)), default=0)
+        if word == "tokens" and amount > n:
+            raise PruneError(f"{recipe.name}: tokens={int(amount)} is more than the {n} tokens that there are")
+    return run(recipe, recipe.schedule.count(n, 0, 1), given)
+
+
+def run(recipe: Recipe, count: int, given: dict[str, Any]) -> Reduced:
+    """Score, select and reduce; arithmetic of scores in float32 or better, whatever autocast says."""
+    with torch.autocast(given["x"].device.type, enabled=False):
+        signals = {name: derive(name, given) for name in needs_of(recipe.steps)}
+        signals["size"] = derive("size", given)
+        signals["count"] = count
+        reducer = recipe.steps[-1]
+        if recipe.score is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and "s" in reducer.needs):
+                signals["s"] = call(recipe.steps[0], signals)
+        with torch.no_grad():
+            signals["plan"] = call(recipe.steps[-2], signals)
+        signals["x"] = given["x"]
+        x, size = call(reducer, signals)
+    score = signals.get("s")
+    return Reduced(x, signals["plan"], size, None if score is None else score.detach())
+
+
+def call(step: Step, signals: dict[str, Any]) -> Any:
+    return step(**{name: signals[name] for name in step.needs})
+
+
+def needs_of(steps: tuple[Step, ...]) -> list[str]:
+    return [name for name in dict.fromkeys(n for step in steps for n in step.needs) if name not in INTERNAL]
+
+
+def derivable(name: str, given: dict[str, Any]) -> bool:
+    """Whether the signal is given or follows from what is given."""
+    if name in given or name in ("feats", "size", "position"):
+        return True
+    if name == "class_attn":
+        return "q" in given and "k" in given and prefix_of(given) > 0
+    if name in ("prefix", "scale"):
+        return "k" in given
+    return name == "grid" and square(given["x"].shape[1]) is not None
+
+
+def derive(name: str, given: dict[str, Any]) -> Any:
+    """The signal itself, computed from its sources if it is not given; floating point in float32 or better."""
+    if name in given:
+        value = given[name]
+        return exact(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+    x = given["x"]
+    if name == "feats":
+        return exact(x)
+    if name == "size":
+        return torch.ones(x.shape[0], x.shape[1], 1, dtype=exact(x).dtype, device=x.device)
+    if name == "position":
+        return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+    if name == "prefix":
+        return prefix_of(given)
+    if name == "scale":
+        return given["k"].shape[-1] ** -0.5
+    if name == "grid":
+        return square(x.shape[1])
+    return attention.class_row(exact(given["q"]), exact(given["k"]), derive("prefix", given), derive("scale", given))
+
+
+def exact(x: Tensor) -> Tensor:
+    """float32, or float64 if it is that already: scores of half-precision models are not computed in half precision."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def prefix_of(given: dict[str, Any]) -> int:
+    return int(given["prefix"]) if "prefix" in given else int(given["k"].shape[2] - given["x"].shape[1])
+
+
+def square(n: int) -> tuple[int, int] | None:
+    side = round(n**0.5)
+    return (side, side) if side * side == n else None
+
+
+def check_shapes(signals: dict[str, Any]) -> None:
+    """Raise a PruneError that shows both sides where the raw tensors do not fit together."""
+    unknown = [name for name in signals if name not in SIGNALS]
+    if unknown:
+        raise PruneError(f"no signal {', '.join(unknown)}; the signals are {', '.join(SIGNALS)}")
+    x = signals.get("x")
+    if not isinstance(x, Tensor) or x.dim() != 3:
+        raise PruneError(f"x must be a tensor [B, N, C], got {shape_of(x)}")
+    b, n = x.shape[:2]
+    k = signals.get("k")
+    prefix = signals.get("prefix", k.shape[2] - n if isinstance(k, Tensor) and k.dim() == 4 else 0)
+    expected = {
+        **dict.fromkeys("qkv", (b, None, prefix + n, None)),
+        "class_attn": (b, None, n),
+        "feats": (b, n, None),
+        "size": (b, n, 1),
+        "position": (b, n),
+    }
+    for name, shape in expected.items():
+        value = signals.get(name)
+        if value is None:
+            continue
+        fits = isinstance(value, Tensor) and value.dim() == len(shape)
+        if prefix < 0 or not fits or any(want not in (None, got) for want, got in zip(shape, value.shape, strict=True)):
+            raise PruneError(f"{name} must be {SIGNALS[name]}: x is {shape_of(x)}, prefix {prefix}, {name} is {shape_of(value)}")
+
+
+def shape_of(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__

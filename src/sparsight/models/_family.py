@@ -1,0 +1,265 @@
+"""What a model family has to say, and the site code that all families share.
+
+A family wraps the framework's modules. At a site the block is re-composed from its own sub-modules as `attend` (attention and its
+residual) and `feed` (MLP and its residual), because no hook can change the residual stream between the two.
+"""
+
+from __future__ import annotations
+
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ..plan import Plan
+
+Step = Callable[[dict[str, Any]], tuple[Tensor, Plan, Tensor, Tensor | None]]
+"""Signals of a site -> (tokens, plan, sizes, score)."""
+
+
+@dataclass(eq=False)
+class Site:
+    """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome."""
+
+    layer: int
+    where: str
+    needs: tuple[str, ...]
+    step: Step
+    proportional: bool
+    previous: Site | None = None
+    plan: Plan | None = None
+    size: Tensor | None = None
+    score: Tensor | None = None
+
+    def source(self) -> Plan:
+        """The plan from the image's patches to the tokens after this site, all earlier sites included."""
+        assert self.plan is not None
+        return self.plan if self.previous is None else self.previous.source().then(self.plan)
+
+    def position(self, x: Tensor) -> Tensor:
+        """Patch index of every token that arrives here, -1 for fused ones: [B, N]."""
+        if self.previous is None:
+            return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        before = self.previous.source()
+        return torch.cat([before.keep, torch.full_like(before.keep[:, :1], -1)], 1) if before.fused else before.keep
+
+
+class Family(ABC):
+    """A model seen as a row of blocks through which prefix tokens and patches flow.
+
+    Subclasses name the model classes they serve and answer the abstract questions; one object serves one model.
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    """Names of the model classes, any of which may appear among the bases of the model's class."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.sites: list[Site] = []
+        self.patched: list[nn.Module] = []
+        self.hooks: list[Any] = []
+        self.image = (0, 0)
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in order."""
+
+    @property
+    @abstractmethod
+    def prefix(self) -> int:
+        """Number of prefix tokens; the first is the class token if there is one."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (h, w) of the image in `self.image`, or of the model's own image size."""
+
+    @abstractmethod
+    def projection(self) -> nn.Module:
+        """The module that turns the image [B, 3, H, W] into patch tokens."""
+
+    @abstractmethod
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        """x plus the block's attention branch; bias [B, 1, 1, N] is added to the attention logits of the keys."""
+
+    @abstractmethod
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """x plus the block's MLP branch."""
+
+    @abstractmethod
+    def taps(self, block: nn.Module) -> dict[str, nn.Module]:
+        """Modules whose outputs are q, k, v (after normalisation) of the block."""
+
+    @abstractmethod
+    def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
+        """A tapped output as [B, H, P+N, D]."""
+
+    def scale(self, block: nn.Module) -> float:
+        """Factor of the attention logits."""
+        attention = next(m for m in block.modules() if hasattr(m, "scale") or hasattr(m, "scaling"))
+        return float(getattr(attention, "scale", None) or attention.scaling)  # type: ignore[arg-type]
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the first prefix token is a class token."""
+        return self.prefix > 0
+
+    def check(self) -> None:  # noqa: B027  (families override it where something can be wrong)
+        """Raise PruneError if this model has no place to prune."""
+
+    def weigh_pooling(self) -> None:  # noqa: B027
+        """Make the model's average pooling weigh tokens by `last_size`; undone by `unpatch`."""
+
+    # ---- shared by all families -------------------------------------------------------------------------------------
+
+    def offers(self) -> tuple[str, ...]:
+        """Signals that this model can give at a site."""
+        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid")
+        return plain + (("class_attn",) if self.class_token else ())
+
+    def add(self, sites: list[Site]) -> None:
+        """Install sites; refuse a place that is taken."""
+        taken = {site.layer for site in self.sites}
+        for site in sites:
+            if site.layer in taken:
+                place = "the place before the first block" if site.layer < 0 else f"block {site.layer}"
+                raise PruneError(f"{place} is pruned already; remove that handle first, or choose other layers")
+        self.sites = sorted([*self.sites, *sites], key=lambda site: site.layer)
+        self.patch()
+
+    def take_out(self, sites: list[Site]) -> None:
+        """Take sites out again; the last one leaves the model as it was."""
+        self.sites = [site for site in self.sites if not any(site is gone for gone in sites)]
+        self.patch()
+
+    def patch(self) -> None:
+        """Make the model's blocks match `self.sites`, starting from the untouched model."""
+        self.unpatch()
+        for before, site in zip([None, *self.sites], self.sites, strict=False):
+            site.previous = before
+        if not self.sites:
+            return
+        self.hooks.append(self.projection().register_forward_pre_hook(self.see_image))
+        first = next((s for s in self.sites if s.proportional), None)
+        for index, block in enumerate(self.blocks):
+            here = [site for site in self.sites if site.layer == index or (index == 0 and site.layer < 0)]
+            biased = first is not None and index > first.layer
+            if here or biased:
+                self.patch_block(block, index, here)
+        if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
+            self.hooks.append(self.projection().register_forward_hook(record))
+        self.model._sparsight = self  # type: ignore[assignment]
+        self.weigh_pooling()
+
+    def patch_block(self, block: nn.Module, index: int, sites: list[Site]) -> None:
+        """Replace the forward of one block object; its class stays."""
+        if "forward" in block.__dict__:
+            raise PruneError(f"block {index} ({type(block).__name__}) has a forward of its own from another tool; undo that first")
+        for name, module in self.taps(block).items():
+            if any(name in wanted(site) for site in sites if site.layer >= 0):
+                self.hooks.append(module.register_forward_hook(record))
+        block._sparsight = (self, index, {site.where: site for site in sites})  # type: ignore[assignment]
+        block.forward = types.MethodType(pruned_forward, block)
+        self.patched.append(block)
+
+    def unpatch(self) -> None:
+        for block in self.patched:
+            del block.forward, block._sparsight
+        for hook in self.hooks:
+            hook.remove()
+        self.patched, self.hooks = [], []
+        self.model.__dict__.pop("_sparsight", None)
+
+    def last_size(self) -> Tensor | None:
+        """How many patches each token stands for after the last site, [B, K, 1]."""
+        return self.sites[-1].size if self.sites else None
+
+    def see_image(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Remember the size of the images that come in, for the grid."""
+        if args and isinstance(args[0], Tensor) and args[0].dim() == 4:
+            self.image = (int(args[0].shape[-2]), int(args[0].shape[-1]))
+
+    def visit(self, site: Site, block: nn.Module, x: Tensor) -> Tensor:
+        """Run one site on the whole sequence x [B, P+N, C]: set the prefix aside, reduce, put it back."""
+        head, patches = x[:, : self.prefix], x[:, self.prefix :]
+        size = site.previous.size if site.previous is not None else None
+        reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, patches, size))
+        return torch.cat([head, reduced], dim=1) if self.prefix else reduced
+
+    def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None) -> dict[str, Any]:
+        """What the site's recipe asks for."""
+        given: dict[str, Any] = {"x": x, "prefix": self.prefix, "scale": self.scale(block)}
+        if size is not None:
+            given["size"] = size
+        if site.layer >= 0:
+            taps = self.taps(block)
+            for name in wanted(site):
+                given[name] = self.heads(block, recorded(taps[name]))
+        elif "feats" in site.needs:
+            feats = recorded(self.projection())
+            given["feats"] = feats.flatten(1, 2) if feats.dim() == 4 else feats
+        if "grid" in site.needs:
+            given["grid"] = self.grid
+        if "position" in site.needs:
+            given["position"] = site.position(x)
+        return given
+
+    def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Masks made for the full sequence do not fit a pruned one; better to stop than to misread them."""
+        names = ("attn_mask", "attention_mask", "is_causal")
+        if any(isinstance(a, Tensor) for a in args) or any(kwargs.get(name) not in (None, False) for name in names):
+            raise PruneError(f"{type(self.model).__name__} was called with an attention mask; a pruned model takes none")
+
+    def bias(self, index: int, x: Tensor) -> Tensor | None:
+        """log(size) of the keys that arrive at a block, if an earlier site merged proportionally: [B, 1, 1, P+N]."""
+        before = [site for site in self.sites if site.layer < index]
+        if not before or not any(site.proportional for site in before):
+            return None
+        size = before[-1].size
+        assert size is not None
+        log = torch.nn.functional.pad(size.squeeze(-1).log(), (self.prefix, 0))
+        return log[:, None, None].to(x.dtype)
+
+
+def wanted(site: Site) -> list[str]:
+    """Which of q, k, v have to be recorded for the site (class_attn comes from q and k)."""
+    names = {"q", "k"} if "class_attn" in site.needs else set()
+    return [name for name in ("q", "k", "v") if name in names or name in site.needs]
+
+
+def record(module: nn.Module, _args: Any, output: Tensor) -> None:
+    """Forward hook: keep the output on the module until the site has read it. No closure, so that deep copies work."""
+    module._sparsight_out = output  # type: ignore[assignment]
+
+
+def recorded(module: nn.Module) -> Tensor:
+    """Take what `record` kept; a PruneError if the hook did not fire."""
+    output = module.__dict__.pop("_sparsight_out", None)
+    if output is None:
+        raise PruneError(
+            f"{type(module).__name__} was not called where pruning listens to it; this model runs its attention elsewhere"
+        )
+    assert isinstance(output, Tensor)
+    return output
+
+
+def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a block with sites: the block's own arithmetic, with tokens leaving in the middle or at the end."""
+    family, index, sites = self._sparsight
+    family.refuse_mask(args, kwargs)
+    if "input" in sites:
+        x = family.visit(sites["input"], self, x)
+    x = family.attend(self, x, family.bias(index, x), kwargs)
+    if "attn" in sites:
+        x = family.visit(sites["attn"], self, x)
+    x = family.feed(self, x)
+    if "block" in sites:
+        x = family.visit(sites["block"], self, x)
+    return x

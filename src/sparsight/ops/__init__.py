@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: torch only, no model, no configuration, no state."""

@@ -1,0 +1,148 @@
+"""How many tokens stay at which block: plain integers in, plain integers out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ..errors import PruneError
+
+BUDGET = ("keep", "tokens", "remove")
+"""The budget words that every method shares; exactly one of them is set in a Schedule."""
+
+NAMED_LAYERS = ("early", "all", "input")
+"""Layer lists with a name: the first six blocks, every block, before the first block."""
+
+Layers = tuple[int, ...] | str
+Amount = float | tuple[float, ...]
+
+EARLY = 6
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Blocks and budget of a recipe.
+
+    layers   0-based block indices, or one of `NAMED_LAYERS`.
+    keep     fraction kept at each site, of the tokens present there: ceil(keep * n). One number, or one per site.
+    tokens   absolute count kept at each site.        remove   count removed at each site.
+    inflect  slope of `remove` over the sites: 0 constant, -1 falls from 2r to 0, +1 rises from 0 to 2r (ToMe).
+    """
+
+    layers: Layers = (3, 6, 9)
+    keep: Amount | None = None
+    tokens: Amount | None = None
+    remove: Amount | None = None
+    inflect: float = 0.0
+
+    def __post_init__(self) -> None:
+        given = [word for word in BUDGET if getattr(self, word) is not None]
+        if len(given) != 1:
+            got = " and ".join(f"{w}={show(getattr(self, w))}" for w in given) or "none"
+            raise PruneError(f"budget words conflict: give exactly one of {', '.join(BUDGET)}, got {got}")
+        for value in as_tuple(getattr(self, given[0])):
+            check_amount(given[0], value)
+        if isinstance(self.layers, str):
+            if self.layers not in NAMED_LAYERS:
+                raise PruneError(
+                    f"layers={self.layers!r} is not known; give block numbers such as layers=3/6/9, or one of "
+                    + ", ".join(NAMED_LAYERS)
+                )
+        elif not self.layers or len(set(self.layers)) != len(self.layers) or list(self.layers) != sorted(self.layers):
+            raise PruneError(f"layers={show(self.layers)}: give at least one block, each once, in ascending order")
+        if not -1 <= self.inflect <= 1:
+            raise PruneError(f"inflect={self.inflect} is outside [-1, 1]")
+
+    @property
+    def word(self) -> str:
+        """The budget word in use."""
+        return next(word for word in BUDGET if getattr(self, word) is not None)
+
+    def with_budget(self, word: str, value: Amount) -> Schedule:
+        """The same layers under another budget."""
+        return replace(self, **{**dict.fromkeys(BUDGET), word: value})  # type: ignore[arg-type]
+
+    def resolve(self, depth: int) -> tuple[int, ...]:
+        """Block indices for a model of `depth` blocks; -1 stands for the place before the first block."""
+        if self.layers == "input":
+            blocks: tuple[int, ...] = (-1,)
+        elif self.layers == "early":
+            blocks = tuple(range(min(EARLY, depth)))
+        elif self.layers == "all":
+            blocks = tuple(range(depth))
+        else:
+            blocks = tuple(int(layer) for layer in self.layers)
+        outside = [layer for layer in blocks if layer >= depth or layer < -1]
+        if outside or (self.layers != "input" and min(blocks) < 0):
+            raise PruneError(
+                f"layers={show(self.layers)} is out of range: the model has {depth} blocks, give numbers from 0 to "
+                f"{depth - 1}, or one of {', '.join(NAMED_LAYERS)}"
+            )
+        amounts = as_tuple(getattr(self, self.word))
+        if len(amounts) not in (1, len(blocks)):
+            raise PruneError(
+                f"{self.word}={show(amounts)} has {len(amounts)} values for {len(blocks)} sites (layers="
+                f"{show(self.layers)}); give one value, or one for each site"
+            )
+        return blocks
+
+    def count(self, n: int, site: int, sites: int) -> int:
+        """Tokens to keep of the `n` present at the `site`-th of `sites` places; at least 1, at most n."""
+        amounts = as_tuple(getattr(self, self.word))
+        amount = amounts[site] if len(amounts) > 1 else amounts[0]
+        if self.keep is not None:
+            kept = math.ceil(amount * n)
+        elif self.tokens is not None:
+            kept = int(amount)
+        else:
+            kept = n - (removals(int(amount), self.inflect, sites)[site] if self.inflect else int(amount))
+        return max(1, min(n, kept))
+
+
+def staged(keep: Amount, layers: Layers) -> Schedule:
+    """Keep a fraction of the tokens present at each of the given blocks."""
+    return Schedule(layers, keep=keep)
+
+
+def removing(remove: Amount, layers: Layers, inflect: float = 0.0) -> Schedule:
+    """Remove a number of tokens at each of the given blocks."""
+    return Schedule(layers, remove=remove, inflect=inflect)
+
+
+def removals(remove: int, inflect: float, sites: int) -> list[int]:
+    """Tokens to remove at each site when the amount changes linearly from remove*(1-inflect) to remove*(1+inflect).
+
+    Values are truncated to integers, so their sum can be a little below remove*sites. ToMe, appendix D, arXiv:2210.09461.
+    """
+    low = int(remove * (1 - inflect))
+    high = 2 * remove - low
+    step = (high - low) / (sites - 1) if sites > 1 else 0.0
+    return [int(low + step * site) for site in range(sites)]
+
+
+def as_tuple(value: Amount | None) -> tuple[float, ...]:
+    """One amount or several, as a tuple."""
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
+def check_amount(word: str, value: float) -> None:
+    """Raise a PruneError unless the number makes sense for the budget word."""
+    if word == "keep":
+        if not 0 < value <= 1:
+            raise PruneError(f"keep={value:g} is outside (0, 1]: it is the fraction of tokens kept at each site")
+    elif value != int(value) or value < (1 if word == "tokens" else 0):
+        least = "at least 1" if word == "tokens" else "0 or more"
+        raise PruneError(f"{word}={value:g} must be a whole number, {least}")
+
+
+def show(value: object) -> str:
+    """A value as it is written in a recipe string: lists joined by '/'."""
+    if isinstance(value, tuple):
+        return "/".join(show(item) for item in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return str(value)

@@ -1,0 +1,56 @@
+"""Selectors: a score (or the tokens themselves) and a count in, a Plan out. Ties go to the lower index."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+
+
+def best(s: Tensor, count: int) -> Tensor:
+    """Indices of the `count` highest scores, ascending. s [B, N] -> [B, K]."""
+    order = s.sort(dim=1, descending=True, stable=True).indices
+    return order[:, :count].sort(dim=1).values
+
+
+def topk(s: Tensor, count: int) -> Plan:
+    """Keep the highest scores. s [B, N]."""
+    return Plan(best(s, count), s.shape[1])
+
+
+def topk_fused(s: Tensor, count: int) -> Plan:
+    """Keep the highest scores and give the rest one common slot (none if nothing is left over). s [B, N]."""
+    return Plan(best(s, count), s.shape[1], fused=count < s.shape[1])
+
+
+def rescued(s: Tensor, other: Tensor, count: int, slots: int) -> Plan:
+    """Keep the `count - slots` highest by `s`, then the `slots` highest by `other` among the rest. s, other [B, N]."""
+    first = best(s, count - slots)
+    taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, first, True)
+    second = best(other.masked_fill(taken, float("-inf")), slots)
+    return Plan(torch.cat([first, second], dim=1).sort(dim=1).values, s.shape[1])
+
+
+def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
+    """Merge similar pairs of tokens until `count` are left (at most half can go). k [B, H, P+N, D].
+
+    Tokens at even positions of the whole sequence are sources, those at odd positions destinations; each source names the
+    destination whose key (mean over heads) is most similar by cosine, and the most similar sources are merged.
+    Prefix tokens take part in the numbering only. ToMe section 3, arXiv:2210.09461.
+    """
+    metric = torch.nn.functional.normalize(k.mean(dim=1), dim=-1)[:, prefix:]
+    n = metric.shape[1]
+    index = torch.arange(n, device=k.device)
+    source, target = index[prefix % 2 :: 2], index[1 - prefix % 2 :: 2]
+    removed = min(n - count, n // 2)
+    if removed <= 0:
+        return Plan(index.expand(k.shape[0], n), n, index.expand(k.shape[0], n))
+    similarity = metric[:, source] @ metric[:, target].transpose(-2, -1)
+    value, partner = similarity.max(dim=-1)
+    merged = value.sort(dim=1, descending=True, stable=True).indices[:, :removed]
+    gone, host = source[merged], target[partner.gather(1, merged)]
+    keep = (torch.zeros_like(metric[..., 0]).scatter(1, gone, 1.0)).sort(dim=1, stable=True).indices[:, : n - removed]
+    slot = torch.arange(n - removed, device=k.device).expand_as(keep)
+    owner = torch.zeros(keep.shape[0], n, dtype=torch.int64, device=k.device).scatter(1, keep, slot)
+    return Plan(keep, n, owner.scatter(1, gone, owner.gather(1, host)))

@@ -1,0 +1,78 @@
+"""Plan: which tokens survive one pruning site, and where each of the others goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The outcome of one selection, as data. B images, N tokens in, K survivors.
+
+    keep    [B, K] int64, ascending: indices (into the N tokens present) of the tokens that keep a slot.
+    total   N, the number of tokens before the site.
+    merged  [B, N] int64 or None: the slot every token ends in, -1 if dropped; None when tokens are only dropped.
+    fused   True if one more slot follows the survivors' (EViT's token made of the rest); it has index K.
+    mix     [B, K, N] or None: weights of a soft pooler, whose slots are mixtures of all tokens.
+    """
+
+    keep: Tensor
+    total: int
+    merged: Tensor | None = None
+    fused: bool = False
+    mix: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """Number of tokens after the site."""
+        return int(self.keep.shape[1]) + int(self.fused)
+
+    @property
+    def owner(self) -> Tensor:
+        """[B, N]: the slot that each token ends in, -1 for a dropped one (made on demand for drop-only plans)."""
+        if self.merged is not None:
+            return self.merged
+        rest = self.keep.shape[1] if self.fused else -1
+        owner = torch.full((self.keep.shape[0], self.total), rest, dtype=torch.int64, device=self.keep.device)
+        slot = torch.arange(self.keep.shape[1], device=self.keep.device).expand_as(self.keep)
+        return owner.scatter(1, self.keep, slot)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of the survivors: x [B, N, C] -> [B, K, C]."""
+        return x.gather(1, self.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def dropped(self) -> Tensor:
+        """Indices of the tokens that lost their own slot, ascending: [B, N - K]."""
+        kept = torch.zeros(self.keep.shape[0], self.total, dtype=torch.bool, device=self.keep.device)
+        kept = kept.scatter(1, self.keep, True)
+        return kept.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.total - self.keep.shape[1]]
+
+    def fold(self, x: Tensor) -> Tensor:
+        """Sum of the tokens in every slot, dropped ones left out: x [B, N, C] -> [B, slots, C]."""
+        owner = self.owner
+        slot = torch.where(owner < 0, self.slots, owner)
+        out = x.new_zeros(x.shape[0], self.slots + 1, x.shape[2])
+        return out.scatter_add(1, slot.unsqueeze(-1).expand_as(x), x)[:, : self.slots]
+
+    def spread(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Give every original token its slot's value: x [B, slots, C] -> [B, N, C]; dropped tokens get `fill`."""
+        owner = self.owner
+        rows = x.gather(1, owner.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return rows.masked_fill((owner < 0).unsqueeze(-1), fill)
+
+    def then(self, later: Plan) -> Plan:
+        """This plan followed by `later` as one plan over this plan's tokens. Survivors are tokens that keep a slot
+        of their own in both; a fused slot that survives counts as the place of all tokens fused into it."""
+        first, second = self.owner, later.owner
+        merged = torch.where(first < 0, -1, second.gather(1, first.clamp(min=0)))
+        source = self.keep
+        if self.fused:
+            source = torch.cat([source, torch.full_like(source[:, :1], -1)], dim=1)
+        return Plan(source.gather(1, later.keep), self.total, merged, later.fused)
+
+    def detach(self) -> Plan:
+        """The same plan without gradients (only `mix` can carry any)."""
+        return self if self.mix is None else Plan(self.keep, self.total, self.merged, self.fused, self.mix.detach())

@@ -1,0 +1,168 @@
+"""prune(model, recipe) -> Handle: the only place where methods meet models."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import registry
+from .apply import needs, run
+from .errors import PruneError
+from .models._family import Family, Site
+from .ops.schedule import BUDGET, as_tuple
+from .plan import Plan
+from .recipe import Recipe
+
+TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
+
+
+@dataclass(eq=False)
+class Handle:
+    """What `prune` returns: the outcome of the last forward, and the way back. Also a context manager.
+
+    plans   one Plan per site, in the order of the blocks.
+    counts  visual tokens after each site.
+    grid    patch grid (h, w) of the last forward.
+    """
+
+    recipe: Recipe
+    family: Family = field(repr=False)
+    sites: list[Site] = field(repr=False)
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [site.plan for site in self.sites if site.plan is not None]
+
+    @property
+    def counts(self) -> list[int]:
+        return [plan.slots for plan in self.plans]
+
+    @property
+    def scores(self) -> list[Tensor | None]:
+        """The score s [B, N] at each site, None for methods without one."""
+        return [site.score for site in self.sites if site.plan is not None]
+
+    @property
+    def layers(self) -> list[int]:
+        """Block of each site; -1 is the place before the first block."""
+        return [site.layer for site in self.sites]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.family.grid
+
+    def sources(self) -> list[Plan]:
+        """For each site one Plan over the image's patches, all earlier sites included."""
+        return [site.source() for site in self.sites if site.plan is not None]
+
+    def remove(self) -> None:
+        """Give the model back as it was before this handle; other handles stay. Doing it twice does no harm."""
+        self.family.take_out(self.sites)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.remove()
+
+
+def prune(model: nn.Module, recipe: Recipe | str, **options: Any) -> Handle:
+    """Prune the model's visual tokens from now on, until `Handle.remove()`.
+
+    recipe: "name:key=value,..." or a Recipe; options override its parameters, as in `prune(model, "evit", keep=0.5)`.
+    The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
+    """
+    recipe = resolve(recipe, options)
+    family = family_of(model)
+    sites = plan_sites(family, recipe)
+    family.add(sites)
+    return Handle(recipe, family, sites)
+
+
+def resolve(recipe: Recipe | str, options: dict[str, Any]) -> Recipe:
+    """The recipe with the options put over its parameters."""
+    if isinstance(recipe, str):
+        recipe = registry.parse(recipe)
+    if not isinstance(recipe, Recipe):
+        raise PruneError(f"recipe must be a string such as 'evit:keep=0.7' or a Recipe, got {type(recipe).__name__}")
+    if not options:
+        return recipe
+    if recipe.name == "custom":
+        raise PruneError(f"options {', '.join(options)} need a named recipe; set them where the recipe is built")
+    params = dict(recipe.params)
+    if any(word in options for word in BUDGET):
+        params = {key: value for key, value in params.items() if key not in BUDGET}
+    return registry.make(recipe.name, **{**params, **options})
+
+
+def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
+    """The recipe's sites in this model, everything checked."""
+    wanted = needs(recipe)
+    if "class_attn" in wanted and not family.class_token:
+        raise PruneError(
+            f"{recipe.name} scores by class attention, but {type(family.model).__name__} has no class token here; try {TRY_INSTEAD}"
+        )
+    missing = [name for name in wanted if name not in family.offers()]
+    if missing:
+        raise PruneError(f"{recipe.name} needs {', '.join(missing)}; {family.name} offers {', '.join(family.offers())}")
+    layers = recipe.schedule.resolve(len(family.blocks))
+    inner = [name for name in wanted if name in ("q", "k", "v", "class_attn")]
+    if layers == (-1,) and inner:
+        raise PruneError(
+            f"{recipe.name} needs {', '.join(inner)} of a block, but layers=input is before the first; give block numbers"
+        )
+    patches = family.grid[0] * family.grid[1]
+    tokens = max(as_tuple(recipe.schedule.tokens), default=0)
+    if tokens > patches:
+        raise PruneError(f"tokens={int(tokens)} is more than the {patches} patches that {type(family.model).__name__} has")
+    return [make_site(recipe, layer, index, len(layers), wanted) for index, layer in enumerate(layers)]
+
+
+def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[str, ...]) -> Site:
+    """One site that runs the recipe on whatever arrives."""
+
+    def step(given: dict[str, Any]) -> tuple[Tensor, Plan, Tensor, Tensor | None]:
+        done = run(recipe, recipe.schedule.count(given["x"].shape[1], index, sites), given)
+        return done.x, done.plan, done.size, done.score
+
+    return Site(layer, "input" if layer < 0 else recipe.where, wanted, step, recipe.proportional)
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family object of the model: the one already at work in it, or a new one that has passed its checks."""
+    if not isinstance(model, nn.Module):
+        raise PruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    names = [kind.__name__ for kind in type(model).__mro__]
+    for wrapper, inner in (("OptimizedModule", "_orig_mod"), ("DataParallel", "module"), ("DistributedDataParallel", "module")):
+        if wrapper in names:
+            raise PruneError(f"{wrapper} wraps the model; prune model.{inner} first and wrap it again")
+    for family in families():
+        if any(name in family.classes for name in names):
+            found = family(model)
+            working = getattr(found.model, "_sparsight", None)
+            if isinstance(working, Family):
+                return working
+            found.check()
+            return found
+    supported = "; ".join(f"{family.name} ({', '.join(family.classes)})" for family in families())
+    raise PruneError(f"{type(model).__name__} is no known family; supported: {supported}")
+
+
+def families() -> list[type[Family]]:
+    """All model families, found by scanning the models folder."""
+    from . import models
+
+    found = []
+    for module in pkgutil.iter_modules(models.__path__):
+        content = importlib.import_module(f"{models.__name__}.{module.name}")
+        found += [
+            kind
+            for kind in vars(content).values()
+            if isinstance(kind, type) and issubclass(kind, Family) and kind.__module__ == content.__name__ and hasattr(kind, "name")
+        ]
+    return sorted(found, key=lambda kind: kind.name)

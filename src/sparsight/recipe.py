@@ -1,0 +1,104 @@
+"""Recipe: score + select + reduce + schedule + where, with their numbers. Printable, hashable, without tensors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from .errors import PruneError
+from .ops.schedule import Schedule, show
+
+Value = int | float | bool | str | tuple[Any, ...] | None
+
+PLACES = ("attn", "block")
+"""Where tokens leave a block: between attention and MLP (as the papers do), or after the whole block."""
+
+
+@dataclass(frozen=True, init=False)
+class Step:
+    """A function of signals with its numbers filled in; what is left of its parameters are the signals it needs."""
+
+    function: Callable[..., Any]
+    numbers: tuple[tuple[str, Value], ...]
+
+    def __init__(self, function: Callable[..., Any], **numbers: Value) -> None:
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "numbers", tuple(sorted(numbers.items())))
+
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the signals, in the order of the function's signature."""
+        bound = dict(self.numbers)
+        return tuple(name for name in inspect.signature(self.function).parameters if name not in bound)
+
+    def __call__(self, **signals: Any) -> Any:
+        return self.function(**signals, **dict(self.numbers))
+
+
+def as_step(step: Step | Callable[..., Any]) -> Step:
+    """A bare function counts as a Step without numbers."""
+    return step if isinstance(step, Step) else Step(step)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete way of reducing tokens.
+
+    score        signals -> s [B, N], higher = keep; None when `select` works from the signals directly.
+    select       signals, s, count -> Plan.
+    reduce       x, plan, size, ... -> (x', size').
+    schedule     which blocks, how many tokens.
+    where        one of `PLACES`.
+    proportional later attention adds log(size) to the keys of merged tokens.
+    name, params stamped by the registry: with them the recipe has a string and a JSON form.
+    """
+
+    score: Step | Callable[..., Any] | None
+    select: Step | Callable[..., Any]
+    reduce: Step | Callable[..., Any]
+    schedule: Schedule
+    where: str = "attn"
+    proportional: bool = False
+    name: str = "custom"
+    params: tuple[tuple[str, Value], ...] = ()
+    shown: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for part in ("score", "select", "reduce"):
+            if getattr(self, part) is not None:
+                object.__setattr__(self, part, as_step(getattr(self, part)))
+        if self.where not in PLACES:
+            raise PruneError(f"where={self.where!r} is not known; choose {' or '.join(PLACES)}")
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that are there, in the order in which they run."""
+        return tuple(as_step(s) for s in (self.score, self.select, self.reduce) if s is not None)
+
+    def __str__(self) -> str:
+        values = dict(self.params)
+        body = ",".join(f"{name}={show(values[name])}" for name in self.shown)
+        return f"{self.name}:{body}" if body else self.name
+
+    def to_json(self) -> str:
+        """The method's name and all its parameters as JSON text; `from_json` is the inverse."""
+        if self.name == "custom":
+            raise PruneError("a recipe built by hand has no JSON form; register it with @sparsight.registry.method")
+        values = {name: show(value) if isinstance(value, float) else value for name, value in self.params}
+        return json.dumps({"method": self.name, "params": values})
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        """Read what `to_json` wrote."""
+        from .registry import make
+
+        try:
+            data = json.loads(text)
+            name, params = data["method"], dict(data["params"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PruneError(f"not a recipe in JSON: {error}; expected {{'method': ..., 'params': {{...}}}}") from None
+        return make(name, **params)
