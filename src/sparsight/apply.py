@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ SIGNALS: dict[str, str] = {
     "scale": "factor of the attention logits (derived: D ** -0.5)",
     "class_attn": "[B, H, N] class token's softmax row, patch columns (derived from q, k)",
     "feats": "[B, N, D'] features that similarity compares (derived: x)",
+    "class_token": "[B, 1, D'] the class token's feature, from where feats comes",
     "size": "[B, N, 1] how many patches each token stands for (derived: ones)",
     "position": "[B, N] place of each token on the grid, -1 for none (derived: 0..N-1)",
     "grid": "(h, w) patch grid",
@@ -81,7 +83,7 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
 
 def run(recipe: Recipe, count: int, given: dict[str, Any]) -> Reduced:
     """Score, select and reduce; arithmetic of scores in float32 or better, whatever autocast says."""
-    with torch.autocast(given["x"].device.type, enabled=False):
+    with full_precision(given["x"].device.type):
         signals = {name: derive(name, given) for name in needs_of(recipe.steps)}
         signals["size"] = derive("size", given)
         signals["count"] = count
@@ -95,6 +97,11 @@ def run(recipe: Recipe, count: int, given: dict[str, Any]) -> Reduced:
         x, size = call(reducer, signals)
     score = signals.get("s")
     return Reduced(x, signals["plan"], size, None if score is None else score.detach())
+
+
+def full_precision(device: str) -> AbstractContextManager[object]:
+    """Autocast off; the meta device, on which operations are only counted, has none to switch off."""
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def call(step: Step, signals: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class Plan:
     merged  [B, N] int64 or None: the slot every token ends in, -1 if dropped; None when tokens are only dropped.
     fused   True if one more slot follows the survivors' (EViT's token made of the rest); it has index K.
     mix     [B, K, N] or None: weights of a soft pooler, whose slots are mixtures of all tokens.
+    valid   [B, slots] bool or None: which slots are real where counts differ between images; padding comes last, with keep -1.
     """
 
     keep: Tensor
@@ -24,6 +25,12 @@ class Plan:
     merged: Tensor | None = None
     fused: bool = False
     mix: Tensor | None = None
+    valid: Tensor | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of real slots of every image."""
+        return [self.slots] * self.keep.shape[0] if self.valid is None else [int(c) for c in self.valid.sum(dim=1)]
 
     @property
     def slots(self) -> int:
@@ -38,14 +45,20 @@ class Plan:
         rest = self.keep.shape[1] if self.fused else -1
         owner = torch.full((self.keep.shape[0], self.total), rest, dtype=torch.int64, device=self.keep.device)
         slot = torch.arange(self.keep.shape[1], device=self.keep.device).expand_as(self.keep)
-        return owner.scatter(1, self.keep, slot)
+        if self.valid is None:
+            return owner.scatter(1, self.keep, slot)
+        spare = torch.nn.functional.pad(owner, (0, 1))
+        return spare.scatter(1, self.keep.where(self.keep >= 0, self.total), slot)[:, : self.total]
 
     def gather(self, x: Tensor) -> Tensor:
-        """Rows of the survivors: x [B, N, C] -> [B, K, C]."""
-        return x.gather(1, self.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        """Rows of the survivors: x [B, N, C] -> [B, K, C]; zeros in padding."""
+        if self.valid is None:
+            return x.gather(1, self.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        rows = x.gather(1, self.keep.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return rows.masked_fill((self.keep < 0).unsqueeze(-1), 0)
 
     def dropped(self) -> Tensor:
-        """Indices of the tokens that lost their own slot, ascending: [B, N - K]."""
+        """Indices of the tokens that lost their own slot, ascending: [B, N - K]. Not for plans with padding."""
         kept = torch.zeros(self.keep.shape[0], self.total, dtype=torch.bool, device=self.keep.device)
         kept = kept.scatter(1, self.keep, True)
         return kept.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.total - self.keep.shape[1]]
@@ -75,4 +88,4 @@ class Plan:
 
     def detach(self) -> Plan:
         """The same plan without gradients (only `mix` can carry any)."""
-        return self if self.mix is None else Plan(self.keep, self.total, self.merged, self.fused, self.mix.detach())
+        return self if self.mix is None else replace(self, mix=self.mix.detach())

@@ -14,8 +14,9 @@ from .ops.schedule import Schedule, show
 
 Value = int | float | bool | str | tuple[Any, ...] | None
 
-PLACES = ("attn", "block")
-"""Where tokens leave a block: between attention and MLP (as the papers do), or after the whole block."""
+PLACES = ("attn", "block", "encoder", "projector", "decoder")
+"""Where tokens leave. In a vision block: between "attn" and MLP (as the papers do), or after the whole "block". In a vision-language
+model: between the vision "encoder" and the projector, after the "projector", or between blocks of the language "decoder"."""
 
 
 @dataclass(frozen=True, init=False)
@@ -72,7 +73,7 @@ class Recipe:
             if getattr(self, part) is not None:
                 object.__setattr__(self, part, as_step(getattr(self, part)))
         if self.where not in PLACES:
-            raise PruneError(f"where={self.where!r} is not known; choose {' or '.join(PLACES)}")
+            raise PruneError(f"where={self.where!r} is not known; choose one of {', '.join(PLACES)}")
 
     @property
     def steps(self) -> tuple[Step, ...]:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from .errors import PruneError
 from .ops.schedule import BUDGET, Amount, Layers, check_amount, show
-from .recipe import PLACES, Recipe, Value
+from .recipe import Recipe, Value
 
 Maker = Callable[..., Recipe]
 
-SHARED: dict[str, Any] = {"keep": Amount, "tokens": Amount, "remove": Amount, "layers": Layers, "where": Literal[PLACES]}
-"""Parameters that every method accepts, whether or not its function declares them."""
+SHARED: dict[str, Any] = {"keep": Amount, "tokens": Amount, "remove": Amount, "where": Literal["attn", "block"]}
+"""Parameters that methods accept without declaring them: the budget words, and the place within a block for methods with layers."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +101,25 @@ def parse(text: str) -> Recipe:
 def make(name: str, /, **given: Any) -> Recipe:
     """Recipe of a registered method with the given parameters (values, or text as in a recipe string)."""
     entry = find(name)
-    hints = {**SHARED, **typing.get_type_hints(entry.make)}
+    hints = accepted(entry)
     given = {key: value for key, value in given.items() if value is not None}
     for key in given:
-        if key not in hints or key == "return":
-            known = [p.name for p in entry.parameters]
-            known += [key for key in SHARED if key not in known]
-            near = difflib.get_close_matches(key, known, n=1)
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise PruneError(f"{name} has no parameter {key!r}; {hint}it takes {', '.join(known)}")
+            raise PruneError(f"{name} has no parameter {key!r}; {hint}it takes {', '.join(hints)}")
     values = {key: coerce(name, key, hints[key], value) for key, value in given.items()}
     words = [word for word in BUDGET if word in values]
     if len(words) > 1:
         raise PruneError(f"{name}: budget words conflict, {' and '.join(words)} are both given; choose one of {', '.join(BUDGET)}")
     return build(entry, values, words)
+
+
+def accepted(entry: Method) -> dict[str, Any]:
+    """Parameter names of a method, its own first, with their types."""
+    declared = {key: hint for key, hint in typing.get_type_hints(entry.make).items() if key != "return"}
+    place = {} if "layers" in declared else {"where"}
+    return {**declared, **{key: hint for key, hint in SHARED.items() if key not in declared and key not in place}}
 
 
 def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
@@ -127,9 +132,9 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
         recipe = replace(recipe, where=str(values["where"]))
     full = {key: value for key, value in {**declared, **values}.items() if key not in BUDGET}
     word = recipe.schedule.word
-    full = {word: getattr(recipe.schedule, word), "layers": recipe.schedule.layers, **full, "where": recipe.where}
-    plain = {**declared, "where": "attn"}
-    shown = [word, "layers"] + [key for key in full if key not in (word, "layers") and full[key] != plain[key]]
+    if word:
+        full = {word: getattr(recipe.schedule, word), **full}
+    shown = [key for key in full if key in (word, "layers") or full[key] != declared.get(key)]
     return replace(recipe, name=entry.name, params=tuple(full.items()), shown=tuple(shown))
 
 

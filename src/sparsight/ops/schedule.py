@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..errors import PruneError
 
 BUDGET = ("keep", "tokens", "remove")
-"""The budget words that every method shares; exactly one of them is set in a Schedule."""
+"""The budget words that every method shares; at most one of them is set in a Schedule."""
 
 NAMED_LAYERS = ("early", "all", "input")
 """Layer lists with a name: the first six blocks, every block, before the first block."""
@@ -23,9 +23,10 @@ EARLY = 6
 class Schedule:
     """Blocks and budget of a recipe.
 
-    layers   0-based block indices, or one of `NAMED_LAYERS`.
+    layers   0-based block indices, or one of `NAMED_LAYERS`; () for methods that work between vision encoder and language model.
     keep     fraction kept at each site, of the tokens present there: ceil(keep * n). One number, or one per site.
     tokens   absolute count kept at each site.        remove   count removed at each site.
+    All three None: the method finds each image's count itself (adaptive).
     inflect  slope of `remove` over the sites: 0 constant, -1 falls from 2r to 0, +1 rises from 0 to 2r (ToMe).
     """
 
@@ -37,26 +38,27 @@ class Schedule:
 
     def __post_init__(self) -> None:
         given = [word for word in BUDGET if getattr(self, word) is not None]
-        if len(given) != 1:
-            got = " and ".join(f"{w}={show(getattr(self, w))}" for w in given) or "none"
-            raise PruneError(f"budget words conflict: give exactly one of {', '.join(BUDGET)}, got {got}")
-        for value in as_tuple(getattr(self, given[0])):
-            check_amount(given[0], value)
+        if len(given) > 1:
+            got = " and ".join(f"{w}={show(getattr(self, w))}" for w in given)
+            raise PruneError(f"budget words conflict: give one of {', '.join(BUDGET)}, got {got}")
+        for word in given:
+            for value in as_tuple(getattr(self, word)):
+                check_amount(word, value)
         if isinstance(self.layers, str):
             if self.layers not in NAMED_LAYERS:
                 raise PruneError(
                     f"layers={self.layers!r} is not known; give block numbers such as layers=3/6/9, or one of "
                     + ", ".join(NAMED_LAYERS)
                 )
-        elif not self.layers or len(set(self.layers)) != len(self.layers) or list(self.layers) != sorted(self.layers):
-            raise PruneError(f"layers={show(self.layers)}: give at least one block, each once, in ascending order")
+        elif len(set(self.layers)) != len(self.layers) or list(self.layers) != sorted(self.layers):
+            raise PruneError(f"layers={show(self.layers)}: give each block once, in ascending order")
         if not -1 <= self.inflect <= 1:
             raise PruneError(f"inflect={self.inflect} is outside [-1, 1]")
 
     @property
     def word(self) -> str:
-        """The budget word in use."""
-        return next(word for word in BUDGET if getattr(self, word) is not None)
+        """The budget word in use, "" for an adaptive count."""
+        return next((word for word in BUDGET if getattr(self, word) is not None), "")
 
     def with_budget(self, word: str, value: Amount) -> Schedule:
         """The same layers under another budget."""
@@ -64,6 +66,8 @@ class Schedule:
 
     def resolve(self, depth: int) -> tuple[int, ...]:
         """Block indices for a model of `depth` blocks; -1 stands for the place before the first block."""
+        if self.layers == ():
+            raise PruneError("no layers are given; give block numbers such as layers=3/6/9")
         if self.layers == "input":
             blocks: tuple[int, ...] = (-1,)
         elif self.layers == "early":
@@ -78,8 +82,8 @@ class Schedule:
                 f"layers={show(self.layers)} is out of range: the model has {depth} blocks, give numbers from 0 to "
                 f"{depth - 1}, or one of {', '.join(NAMED_LAYERS)}"
             )
-        amounts = as_tuple(getattr(self, self.word))
-        if len(amounts) not in (1, len(blocks)):
+        amounts = as_tuple(getattr(self, self.word)) if self.word else ()
+        if len(amounts) not in (0, 1, len(blocks)):
             raise PruneError(
                 f"{self.word}={show(amounts)} has {len(amounts)} values for {len(blocks)} sites (layers="
                 f"{show(self.layers)}); give one value, or one for each site"
@@ -87,7 +91,9 @@ class Schedule:
         return blocks
 
     def count(self, n: int, site: int, sites: int) -> int:
-        """Tokens to keep of the `n` present at the `site`-th of `sites` places; at least 1, at most n."""
+        """Tokens to keep of the `n` present at the `site`-th of `sites` places; at least 1, at most n (n if adaptive)."""
+        if not self.word:
+            return n
         amounts = as_tuple(getattr(self, self.word))
         amount = amounts[site] if len(amounts) > 1 else amounts[0]
         if self.keep is not None:

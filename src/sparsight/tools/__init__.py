@@ -1,0 +1,1 @@
+"""One verb = one file; each returns a result, the command line only prints it."""
