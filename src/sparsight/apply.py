@@ -28,7 +28,7 @@ SIGNALS: dict[str, str] = {
     "size": "[B, N, 1] how many patches each token stands for (derived: ones)",
     "position": "[B, N] place of each token on the grid, -1 for none (derived: 0..N-1)",
     "grid": "(h, w) patch grid",
-    "attn": "[B, H, P+N, P+N] the whole softmax matrix (never derived)",
+    "attn": "[B, H, P+N, P+N] the whole softmax matrix (never derived; stands in for q and k where somebody has it)",
     "text": "[B, T, C] text embeddings",
     "text_attn": "[B, T, N] attention of the chosen text queries over the tokens",
 }
@@ -66,8 +66,8 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
     from .registry import parse
 
     recipe = parse(recipe) if isinstance(recipe, str) else recipe
-    check_shapes(signals)
-    given = {name: value for name, value in signals.items() if value is not None}
+    given = {name: with_heads(name, value) for name, value in signals.items() if value is not None}
+    check_shapes(given)
     wanted = needs(recipe)
     missing = [name for name in wanted if not derivable(name, given)]
     if missing:
@@ -117,9 +117,11 @@ def derivable(name: str, given: dict[str, Any]) -> bool:
     if name in given or name in ("feats", "size", "position"):
         return True
     if name == "class_attn":
-        return "q" in given and "k" in given and prefix_of(given) > 0
+        return ("attn" in given or ("q" in given and "k" in given)) and prefix_of(given) > 0
     if name in ("prefix", "scale"):
-        return "k" in given
+        return "k" in given or "attn" in given
+    if name in ("q", "k"):
+        return "attn" in given
     return name == "grid" and square(given["x"].shape[1]) is not None
 
 
@@ -137,11 +139,25 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
     if name == "prefix":
         return prefix_of(given)
+    if "attn" in given:
+        return from_matrix(name, exact(given["attn"]), prefix_of(given))
     if name == "scale":
         return given["k"].shape[-1] ** -0.5
     if name == "grid":
         return square(x.shape[1])
     return attention.class_row(exact(given["q"]), exact(given["k"]), derive("prefix", given), derive("scale", given))
+
+
+def from_matrix(name: str, attn: Tensor, prefix: int) -> Any:
+    """What a whole attention matrix says in place of q, k and scale: its logarithm as queries and unit vectors as keys,
+    whose softmax is the matrix again, so that every statistic has one definition."""
+    if name == "class_attn":
+        return attn[:, :, 0, prefix:]
+    if name == "q":
+        return attn.clamp(min=torch.finfo(attn.dtype).tiny).log()
+    if name == "k":
+        return torch.eye(attn.shape[-1], dtype=attn.dtype, device=attn.device).expand_as(attn)
+    return 1.0
 
 
 def exact(x: Tensor) -> Tensor:
@@ -150,12 +166,20 @@ def exact(x: Tensor) -> Tensor:
 
 
 def prefix_of(given: dict[str, Any]) -> int:
-    return int(given["prefix"]) if "prefix" in given else int(given["k"].shape[2] - given["x"].shape[1])
+    if "prefix" in given:
+        return int(given["prefix"])
+    return int((given["k"] if "k" in given else given["attn"]).shape[2] - given["x"].shape[1])
 
 
 def square(n: int) -> tuple[int, int] | None:
     side = round(n**0.5)
     return (side, side) if side * side == n else None
+
+
+def with_heads(name: str, value: Any) -> Any:
+    """One head is added where the caller has averaged over heads: class_attn [B, N], q, k, v [B, P+N, D]."""
+    heads = {"class_attn": 2, "q": 3, "k": 3, "v": 3}
+    return value.unsqueeze(1) if isinstance(value, Tensor) and value.dim() == heads.get(name) else value
 
 
 def check_shapes(signals: dict[str, Any]) -> None:
@@ -167,10 +191,11 @@ def check_shapes(signals: dict[str, Any]) -> None:
     if not isinstance(x, Tensor) or x.dim() != 3:
         raise PruneError(f"x must be a tensor [B, N, C], got {shape_of(x)}")
     b, n = x.shape[:2]
-    k = signals.get("k")
+    k = signals.get("k", signals.get("attn"))
     prefix = signals.get("prefix", k.shape[2] - n if isinstance(k, Tensor) and k.dim() == 4 else 0)
     expected = {
         **dict.fromkeys("qkv", (b, None, prefix + n, None)),
+        "attn": (b, None, prefix + n, prefix + n),
         "class_attn": (b, None, n),
         "feats": (b, n, None),
         "size": (b, n, 1),

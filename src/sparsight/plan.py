@@ -12,7 +12,8 @@ from torch import Tensor
 class Plan:
     """The outcome of one selection, as data. B images, N tokens in, K survivors.
 
-    keep    [B, K] int64, ascending: indices (into the N tokens present) of the tokens that keep a slot.
+    keep    [B, K] int64, in the order of the slots: indices (into the N tokens present) of the tokens that keep a slot. Ascending,
+            except where a method's next step depends on another order (ToMe).
     total   N, the number of tokens before the site.
     merged  [B, N] int64 or None: the slot every token ends in, -1 if dropped; None when tokens are only dropped.
     fused   True if one more slot follows the survivors' (EViT's token made of the rest); it has index K.

@@ -118,8 +118,8 @@ def make(name: str, /, **given: Any) -> Recipe:
 def accepted(entry: Method) -> dict[str, Any]:
     """Parameter names of a method, its own first, with their types."""
     declared = {key: hint for key, hint in typing.get_type_hints(entry.make).items() if key != "return"}
-    place = {} if "layers" in declared else {"where"}
-    return {**declared, **{key: hint for key, hint in SHARED.items() if key not in declared and key not in place}}
+    shared = {key: hint for key, hint in SHARED.items() if "layers" in declared or key != "where"}
+    return {**declared, **shared}
 
 
 def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:

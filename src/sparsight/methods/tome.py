@@ -2,7 +2,7 @@
 
 Reference: facebookresearch/ToMe. `inflect` falls (-1) or rises (1) the amount over the blocks; `proportional` adds log(size) to
 later attention. One site merges at most half of its tokens, whatever the budget asks.
-Deviations: all prefix tokens are protected, registers too; tokens stay in ascending order; keys are taken after k-normalisation.
+Deviations: all prefix tokens are protected, registers too; keys are taken after k-normalisation. Slots are in the authors' order.
 """
 
 from ..ops import reduce, schedule, select

@@ -37,7 +37,8 @@ def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
 
     Tokens at even positions of the whole sequence are sources, those at odd positions destinations; each source names the
     destination whose key (mean over heads) is most similar by cosine, and the most similar sources are merged.
-    Prefix tokens take part in the numbering only. ToMe section 3, arXiv:2210.09461.
+    Prefix tokens take part in the numbering only. The next site pairs by position again, so slots are in the authors' order: the
+    sources left over (ascending; by similarity where there is no prefix), then the destinations. ToMe section 3, arXiv:2210.09461.
     """
     metric = torch.nn.functional.normalize(k.mean(dim=1), dim=-1)[:, prefix:]
     n = metric.shape[1]
@@ -48,9 +49,11 @@ def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
         return Plan(index.expand(k.shape[0], n), n, index.expand(k.shape[0], n))
     similarity = metric[:, source] @ metric[:, target].transpose(-2, -1)
     value, partner = similarity.max(dim=-1)
-    merged = value.sort(dim=1, descending=True, stable=True).indices[:, :removed]
-    gone, host = source[merged], target[partner.gather(1, merged)]
-    keep = (torch.zeros_like(metric[..., 0]).scatter(1, gone, 1.0)).sort(dim=1, stable=True).indices[:, : n - removed]
+    ranked = value.sort(dim=1, descending=True, stable=True).indices
+    merged, left = ranked[:, :removed], ranked[:, removed:]
+    left = left.sort(dim=1).values if prefix else left
+    batch = merged.shape[0]
+    keep = torch.cat([source[left], target.expand(batch, -1)], dim=1)
     slot = torch.arange(n - removed, device=k.device).expand_as(keep)
-    owner = torch.zeros(keep.shape[0], n, dtype=torch.int64, device=k.device).scatter(1, keep, slot)
-    return Plan(keep, n, owner.scatter(1, gone, owner.gather(1, host)))
+    owner = torch.zeros(batch, n, dtype=torch.int64, device=k.device).scatter(1, keep, slot)
+    return Plan(keep, n, owner.scatter(1, source[merged], left.shape[1] + partner.gather(1, merged)))

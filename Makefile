@@ -1,0 +1,49 @@
+# Everything from a fresh machine with python3, make and a package registry: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: help setup demo test lint docs lock clean
+
+help:
+	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
+	@echo "make demo   - compare methods on the embedded model and images, into runs/demo/"
+	@echo "make test   - the test suite"
+	@echo "make lint   - ruff and mypy"
+	@echo "make docs   - regenerate docs/methods.md"
+	@echo "make lock   - resolve requirements.lock again"
+
+setup: $(STAMP)
+
+# uv installs the lock in a fraction of pip's time; where it cannot reach the registry, pip does it.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock \
+	  || $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e . \
+	  || $(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/sparsight compare --methods class_attention,col_ln,evit,tome,random --keep 0.7,0.5 --layers 3/6/9 --out runs/demo
+	@echo "open runs/demo/report.html"
+
+test: setup
+	$(BIN)/python -m pytest -q -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/sparsight methods --markdown > docs/methods.md
+
+lock:
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
