@@ -1,0 +1,68 @@
+"""Look at safetensors checkpoints before anything heavy: readable, fitting, and never pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import PruneError
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
+Shapes = dict[str, tuple[int, ...]]
+"""Shape of every tensor of a checkpoint or model, by name."""
+
+
+def read_shapes(path: Path) -> Shapes:
+    """Names and shapes of the tensors in a safetensors file; a PruneError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise PruneError(f"{path} is no readable safetensors file ({one_line(error)}); fetch or save it again") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the folder's weights; a PruneError where there are none, or only pickled ones."""
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    for file in sorted(folder.iterdir()):
+        if file.name.lower().endswith(PICKLED):
+            raise pickled(str(file))
+    raise PruneError(f"model folder {folder} has no model.safetensors; save the weights there with save_pretrained")
+
+
+def check_shapes(name: str, wanted: Shapes, found: Shapes) -> None:
+    """Raise PruneError if a checkpoint does not fit a model, with a few of the tensors that differ."""
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    differ = [
+        f"{key} {list(found[key])} instead of {list(wanted[key])}" for key in wanted if found.get(key, wanted[key]) != wanted[key]
+    ]
+    complain(name, missing, unexpected, differ)
+
+
+def complain(name: str, missing: Iterable[str], unexpected: Iterable[str], differ: Iterable[str]) -> None:
+    """Raise PruneError if one of the lists is not empty."""
+    named = (("missing", list(missing)), ("unexpected", list(unexpected)), ("of another shape", list(differ)))
+    faults = [
+        f"{len(keys)} tensors {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in named if keys
+    ]
+    if faults:
+        raise PruneError(f"checkpoint does not match {name}: {'; '.join(faults)}; check the architecture")
+
+
+def pickled(path: str) -> PruneError:
+    """The refusal of a pickled checkpoint."""
+    return PruneError(
+        f"{path} is a pickled checkpoint, and reading one can run any code in it; convert it where you trust it: "
+        "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'model.safetensors')"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """The kind of the error and the first line of its text."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no text').splitlines()[0]}"[:300]
