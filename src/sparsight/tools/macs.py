@@ -23,7 +23,11 @@ NORM_COST = 5
 
 
 def macs(
-    model: nn.Module | str, recipe: Recipe | str | None = None, image_size: int | tuple[int, int] = 224, *, convention: Convention = "all"
+    model: nn.Module | str,
+    recipe: Recipe | str | None = None,
+    image_size: int | tuple[int, int] = 224,
+    *,
+    convention: Convention = "all",
 ) -> int:
     """Multiply-accumulates per image, from torch.utils.flop_counter on the meta device; attention inside SDPA is counted.
 
@@ -99,11 +103,13 @@ def vit_macs(
     mlp_ratio: float = 4.0,
     classes: int = 1000,
     norm_cost: int = 0,
+    final: int | None = None,
 ) -> int:
     """Multiply-accumulates of a plain ViT by formula.
 
     attended[l], processed[l]: tokens (prefix included) that enter the attention and the MLP of block l; they differ where
-    tokens leave between the two. norm_cost is counted per element of every LayerNorm, the last one included.
+    tokens leave between the two. norm_cost is counted per element of every LayerNorm, also of the last one, which `final` tokens
+    enter (those of the last MLP if not given).
     """
     total = patches * 3 * patch * patch * width
     last = 0
@@ -111,13 +117,13 @@ def vit_macs(
         total += 4 * a * width * width + 2 * a * a * width + int(2 * mlp_ratio * m * width * width)
         total += norm_cost * (a + m) * width
         last = m
-    return total + norm_cost * last * width + width * classes
+    return total + norm_cost * (last if final is None else final) * width + width * classes
 
 
 def walk(
     depth: int, patches: int, prefix: int, after: Callable[[int, int], int], where: str = "attn"
-) -> tuple[list[int], list[int]]:
-    """Tokens entering attention and MLP of every block when block l leaves `after(l, n)` of its n patches."""
+) -> tuple[list[int], list[int], int]:
+    """Tokens entering attention and MLP of every block, and the last norm, when block l leaves `after(l, n)` of its n patches."""
     attended, processed = [], []
     n = patches
     for layer in range(depth):
@@ -125,4 +131,4 @@ def walk(
         left = after(layer, n)
         processed.append((left if where == "attn" else n) + prefix)
         n = left
-    return attended, processed
+    return attended, processed, n + prefix
