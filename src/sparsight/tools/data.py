@@ -38,7 +38,7 @@ class Folder:
         return len(self.paths)
 
     def __str__(self) -> str:
-        kinds = f" in {len(self.classes)} classes" if self.classes else ""
+        kinds = f" of {len(set(self.labels))} classes" if self.labels else ""
         return f"{self.path}: {len(self)} images{kinds}" + (f" ({self.note})" if self.note else "")
 
 

@@ -52,6 +52,8 @@ def load_model(name: str = "demo") -> Loaded:
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if name == "demo":
         return load_demo()
+    if not name.strip():
+        raise PruneError("the model's name is empty; sparsight takes timm names, folders, ARCH@FILE.safetensors, and demo")
     if name.lower().endswith(PICKLED):
         raise pickled(name)
     if path.is_dir():
@@ -63,7 +65,7 @@ def load_model(name: str = "demo") -> Loaded:
         return load_file(architecture, Path(file).expanduser())
     if name.endswith(".safetensors"):
         raise PruneError(f"{name} is a bare checkpoint; say which timm architecture it is for, as in vit_small_patch16_224@{name}")
-    if re.search(r"[/\\:]", name) or name.startswith((".", "~")) or not name:
+    if re.search(r"[/\\:]", name) or name.startswith((".", "~")):
         raise PruneError(
             f"no model folder {name!r}; for a repository of the Hugging Face Hub with timm weights write hf_hub:{name}"
         )
@@ -249,7 +251,8 @@ def finish(name: str, model: nn.Module, transform: Transform, classes: list[str]
 def need(module: str, what: str, extra: str | None = None) -> Any:
     """Import a framework; a PruneError that names the extra to install where it is missing."""
     try:
+        found = importlib.import_module(module)
         importlib.import_module("torchvision")
-        return importlib.import_module(module)
     except ImportError as error:
         raise PruneError(f"{what} needs {error.name or module}; pip install 'sparsight[{extra or module}]'") from None
+    return found
