@@ -166,9 +166,11 @@ def exact(x: Tensor) -> Tensor:
 
 
 def prefix_of(given: dict[str, Any]) -> int:
+    """Number of prefix tokens: given, or what the attention's sequence has more than x."""
     if "prefix" in given:
         return int(given["prefix"])
-    return int((given["k"] if "k" in given else given["attn"]).shape[2] - given["x"].shape[1])
+    sequence = next((given[name].shape[2] for name in ("k", "q", "v", "attn") if name in given), given["x"].shape[1])
+    return int(sequence - given["x"].shape[1])
 
 
 def square(n: int) -> tuple[int, int] | None:
@@ -191,8 +193,10 @@ def check_shapes(signals: dict[str, Any]) -> None:
     if not isinstance(x, Tensor) or x.dim() != 3:
         raise PruneError(f"x must be a tensor [B, N, C], got {shape_of(x)}")
     b, n = x.shape[:2]
-    k = signals.get("k", signals.get("attn"))
-    prefix = signals.get("prefix", k.shape[2] - n if isinstance(k, Tensor) and k.dim() == 4 else 0)
+    for name in ("q", "k", "v", "attn"):
+        if name in signals and (not isinstance(signals[name], Tensor) or signals[name].dim() != 4):
+            raise PruneError(f"{name} must be {SIGNALS[name]}, got {shape_of(signals[name])}")
+    prefix = prefix_of(signals)
     expected = {
         **dict.fromkeys("qkv", (b, None, prefix + n, None)),
         "attn": (b, None, prefix + n, prefix + n),

@@ -128,13 +128,19 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
     recipe = entry.make(**{key: value for key, value in values.items() if key in declared})
     if words and words[0] not in declared:
         recipe = replace(recipe, schedule=recipe.schedule.with_budget(words[0], typing.cast(Amount, values[words[0]])))
+    movable = "layers" in declared and recipe.where in ("attn", "block")
     if "where" in values:
+        if not movable:
+            raise PruneError(f"{entry.name} has its place ({recipe.where}); where= is for methods inside vision blocks")
         recipe = replace(recipe, where=str(values["where"]))
     full = {key: value for key, value in {**declared, **values}.items() if key not in BUDGET}
     word = recipe.schedule.word
     if word:
         full = {word: getattr(recipe.schedule, word), **full}
-    shown = [key for key in full if key in (word, "layers") or full[key] != declared.get(key)]
+    if movable:
+        full["where"] = recipe.where
+    plain = {**declared, "where": "attn"}
+    shown = [key for key in full if key in (word, "layers") or full[key] != plain.get(key)]
     return replace(recipe, name=entry.name, params=tuple(full.items()), shown=tuple(shown))
 
 

@@ -43,7 +43,8 @@ def test_keeps_the_odd_one_out():
 def test_compares_the_projection_when_it_is_given():
     x, feats = torch.randn(1, 9, 4), torch.randn(1, 9, 6)
     assert torch.equal(
-        sparsight.reduce("similarity:tokens=4", x=x, feats=feats).plan.keep, sparsight.reduce("similarity:tokens=4", x=feats).plan.keep
+        sparsight.reduce("similarity:tokens=4", x=x, feats=feats).plan.keep,
+        sparsight.reduce("similarity:tokens=4", x=feats).plan.keep,
     )
 
 

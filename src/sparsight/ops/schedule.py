@@ -53,7 +53,9 @@ class Schedule:
         elif len(set(self.layers)) != len(self.layers) or list(self.layers) != sorted(self.layers):
             raise PruneError(f"layers={show(self.layers)}: give each block once, in ascending order")
         if not -1 <= self.inflect <= 1:
-            raise PruneError(f"inflect={self.inflect} is outside [-1, 1]")
+            raise PruneError(f"inflect={self.inflect:g} is outside [-1, 1]")
+        if self.inflect and self.remove is None:
+            raise PruneError(f"inflect={self.inflect:g} changes `remove` over the sites; it has no meaning with {self.word}")
 
     @property
     def word(self) -> str:
