@@ -65,14 +65,29 @@ def macs(
 def skeleton(model: nn.Module | str, image_size: int | tuple[int, int]) -> nn.Module:
     """A copy of the model without data, on the meta device, in evaluation mode."""
     if isinstance(model, str):
-        from .load import build_empty
-
-        return build_empty(model, image_size)
+        model = named(model, image_size)
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, memo).eval()
+
+
+def named(name: str, image_size: int | tuple[int, int]) -> nn.Module:
+    """A model by name: timm architectures are built without weights and for the image size; all else is loaded."""
+    from .load import check_timm_name, load_model, need
+
+    if name == "demo" or any(sign in name for sign in ":@/\\"):
+        return load_model(name).model
+    timm = need("timm", name)
+    check_timm_name(timm, name, pretrained=False)
+    with torch.device("meta"):
+        try:
+            model = timm.create_model(name, img_size=image_size)
+        except TypeError:  # architectures that take any size have no such argument
+            model = timm.create_model(name)
+    assert isinstance(model, nn.Module)
+    return model
 
 
 def metered(recipe: Recipe, counter: FlopCounterMode, free: list[int]) -> Recipe:
