@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import PruneError
 from .ops import attention
+from .ops.reduce import drop, sizes
 from .ops.schedule import as_tuple
 from .plan import Plan
 from .recipe import Recipe, Step
@@ -43,7 +44,7 @@ class Reduced:
 
     x: Tensor
     plan: Plan
-    size: Tensor
+    size: Tensor | None
     score: Tensor | None = None
 
 
@@ -78,25 +79,46 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
         amount = max(as_tuple(getattr(recipe.schedule, word)), default=0)
         if word == "tokens" and amount > n:
             raise PruneError(f"{recipe.name}: tokens={int(amount)} is more than the {n} tokens that there are")
-    return run(recipe, recipe.schedule.count(n, 0, 1), given)
+    done = run(recipe, recipe.schedule.count(n, 0, 1), given)
+    return replace(done, size=sizes(done.x, done.size))
 
 
 def run(recipe: Recipe, count: int, given: dict[str, Any]) -> Reduced:
     """Score, select and reduce; arithmetic of scores in float32 or better, whatever autocast says."""
     with full_precision(given["x"].device.type):
-        signals = {name: derive(name, given) for name in needs_of(recipe.steps)}
-        signals["size"] = derive("size", given)
-        signals["count"] = count
-        reducer = recipe.steps[-1]
-        if recipe.score is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and "s" in reducer.needs):
-                signals["s"] = call(recipe.steps[0], signals)
-        with torch.no_grad():
-            signals["plan"] = call(recipe.steps[-2], signals)
-        signals["x"] = given["x"]
-        x, size = call(reducer, signals)
+        signals, plan = choose(recipe, count, given)
+        x, size = call(reducer(recipe), {**signals, "x": given["x"], "plan": plan})
     score = signals.get("s")
-    return Reduced(x, signals["plan"], size, None if score is None else score.detach())
+    return Reduced(x, plan, size, None if score is None else score.detach())
+
+
+def choose(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[dict[str, Any], Plan]:
+    """Score and select: the signals (the score among them, as `s`) and the plan."""
+    signals = {name: derive(name, given) for name in needs_of(recipe.steps)}
+    signals["count"] = count
+    if recipe.score is not None:
+        # the score's graph is worth keeping only where the tokens themselves are weighted by it
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "s" in reducer(recipe).needs):
+            signals["s"] = call(recipe.steps[0], signals)
+    with torch.no_grad():
+        return signals, call(recipe.steps[-2], signals)
+
+
+def reducer(recipe: Recipe) -> Step:
+    return recipe.steps[-1]
+
+
+def only_drops(recipe: Recipe) -> bool:
+    """Whether the survivors stay as they are, so that the plan alone says what comes out."""
+    return reducer(recipe).function is drop
+
+
+def decide(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[Plan, Tensor | None, Tensor | None]:
+    """For recipes that only drop: the plan, the survivors' sizes, the score; moving the tokens is left to the caller."""
+    with full_precision(given["x"].device.type):
+        signals, plan = choose(recipe, count, given)
+        size = given.get("size")
+    return plan, None if size is None else plan.gather(size), signals.get("s")
 
 
 def full_precision(device: str) -> AbstractContextManager[object]:
@@ -134,7 +156,7 @@ def derive(name: str, given: dict[str, Any]) -> Any:
     if name == "feats":
         return exact(x)
     if name == "size":
-        return torch.ones(x.shape[0], x.shape[1], 1, dtype=exact(x).dtype, device=x.device)
+        return None
     if name == "position":
         return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
     if name == "prefix":

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import registry
-from .apply import needs, run
+from .apply import decide, needs, only_drops, run
 from .errors import PruneError
-from .models._family import Family, Site
+from .models._family import Family, Outcome, Site
 from .ops.schedule import BUDGET, as_tuple
 from .plan import Plan
 from .recipe import Recipe
@@ -126,8 +126,11 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
 def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[str, ...]) -> Site:
     """One site that runs the recipe on whatever arrives."""
 
-    def step(given: dict[str, Any]) -> tuple[Tensor, Plan, Tensor, Tensor | None]:
-        done = run(recipe, recipe.schedule.count(given["x"].shape[1], index, sites), given)
+    def step(given: dict[str, Any]) -> Outcome:
+        count = recipe.schedule.count(given["x"].shape[1], index, sites)
+        if only_drops(recipe):
+            return None, *decide(recipe, count, given)
+        done = run(recipe, count, given)
         return done.x, done.plan, done.size, done.score
 
     return Site(layer, "input" if layer < 0 else recipe.where, wanted, step, recipe.proportional)

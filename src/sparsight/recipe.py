@@ -67,18 +67,17 @@ class Recipe:
     name: str = "custom"
     params: tuple[tuple[str, Value], ...] = ()
     shown: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    steps: tuple[Step, ...] = field(init=False, compare=False, repr=False)
+    """The steps that are there, in the order in which they run."""
 
     def __post_init__(self) -> None:
         for part in ("score", "select", "reduce"):
             if getattr(self, part) is not None:
                 object.__setattr__(self, part, as_step(getattr(self, part)))
+        steps = (as_step(step) for step in (self.score, self.select, self.reduce) if step is not None)
+        object.__setattr__(self, "steps", tuple(steps))
         if self.where not in PLACES:
             raise PruneError(f"where={self.where!r} is not known; choose one of {', '.join(PLACES)}")
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The steps that are there, in the order in which they run."""
-        return tuple(as_step(s) for s in (self.score, self.select, self.reduce) if s is not None)
 
     def __str__(self) -> str:
         values = dict(self.params)

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..plan import Plan
 
-Step = Callable[[dict[str, Any]], tuple[Tensor, Plan, Tensor, Tensor | None]]
-"""Signals of a site -> (tokens, plan, sizes, score)."""
+Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
+"""Tokens (None: those the plan keeps, as they are), plan, sizes (None: one patch each), score."""
+
+Step = Callable[[dict[str, Any]], Outcome]
+"""What a site does with its signals."""
 
 
 @dataclass(eq=False)
@@ -188,10 +191,11 @@ class Family(ABC):
 
     def visit(self, site: Site, block: nn.Module, x: Tensor) -> Tensor:
         """Run one site on the whole sequence x [B, P+N, C]: set the prefix aside, reduce, put it back."""
-        head, patches = x[:, : self.prefix], x[:, self.prefix :]
         size = site.previous.size if site.previous is not None else None
-        reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, patches, size))
-        return torch.cat([head, reduced], dim=1) if self.prefix else reduced
+        reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, x[:, self.prefix :], size))
+        if reduced is None:
+            return site.plan.gather(x, self.prefix)
+        return torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
 
     def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None) -> dict[str, Any]:
         """What the site's recipe asks for."""
@@ -223,7 +227,8 @@ class Family(ABC):
         if not before or not any(site.proportional for site in before):
             return None
         size = before[-1].size
-        assert size is not None
+        if size is None:
+            return None
         log = torch.nn.functional.pad(size.squeeze(-1).log(), (self.prefix, 0))
         return log[:, None, None].to(x.dtype)
 

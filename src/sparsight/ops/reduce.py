@@ -7,28 +7,37 @@ from torch import Tensor
 
 from ..plan import Plan
 
-Tokens = tuple[Tensor, Tensor]
+Tokens = tuple[Tensor, Tensor | None]
 
 
-def drop(x: Tensor, plan: Plan, size: Tensor) -> Tokens:
-    """Survivors as they are; the others vanish. -> [B, K, C], [B, K, 1]."""
-    return plan.gather(x), plan.gather(size)
+def drop(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
+    """Survivors as they are; the others vanish. -> [B, K, C], [B, K, 1]; size None (every token one patch) stays None."""
+    return plan.gather(x), None if size is None else plan.gather(size)
 
 
-def fuse_rest(x: Tensor, plan: Plan, size: Tensor, s: Tensor) -> Tokens:
+def fuse_rest(x: Tensor, plan: Plan, size: Tensor | None, s: Tensor) -> Tokens:
     """Survivors, then one token that is the sum of the others weighted by their (not normalised) scores s [B, N].
     EViT eq. 4, arXiv:2202.07800. -> [B, K+1, C], [B, K+1, 1]."""
-    kept, kept_size = drop(x, plan, size)
+    size = sizes(x, size)
+    kept, kept_size = plan.gather(x), plan.gather(size)
     if not plan.fused:
         return kept, kept_size
-    rest = plan.dropped()
-    weight = s.gather(1, rest).unsqueeze(1).to(x.dtype)
-    token = weight @ x.gather(1, rest.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    count = size.gather(1, rest.unsqueeze(-1)).sum(dim=1, keepdim=True)
-    return torch.cat([kept, token], dim=1), torch.cat([kept_size, count], dim=1)
+    rest = Plan(plan.dropped(), plan.total)
+    weight = s.gather(1, rest.keep).unsqueeze(1).to(x.dtype)
+    count = rest.gather(size).sum(dim=1, keepdim=True)
+    return torch.cat([kept, weight @ rest.gather(x)], dim=1), torch.cat([kept_size, count], dim=1)
 
 
-def merge_sized(x: Tensor, plan: Plan, size: Tensor) -> Tokens:
+def merge_sized(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
     """Mean of the tokens in every slot, weighted by how many tokens each one stands for. -> [B, K, C], [B, K, 1]."""
+    size = sizes(x, size)
     total = plan.fold(size)
-    return (plan.fold(x * size.to(x.dtype)) / total.to(x.dtype)), total
+    return plan.fold(x * size.to(x.dtype)) / total.to(x.dtype), total
+
+
+def sizes(x: Tensor, size: Tensor | None) -> Tensor:
+    """How many patches each token stands for; one each if nothing has been merged yet. x [B, N, C] -> [B, N, 1]."""
+    if size is not None:
+        return size
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    return torch.ones(x.shape[0], x.shape[1], 1, dtype=dtype, device=x.device)
