@@ -224,6 +224,7 @@ def check_shapes(signals: dict[str, Any]) -> None:
         "attn": (b, None, prefix + n, prefix + n),
         "class_attn": (b, None, n),
         "feats": (b, n, None),
+        "class_token": (b, 1, None),
         "size": (b, n, 1),
         "position": (b, n),
     }

@@ -13,11 +13,12 @@ class Plan:
     """The outcome of one selection, as data. B images, N tokens in, K survivors.
 
     keep    [B, K] int64, in the order of the slots: indices (into the N tokens present) of the tokens that keep a slot. Ascending,
-            except where a method's next step depends on another order (ToMe).
+            except where a method's next step depends on another order (ToMe) or its authors' output has one (PruMerge).
     total   N, the number of tokens before the site.
     merged  [B, N] int64 or None: the slot every token ends in, -1 if dropped; None when tokens are only dropped.
-    fused   True if one more slot follows the survivors' (EViT's token made of the rest); it has index K.
-    mix     [B, K, N] or None: weights of a soft pooler, whose slots are mixtures of all tokens.
+    fused   True if one more slot follows the survivors' (EViT's token made of the rest): the last real one of each image.
+    led     True if one more slot precedes the survivors': the class token, which stands for no patch (VisionZip). All slots move up.
+    mix     [B, slots, N] or None: weights of a soft pooler, whose slots are mixtures of all tokens.
     valid   [B, slots] bool or None: which slots are real where counts differ between images; padding comes last, with keep -1.
     """
 
@@ -27,6 +28,7 @@ class Plan:
     fused: bool = False
     mix: Tensor | None = None
     valid: Tensor | None = None
+    led: bool = False
 
     @property
     def counts(self) -> list[int]:
@@ -36,16 +38,17 @@ class Plan:
     @property
     def slots(self) -> int:
         """Number of tokens after the site."""
-        return int(self.keep.shape[1]) + int(self.fused)
+        return int(self.led) + int(self.keep.shape[1]) + int(self.fused)
 
     @property
     def owner(self) -> Tensor:
         """[B, N]: the slot that each token ends in, -1 for a dropped one (made on demand for drop-only plans)."""
         if self.merged is not None:
             return self.merged
-        rest = self.keep.shape[1] if self.fused else -1
-        owner = torch.full((self.keep.shape[0], self.total), rest, dtype=torch.int64, device=self.keep.device)
-        slot = torch.arange(self.keep.shape[1], device=self.keep.device).expand_as(self.keep)
+        owner = torch.full((self.keep.shape[0], self.total), -1, dtype=torch.int64, device=self.keep.device)
+        if self.fused:
+            owner = owner + (self.slots if self.valid is None else self.valid.sum(dim=1, keepdim=True))
+        slot = (torch.arange(self.keep.shape[1], device=self.keep.device) + int(self.led)).expand_as(self.keep)
         if self.valid is None:
             return owner.scatter(1, self.keep, slot)
         spare = torch.nn.functional.pad(owner, (0, 1))
@@ -89,9 +92,8 @@ class Plan:
         of their own in both; a fused slot that survives counts as the place of all tokens fused into it."""
         first, second = self.owner, later.owner
         merged = torch.where(first < 0, -1, second.gather(1, first.clamp(min=0)))
-        source = self.keep
-        if self.fused:
-            source = torch.cat([source, torch.full_like(source[:, :1], -1)], dim=1)
+        none = self.keep.new_full((self.keep.shape[0], 1), -1)
+        source = torch.cat([none] * self.led + [self.keep] + [none] * self.fused, dim=1)
         return Plan(source.gather(1, later.keep), self.total, merged, later.fused)
 
     def detach(self) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..errors import PruneError
 
@@ -15,6 +16,7 @@ NAMED_LAYERS = ("early", "all", "input")
 
 Layers = tuple[int, ...] | str
 Amount = float | tuple[float, ...]
+Rounding = Literal["up", "down", "nearest"]
 
 EARLY = 6
 
@@ -28,6 +30,8 @@ class Schedule:
     tokens   absolute count kept at each site.        remove   count removed at each site.
     All three None: the method finds each image's count itself (adaptive).
     inflect  slope of `remove` over the sites: 0 constant, -1 falls from 2r to 0, +1 rises from 0 to 2r (ToMe).
+    rounding of keep * n to a count: "up", "down" or "nearest" (an exact half to the even number, as Python rounds).
+    least    the smallest count that the method can give.
     """
 
     layers: Layers = (3, 6, 9)
@@ -35,6 +39,8 @@ class Schedule:
     tokens: Amount | None = None
     remove: Amount | None = None
     inflect: float = 0.0
+    rounding: Rounding = "up"
+    least: int = 1
 
     def __post_init__(self) -> None:
         given = [word for word in BUDGET if getattr(self, word) is not None]
@@ -93,18 +99,21 @@ class Schedule:
         return blocks
 
     def count(self, n: int, site: int, sites: int) -> int:
-        """Tokens to keep of the `n` present at the `site`-th of `sites` places; at least 1, at most n (n if adaptive)."""
+        """Tokens to keep of the `n` present at the `site`-th of `sites` places: from 1 to n; 0 if the method finds the count itself."""
         if not self.word:
-            return n
+            return 0
         amounts = as_tuple(getattr(self, self.word))
         amount = amounts[site] if len(amounts) > 1 else amounts[0]
         if self.keep is not None:
-            kept = math.ceil(amount * n)
+            kept = rounded(amount * n, self.rounding)
         elif self.tokens is not None:
             kept = int(amount)
         else:
             kept = n - (removals(int(amount), self.inflect, sites)[site] if self.inflect else int(amount))
-        return max(1, min(n, kept))
+        kept = max(1, min(n, kept))
+        if kept < min(self.least, n):
+            raise PruneError(f"{self.word}={show(amount)} leaves {kept} of {n} tokens, but this recipe needs {self.least} or more")
+        return kept
 
 
 def staged(keep: Amount, layers: Layers) -> Schedule:
@@ -115,6 +124,18 @@ def staged(keep: Amount, layers: Layers) -> Schedule:
 def removing(remove: Amount, layers: Layers, inflect: float = 0.0) -> Schedule:
     """Remove a number of tokens at each of the given blocks."""
     return Schedule(layers, remove=remove, inflect=inflect)
+
+
+def once(tokens: Amount | None = None, keep: Amount | None = None, rounding: Rounding = "up", least: int = 1) -> Schedule:
+    """One reduction between vision encoder and language model, without layers; adaptive if no budget is given."""
+    return Schedule((), keep=keep, tokens=tokens, rounding=rounding, least=least)
+
+
+def rounded(value: float, rounding: Rounding) -> int:
+    """The whole number; "down" forgives the error of a product such as 0.29 * 100 = 28.999999999999996."""
+    if rounding == "nearest":
+        return round(value)
+    return math.ceil(value) if rounding == "up" else math.floor(value + 1e-9)
 
 
 def removals(remove: int, inflect: float, sites: int) -> list[int]:
@@ -143,6 +164,13 @@ def check_amount(word: str, value: float) -> None:
     elif value != int(value) or value < (1 if word == "tokens" else 0):
         least = "at least 1" if word == "tokens" else "0 or more"
         raise PruneError(f"{word}={value:g} must be a whole number, {least}")
+
+
+def check_share(word: str, value: float) -> float:
+    """The number, if it is a share between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise PruneError(f"{word}={value:g} is outside [0, 1]: it is a share")
+    return value
 
 
 def show(value: object) -> str:
