@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -217,6 +218,20 @@ def test_folders_with_faults(hf_vit, tmp_path):
     config.write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
     with pytest.raises(PruneError, match="holds a BertModel; this tool loads image classifiers"):
         load_model(str(tmp_path))
+
+
+def test_no_network_is_noticed_at_once(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+        monkeypatch.delenv(proxy.upper(), raising=False)
+    began = time.monotonic()
+    with pytest.raises(PruneError, match=r"weights of test_vit.* cannot be loaded \(ConnectionRefusedError.*ARCH@FILE"):
+        load_model("test_vit.r160_in1k")
+    assert time.monotonic() - began < 10
 
 
 def test_weights_out_of_reach(tmp_path, monkeypatch):

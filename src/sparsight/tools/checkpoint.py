@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from ..errors import PruneError
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
+HUB_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 Shapes = dict[str, tuple[int, ...]]
 """Shape of every tensor of a checkpoint or model, by name."""
 
@@ -33,6 +37,21 @@ def weight_files(folder: Path) -> list[Path]:
         if file.name.lower().endswith(PICKLED):
             raise pickled(str(file))
     raise PruneError(f"model folder {folder} has no model.safetensors; save the weights there with save_pretrained")
+
+
+def check_reach(source: str, seconds: float = 5) -> None:
+    """Raise OSError at once, not after minutes of retries, if a Hub repository is neither in the cache nor within reach."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository, _, revision = source.partition("@")
+    address = urlsplit(source if "://" in source else constants.ENDPOINT)
+    if "://" not in source:
+        cached = (try_to_load_from_cache(repository, name, revision=revision or None) for name in HUB_FILES)
+        if constants.HF_HUB_OFFLINE or any(isinstance(file, str) for file in cached):
+            return
+    if not getproxies() and address.hostname:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname, port), timeout=seconds).close()
 
 
 def check_shapes(name: str, wanted: Shapes, found: Shapes) -> None:

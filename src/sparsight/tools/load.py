@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
 from ..errors import PruneError
-from .checkpoint import PICKLED, Shapes, check_shapes, complain, one_line, pickled, read_shapes, weight_files
+from .checkpoint import PICKLED, Shapes, check_reach, check_shapes, complain, one_line, pickled, read_shapes, weight_files
 from .data import Transform
 
 __all__ = ["Loaded", "demo_images", "load_model"]
@@ -84,20 +84,20 @@ def load_demo() -> Loaded:
 def load_timm(name: str) -> Loaded:
     """A timm model with pretrained weights from the network or its cache."""
     timm = need("timm", name)
-    weights = f"the weights of {name}"
-    if not name.startswith(HUB):
-        weights = check_timm_name(timm, name, pretrained=True)
+    source = name[len(HUB[0]) :] if name.startswith(HUB) else check_timm_name(timm, name, pretrained=True)
     try:
+        check_reach(source)
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub client, the network or the registry meets
         raise PruneError(
-            f"{weights} cannot be loaded ({one_line(error)}); without network give a local folder, or ARCH@FILE.safetensors"
+            f"the weights of {name} ({source}) cannot be loaded ({one_line(error)}); "
+            "without network give a local folder, or ARCH@FILE.safetensors"
         ) from error
     return finish(name, model, timm_transform(model), timm_classes(model))
 
 
 def check_timm_name(timm: Any, name: str, pretrained: bool) -> str:
-    """Say which file the name stands for; a PruneError with the nearest names where timm does not know it."""
+    """The repository or address that the name's weights come from; a PruneError with the nearest names where timm does not know it."""
     base, dot, tag = name.partition(".")
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
@@ -110,8 +110,7 @@ def check_timm_name(timm: Any, name: str, pretrained: bool) -> str:
     if pretrained and not tags:
         raise PruneError(f"timm has no pretrained weights of {base}; give your own as {base}@FILE.safetensors")
     config = timm.get_pretrained_cfg(name)
-    source = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or name
-    return f"the weights of {name} ({source})"
+    return str(getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or name)
 
 
 def load_file(architecture: str, path: Path) -> Loaded:
