@@ -1,0 +1,147 @@
+"""Speed and memory of two ways to run the same batch: paired runs, median and quartiles."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Way = Callable[[], AbstractContextManager[Any]]
+
+LEAST, MOST = 6, 50
+"""Pairs; both even, because the order within a pair alternates."""
+
+MEMORY = {
+    "cuda": "weights, batch and torch.cuda.max_memory_allocated during one forward",
+    "cpu": "weights, batch and the tensors alive between the operations of one forward; scratch space inside an operation is not seen",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a number measured several times."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f}, {self.runs} runs)"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds of one way and the other, run by run; the i-th of both were measured right beside each other."""
+
+    first: list[float]
+    second: list[float]
+
+    @property
+    def speedup(self) -> Spread:
+        """How many times faster the second way is: the ratio within each pair, then median and quartiles."""
+        return spread(a / b for a, b in zip(self.first, self.second, strict=True))
+
+    @property
+    def median(self) -> float:
+        """Median seconds of the second way."""
+        return statistics.median(self.second)
+
+    def __str__(self) -> str:
+        return f"speed-up {self.speedup}"
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Median and quartiles of at least two values."""
+    found = list(values)
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+    return Spread(middle, low, high, len(found))
+
+
+def pair(run: Callable[[], object], first: Way, second: Way, device: torch.device, seconds: float = 4.0) -> Pairs:
+    """Time `run` under two contexts in turn until `seconds` have passed: 6 to 50 pairs after one to warm up.
+
+    Whatever else the machine does slows both alike, and the order changes with every pair. Entering a context is not timed.
+    """
+    logs: tuple[list[float], list[float]] = ([], [])
+    ways = ((first, logs[0]), (second, logs[1]))
+    start = 0.0
+    for turn in range(MOST + 1):
+        for way, log in ways if turn % 2 else ways[::-1]:
+            with way():
+                log.append(clock(run, device))
+        if turn == 0:
+            logs[0].clear()
+            logs[1].clear()
+            start = time.perf_counter()
+        elif turn >= LEAST and turn % 2 == 0 and time.perf_counter() - start >= seconds:
+            break
+    return Pairs(*logs)
+
+
+def clock(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the device's queue included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(model: nn.Module, images: Tensor) -> int:
+    """Bytes at the highest point of one forward, as `MEMORY` says for the device."""
+    resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        torch.cuda.reset_peak_memory_stats(images.device)
+        model(images)
+        return int(resting + torch.cuda.max_memory_allocated(images.device) - before)
+    alive = Alive()
+    with alive:
+        model(images)
+    return resting + alive.peak
+
+
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the bytes of the tensors that operations make, from their birth to the release of their storage."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self.known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and key(tensor) not in given and key(tensor) not in self.known:
+                self.see(tensor)
+        return result
+
+    def see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.known[key(tensor)] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.forget, key(tensor))
+
+    def forget(self, storage: int) -> None:
+        self.now -= self.known.pop(storage, 0)
+
+
+def key(tensor: Tensor) -> int:
+    """Identity of the tensor's storage."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
