@@ -10,6 +10,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -66,6 +67,7 @@ class Family(ABC):
         self.model = model
         self.sites: list[Site] = []
         self.patched: list[nn.Module] = []
+        self.tapped: list[nn.Module] = []
         self.hooks: list[Any] = []
         self.image = (0, 0)
 
@@ -104,23 +106,29 @@ class Family(ABC):
     def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
         """A tapped output as [B, H, P+N, D]."""
 
+    @abstractmethod
     def scale(self, block: nn.Module) -> float:
         """Factor of the attention logits."""
-        attention = next(m for m in block.modules() if hasattr(m, "scale") or hasattr(m, "scaling"))
-        return float(getattr(attention, "scale", None) or attention.scaling)  # type: ignore[arg-type]
+
+    @abstractmethod
+    def features(self, projected: Tensor) -> Tensor:
+        """Output of `projection` as [B, N, C], in the order of the patches."""
 
     @property
     def class_token(self) -> bool:
         """Whether the first prefix token is a class token."""
         return self.prefix > 0
 
-    def check(self) -> None:  # noqa: B027  (families override it where something can be wrong)
-        """Raise PruneError if this model has no place to prune."""
+    def check(self) -> None:
+        """Raise PruneError if this model has no place to prune. Classes of other libraries may bear the same name."""
+        kind = type(self.model)
+        try:
+            _ = self.blocks, self.prefix, self.grid, self.projection()
+        except AttributeError as error:
+            raise PruneError(f"{kind.__name__} of {kind.__module__} is not built like {self.name}: {error}") from None
 
     def weigh_pooling(self) -> None:  # noqa: B027
         """Make the model's average pooling weigh tokens by `last_size`; undone by `unpatch`."""
-
-    # ---- shared by all families -------------------------------------------------------------------------------------
 
     def offers(self) -> tuple[str, ...]:
         """Signals that this model can give at a site."""
@@ -134,8 +142,13 @@ class Family(ABC):
             if site.layer in taken:
                 place = "the place before the first block" if site.layer < 0 else f"block {site.layer}"
                 raise PruneError(f"{place} is pruned already; remove that handle first, or choose other layers")
-        self.sites = sorted([*self.sites, *sites], key=lambda site: site.layer)
-        self.patch()
+        before, self.sites = self.sites, sorted([*self.sites, *sites], key=lambda site: site.layer)
+        try:
+            self.patch()
+        except PruneError:
+            self.sites = before
+            self.patch()
+            raise
 
     def take_out(self, sites: list[Site]) -> None:
         """Take sites out again; the last one leaves the model as it was."""
@@ -157,7 +170,7 @@ class Family(ABC):
             if here or biased:
                 self.patch_block(block, index, here)
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
-            self.hooks.append(self.projection().register_forward_hook(record))
+            self.tap(self.projection())
         self.model._sparsight = self  # type: ignore[assignment]
         self.weigh_pooling()
 
@@ -167,17 +180,25 @@ class Family(ABC):
             raise PruneError(f"block {index} ({type(block).__name__}) has a forward of its own from another tool; undo that first")
         for name, module in self.taps(block).items():
             if any(name in wanted(site) for site in sites if site.layer >= 0):
-                self.hooks.append(module.register_forward_hook(record))
+                self.tap(module)
         block._sparsight = (self, index, {site.where: site for site in sites})  # type: ignore[assignment]
         block.forward = types.MethodType(pruned_forward, block)
         self.patched.append(block)
 
+    def tap(self, module: nn.Module) -> None:
+        """Record the module's outputs from now on."""
+        self.hooks.append(module.register_forward_hook(record))
+        self.tapped.append(module)
+
     def unpatch(self) -> None:
+        """Take everything off the model again, also what a forward that broke off has left behind."""
         for block in self.patched:
             del block.forward, block._sparsight
         for hook in self.hooks:
             hook.remove()
-        self.patched, self.hooks = [], []
+        for module in self.tapped:
+            module.__dict__.pop("_sparsight_out", None)
+        self.patched, self.hooks, self.tapped = [], [], []
         self.model.__dict__.pop("_sparsight", None)
 
     def last_size(self) -> Tensor | None:
@@ -207,8 +228,7 @@ class Family(ABC):
             for name in wanted(site):
                 given[name] = self.heads(block, recorded(taps[name]))
         elif "feats" in site.needs:
-            feats = recorded(self.projection())
-            given["feats"] = feats.flatten(1, 2) if feats.dim() == 4 else feats
+            given["feats"] = self.features(recorded(self.projection()))
         if "grid" in site.needs:
             given["grid"] = self.grid
         if "position" in site.needs:
@@ -218,7 +238,7 @@ class Family(ABC):
     def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Masks made for the full sequence do not fit a pruned one; better to stop than to misread them."""
         names = ("attn_mask", "attention_mask", "is_causal")
-        if any(isinstance(a, Tensor) for a in args) or any(kwargs.get(name) not in (None, False) for name in names):
+        if any(a is not None for a in args) or any(kwargs.get(name) not in (None, False) for name in names):
             raise PruneError(f"{type(self.model).__name__} was called with an attention mask; a pruned model takes none")
 
     def bias(self, index: int, x: Tensor) -> Tensor | None:
@@ -241,7 +261,7 @@ def wanted(site: Site) -> list[str]:
 
 def record(module: nn.Module, _args: Any, output: Tensor) -> None:
     """Forward hook: keep the output on the module until the site has read it. No closure, so that deep copies work."""
-    module._sparsight_out = output  # type: ignore[assignment]
+    module._sparsight_out = output
 
 
 def recorded(module: nn.Module) -> Tensor:
@@ -256,15 +276,24 @@ def recorded(module: nn.Module) -> Tensor:
 
 
 def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of a block with sites: the block's own arithmetic, with tokens leaving in the middle or at the end."""
-    family, index, sites = self._sparsight
+    """The forward of a block with sites. transformers' layers checkpoint inside the forward that this one replaces."""
+    family, index, sites = self.__dict__["_sparsight"]
     family.refuse_mask(args, kwargs)
+    work = partial(run_block, family, self, index, sites, kwargs)
+    if self.training and getattr(self, "gradient_checkpointing", False):
+        checkpoint: Callable[..., Tensor] = self.__dict__["_gradient_checkpointing_func"]
+        return checkpoint(work, x)
+    return work(x)
+
+
+def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Site], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
     if "input" in sites:
-        x = family.visit(sites["input"], self, x)
-    x = family.attend(self, x, family.bias(index, x), kwargs)
+        x = family.visit(sites["input"], block, x)
+    x = family.attend(block, x, family.bias(index, x), kwargs)
     if "attn" in sites:
-        x = family.visit(sites["attn"], self, x)
-    x = family.feed(self, x)
+        x = family.visit(sites["attn"], block, x)
+    x = family.feed(block, x)
     if "block" in sites:
-        x = family.visit(sites["block"], self, x)
+        x = family.visit(sites["block"], block, x)
     return x

@@ -6,6 +6,7 @@ attention and MLP where tokens could leave, and are refused.
 
 from __future__ import annotations
 
+import inspect
 import types
 from typing import Any
 
@@ -45,7 +46,11 @@ class TimmViT(Family):
     def projection(self) -> nn.Module:
         return self.model.patch_embed  # type: ignore[return-value]
 
+    def features(self, projected: Tensor) -> Tensor:
+        return projected.flatten(1, 2) if projected.dim() == 4 else projected
+
     def check(self) -> None:
+        super().check()
         for index, block in enumerate(self.blocks):
             kind, attention = type(block).__name__, type(getattr(block, "attn", None)).__name__
             if kind != "Block" or attention != "Attention":
@@ -75,7 +80,8 @@ class TimmViT(Family):
         if tapped.dim() == 4:
             return tapped
         a: Any = block.attn
-        return tapped[..., 2 * a.attn_dim :].unflatten(-1, (a.num_heads, a.head_dim)).transpose(1, 2)
+        v: Tensor = tapped[..., 2 * a.attn_dim :]
+        return v.view(*v.shape[:2], a.num_heads, a.head_dim).transpose(1, 2)
 
     def scale(self, block: nn.Module) -> float:
         a: Any = block.attn
@@ -83,12 +89,14 @@ class TimmViT(Family):
 
     def weigh_pooling(self) -> None:
         model: Any = self.model
+        model.forward_intermediates = types.MethodType(flat_intermediates, model)
         if model.attn_pool is None and model.global_pool in ("avg", "avgmax"):
             model.pool = types.MethodType(sized_pool, model)
 
     def unpatch(self) -> None:
         super().unpatch()
         self.model.__dict__.pop("pool", None)
+        self.model.__dict__.pop("forward_intermediates", None)
 
 
 def sized_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
@@ -102,3 +110,15 @@ def sized_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
     weight = torch.nn.functional.pad(size.to(x.dtype), (0, 0, self.num_prefix_tokens - first, 0), value=1.0)
     mean = (x[:, first:] * weight).sum(dim=1) / weight.sum(dim=1)
     return mean if kind == "avg" else 0.5 * (x[:, first:].amax(dim=1) + mean)
+
+
+def flat_intermediates(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """timm's `forward_intermediates` for token lists only: it would fold a pruned list into a grid without complaint."""
+    original = type(self).forward_intermediates
+    bound = inspect.signature(original).bind(self, *args, **kwargs)
+    bound.apply_defaults()
+    if bound.arguments["output_fmt"] != "NLC":
+        raise PruneError(
+            f"{type(self).__name__} is pruned: its tokens fill no grid; ask for output_fmt='NLC', or remove the handle"
+        )
+    return original(self, *args, **kwargs)

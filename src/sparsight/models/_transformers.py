@@ -1,0 +1,110 @@
+"""What the image encoders of transformers have in common. Read with transformers 5.23.
+
+Layers keep q, k and v in projections of their own and choose their attention by configuration. The inner model is the one that is
+pruned, whichever of the wrapping classes was given, so that all of them find the same sites.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ._family import Family, Site
+
+
+class TransformersViT(Family):
+    """An image encoder of transformers: the model that is given, or its attribute `inner`."""
+
+    inner: ClassVar[str]
+    averaging: ClassVar[tuple[str, ...]] = ()
+    """Names of the wrapping classes that take the plain mean of the patch tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        encoder = getattr(model, self.inner, model)
+        super().__init__(encoder if isinstance(encoder, nn.Module) else model)
+        self.averager: nn.Module | None = None
+        self.averages = False
+        if any(kind.__name__ in self.averaging for kind in type(model).__mro__):
+            self.averager = model
+            working = self.model.__dict__.get("_sparsight")
+            if isinstance(working, TransformersViT):  # the encoder was pruned by itself before; now its wrapper is known
+                working.averager = model
+
+    def check(self) -> None:
+        super().check()
+        if not self.blocks or not all(hasattr(self.attention(block), "q_proj") for block in self.blocks):
+            kind = type(self.model)
+            raise PruneError(f"the layers of {kind.__name__} of {kind.__module__} are not built like those of {self.name}")
+
+    def add(self, sites: list[Site]) -> None:
+        """Install sites; refuse attention that could not follow them."""
+        backend = self.attention(self.blocks[0]).config._attn_implementation
+        fix = "call model.set_attn_implementation('sdpa') before pruning"
+        if backend == "flex_attention":
+            raise PruneError(f"flex_attention makes its mask for the full sequence, which does not fit a pruned one; {fix}")
+        if backend not in ("sdpa", "eager") and any(site.proportional for site in sites):
+            raise PruneError(f"{backend} takes no bias, which proportional attention needs; {fix}, or set proportional=false")
+        super().add(sites)
+
+    def attention(self, block: nn.Module) -> Any:
+        """The attention module of a layer."""
+        return getattr(block, "attention", None) or getattr(block, "self_attn", None)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        config: Any = self.model.config
+        h, w = pair(config.image_size) if self.image == (0, 0) else self.image
+        patch = pair(config.patch_size)
+        return h // patch[0], w // patch[1]
+
+    def features(self, projected: Tensor) -> Tensor:
+        return projected.flatten(2).transpose(1, 2) if projected.dim() == 4 else projected
+
+    def taps(self, block: nn.Module) -> dict[str, nn.Module]:
+        a = self.attention(block)
+        return {"q": a.q_proj, "k": a.k_proj, "v": a.v_proj}
+
+    def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
+        return tapped.view(*tapped.shape[:2], -1, self.attention(block).head_dim).transpose(1, 2)
+
+    def scale(self, block: nn.Module) -> float:
+        a = self.attention(block)
+        return float(a.scaling if hasattr(a, "scaling") else a.scale)
+
+    def attended(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        """Output of a layer's attention for its normalised input; an additive 4-D mask suits sdpa and eager alike."""
+        others = {name: value for name, value in kwargs.items() if name != "attention_mask"}
+        out: Tensor = self.attention(block)(x, attention_mask=bias, **others)[0]
+        return out
+
+    def weigh_pooling(self) -> None:
+        if self.averager is not None:
+            self.hooks.append(self.averager.register_forward_pre_hook(self.enter))
+            self.hooks.append(self.averager.register_forward_hook(self.leave, always_call=True))
+            self.hooks.append(self.model.register_forward_hook(self.weigh))
+
+    def enter(self, _module: nn.Module, _args: Any) -> None:
+        self.averages = True
+
+    def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self.averages = False
+
+    def weigh(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Inside the averaging wrapper only: scale the patch tokens so that their plain mean is the one weighted by size."""
+        size = self.last_size()
+        if not self.averages or size is None:
+            return output
+        x: Tensor = output.last_hidden_state
+        weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
+        weighed = torch.cat([x[:, : self.prefix], x[:, self.prefix :] * weight], dim=1)
+        return dataclasses.replace(output, last_hidden_state=weighed)
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """(h, w) of a size that may be one number."""
+    h, w = size if isinstance(size, (tuple, list)) else (size, size)
+    return int(h), int(w)

@@ -1,0 +1,54 @@
+"""The image towers of transformers' CLIP and SigLIP: alone, with a projection or a classifier, and inside the image-text models."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ._transformers import TransformersViT
+
+
+class HFCLIP(TransformersViT):
+    """CLIPVisionModel and the models that hold one: one class token, normalised before the first layer."""
+
+    name = "transformers CLIP"
+    classes: ClassVar[tuple[str, ...]] = (
+        "CLIPVisionModel",
+        "CLIPVisionModelWithProjection",
+        "CLIPForImageClassification",
+        "CLIPModel",
+    )
+    averaging = ("CLIPForImageClassification", "SiglipForImageClassification")
+    inner = "vision_model"
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.encoder.layers)  # type: ignore[arg-type, union-attr]
+
+    @property
+    def prefix(self) -> int:
+        return 1
+
+    def projection(self) -> nn.Module:
+        return self.model.embeddings.patch_embedding  # type: ignore[return-value, union-attr]
+
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        b: Any = block
+        return x + self.attended(block, b.layer_norm1(x), bias, kwargs)
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        b: Any = block
+        branch: Tensor = b.mlp(b.layer_norm2(x))
+        return x + branch
+
+
+class HFSiglip(HFCLIP):
+    """SiglipVisionModel and the models that hold one: no class token, pooled by attention."""
+
+    name = "transformers SigLIP"
+    classes: ClassVar[tuple[str, ...]] = ("SiglipVisionModel", "SiglipForImageClassification", "SiglipModel")
+
+    @property
+    def prefix(self) -> int:
+        return 0
