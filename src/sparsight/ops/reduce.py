@@ -41,3 +41,11 @@ def sizes(x: Tensor, size: Tensor | None) -> Tensor:
         return size
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     return torch.ones(x.shape[0], x.shape[1], 1, dtype=dtype, device=x.device)
+
+
+def mixture(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
+    """Every slot the sum of tokens by the weights in plan.mix; survivors as they are if there are none.
+    -> [B, slots, C], [B, slots, 1]."""
+    if plan.mix is None:
+        return drop(x, plan, size)
+    return (plan.mix @ x.to(plan.mix.dtype)).to(x.dtype), plan.fold(sizes(x, size))

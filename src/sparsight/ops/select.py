@@ -14,6 +14,12 @@ def best(s: Tensor, count: int) -> Tensor:
     return order[:, :count].sort(dim=1).values
 
 
+def everything(x: Tensor) -> Plan:
+    """Keep all tokens, for methods that would change tokens where there is nothing to remove. x [B, N, ...]."""
+    n = x.shape[1]
+    return Plan(torch.arange(n, device=x.device).expand(x.shape[0], n), n)
+
+
 def topk(s: Tensor, count: int) -> Plan:
     """Keep the highest scores. s [B, N]."""
     return Plan(best(s, count), s.shape[1])

@@ -1,0 +1,84 @@
+"""VisionZip: keep the class token and the patches it attends to, merge the rest into a few contextual tokens. Yang et al., CVPR 2025, arXiv:2412.04467.
+
+Reference: dvlab-research/VisionZip. `tokens` is everything that leaves the encoder: the class token, tokens - contextual - 1
+dominant patches in spatial order, then `contextual` merged tokens (-1: the paper's 10 of every 64). Merge targets lie evenly
+spaced among the remaining patches; each other one joins the target whose key, mean over heads, is most alike, and a target becomes
+its own feature plus the mean of those that joined it. keep= rounds up.
+`score=column_mean` or `col_ln` is for encoders without class token: no class token is put out, and tokens stay in spatial order,
+a merged one at its target's place, as ports to such encoders do. Deviation: ties go to the lower index.
+"""
+
+import torch
+from torch import Tensor
+
+from ..errors import PruneError
+from ..ops import importance, reduce, schedule, select
+from ..ops.importance import Importance
+from ..plan import Plan
+from ..recipe import Recipe, Step
+from ..registry import method
+
+
+def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: bool) -> Plan:
+    """Dominant patches by score s [B, N], merge targets among the rest, and who joins whom by keys k [B, H, P+N, D]."""
+    n = s.shape[1]
+    if count >= n:
+        return select.everything(s)
+    merged = share_of(count) if contextual < 0 else contextual
+    dominant = select.best(s, count - merged - int(led))
+    taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, dominant, True)
+    rest = taken.to(torch.uint8).sort(dim=1, stable=True).indices[:, : n - dominant.shape[1]]
+    targets = rest[:, :: max(1, rest.shape[1] // max(1, merged))][:, :merged]
+    keep = torch.cat([dominant, targets], dim=1)
+    if not led:
+        keep = keep.sort(dim=1).values
+    host = torch.full_like(s, -1, dtype=torch.int64)
+    if merged:
+        keys = torch.nn.functional.normalize(k[:, :, prefix:].mean(dim=1), dim=-1)
+        width = keys.shape[2]
+        likeness = rows(keys, rest, width) @ rows(keys, targets, width).transpose(-2, -1)
+        host = host.scatter(1, rest, targets.gather(1, likeness.argmax(dim=-1)))
+    host = host.scatter(1, keep, keep)
+    slot = torch.zeros_like(host).scatter(1, keep, torch.arange(keep.shape[1], device=s.device).expand_as(keep) + int(led))
+    owner = torch.where(host < 0, -1, slot.gather(1, host.clamp(min=0)))
+    return Plan(keep, n, owner, mix=own_plus_mean(keep, owner, led), led=led)
+
+
+def share_of(count: int) -> int:
+    """Contextual tokens in the paper's budgets: 10 of 64, 20 of 128, 30 of 192, 5 of 32."""
+    return round(count * 10 / 64)
+
+
+def rows(x: Tensor, index: Tensor, width: int) -> Tensor:
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, width))
+
+
+def own_plus_mean(keep: Tensor, owner: Tensor, led: bool) -> Tensor:
+    """Weights [B, slots, N] of a slot's own token (1) and of those that joined it (1 / their number)."""
+    slots = keep.shape[1] + int(led)
+    member = (owner.unsqueeze(1) == torch.arange(slots, device=keep.device).unsqueeze(-1)).float()
+    weight = member / (member.sum(dim=-1, keepdim=True) - 1).clamp(min=1)
+    itself = torch.nn.functional.pad(keep, (int(led), 0))
+    own = torch.ones_like(itself, dtype=weight.dtype)
+    if led:
+        own[:, 0] = 0
+    return weight.scatter(2, itself.unsqueeze(-1), own.unsqueeze(-1))
+
+
+def with_class_token(x: Tensor, plan: Plan, size: Tensor | None, class_token: Tensor) -> reduce.Tokens:
+    """Class token, dominant and contextual tokens. -> [B, K, C]; the class token stands for no patch: size 0."""
+    tokens, sizes = reduce.mixture(x, plan, size)
+    if not plan.led:
+        return tokens, sizes
+    return torch.cat([class_token.to(x.dtype), tokens[:, 1:]], dim=1), sizes
+
+
+@method
+def visionzip(tokens: int = 64, contextual: int = -1, score: Importance = "class", order: float = 2.0) -> Recipe:
+    if contextual < -1:
+        raise PruneError(f"contextual={contextual} is negative; give 0 or more, or -1 for the paper's 10 of every 64 tokens")
+    function, numbers = importance.named(score, order)
+    led = score == "class"
+    reducer = with_class_token if led else reduce.mixture
+    plan = schedule.once(tokens, least=max(0, contextual) + 1)
+    return Recipe(Step(function, **numbers), Step(split, contextual=contextual, led=led), reducer, plan, where="encoder")

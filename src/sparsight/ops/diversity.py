@@ -1,0 +1,92 @@
+"""Choosing tokens that differ: similarity matrices, and greedy choices from them. Ties go to the lower index.
+
+Shapes: x [B, N, D], similarity [B, N, N] symmetric, higher = more alike. Loops run over choices, never over images, and never
+wait for a device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cosine(x: Tensor) -> Tensor:
+    """Cosine of every pair; 0 where a vector is zero. x [B, N, D] -> [B, N, N]."""
+    gram = x @ x.transpose(-2, -1)
+    norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+    return gram * norm.unsqueeze(-1) * norm.unsqueeze(-2)
+
+
+def squared_distance(x: Tensor) -> Tensor:
+    """Squared Euclidean distance of every pair. x [B, N, D] -> [B, N, N]."""
+    x = x - x.mean(dim=1, keepdim=True)  # distances stay, cancellation shrinks
+    gram = x @ x.transpose(-2, -1)
+    length = gram.diagonal(dim1=-2, dim2=-1)
+    return (length.unsqueeze(-1) + length.unsqueeze(-2) - 2 * gram).clamp(min=0)
+
+
+def loneliest(similarity: Tensor) -> Tensor:
+    """The token whose nearest neighbour is farthest. [B, N, N] -> [B, 1]."""
+    itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
+    return similarity.masked_fill(itself, float("-inf")).amax(dim=-1).argmin(dim=-1, keepdim=True)
+
+
+def farthest_first(similarity: Tensor, first: Tensor, count: int) -> Tensor:
+    """Greedy max-min: from `first` [B, 1] on, always the token least similar to its most similar chosen one.
+    No token is chosen twice. -> [B, count], in the order of choice."""
+    rows = torch.arange(similarity.shape[0], device=similarity.device).unsqueeze(-1)
+    picks = [first]
+    nearest = similarity[rows, first].squeeze(1).scatter(1, first, float("inf"))
+    for _ in range(1, count):
+        pick = nearest.argmin(dim=1, keepdim=True)
+        nearest = torch.maximum(nearest, similarity[rows, pick].squeeze(1)).scatter(1, pick, float("inf"))
+        picks.append(pick)
+    return torch.cat(picks, dim=1)
+
+
+def thin_out(similarity: Tensor, left: Tensor, count: int, step: int = 8) -> Tensor:
+    """Remove redundant tokens of the list `left` [B, R], at most `step` a round, until `count` are there -> [B, count].
+
+    A round compares tokens at even places of the list with those at odd places, removes the even ones with the highest
+    similarity, and goes on with the other even ones, most similar first, followed by the odd ones. VisPruner, arXiv:2412.01818.
+    """
+    batch, n, _ = similarity.shape
+    if not count:
+        return left[:, :0]
+    rows = similarity.reshape(batch * n, n)
+    start = torch.arange(batch, device=left.device).unsqueeze(-1) * n
+    while (removed := min(step, left.shape[1] - count)) > 0:
+        even, odd = left[:, ::2], left[:, 1::2]
+        removed = min(removed, even.shape[1])
+        partners = rows.index_select(0, (start + odd).flatten()).view(batch, odd.shape[1], n)
+        closest = partners.amax(dim=1).gather(1, even)
+        order = closest.sort(dim=1, descending=True, stable=True).indices
+        left = torch.cat([even.gather(1, order[:, removed:]), odd], dim=1)
+    return left
+
+
+def by_threshold(
+    similarity: Tensor, s: Tensor, count: int, slope: Tensor, cap: float, running: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Take tokens by descending score s [B, N]; each one taken rules out the others at cosine distance below its threshold.
+
+    The threshold is place * slope [B], at most `cap`; the place, from 1, is the token's in the order of scores, or, if `running`,
+    in the order of choice. When all are taken or ruled out, ruled-out ones follow by score.
+    -> chosen [B, count] in the order of choice, and how many [B] were chosen before that happened.
+    """
+    batch, n = s.shape
+    order = s.sort(dim=1, descending=True, stable=True).indices
+    index = torch.arange(n, device=s.device).expand(batch, n)
+    rank = torch.zeros_like(order).scatter(1, order, index)
+    rows = torch.arange(batch, device=s.device).unsqueeze(-1)
+    free = torch.ones_like(rank, dtype=torch.bool)
+    alive, picks, natural = free, [], torch.zeros_like(rank[:, 0])
+    for step in range(count):
+        pick = ((alive.long() + free.long()) * n - rank).argmax(dim=1, keepdim=True)
+        natural = natural + alive.gather(1, pick).squeeze(1)
+        place = torch.full_like(pick, step) if running else rank.gather(1, pick)
+        threshold = ((place + 1) * slope.unsqueeze(-1)).clamp(max=cap)
+        free = free.scatter(1, pick, False)
+        alive = alive & free & (1 - similarity[rows, pick].squeeze(1) >= threshold)
+        picks.append(pick)
+    return torch.cat(picks, dim=1), natural

@@ -1,0 +1,48 @@
+"""Scores by attention that several methods can exchange for one another, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..errors import PruneError
+from . import attention
+from .score import check_order, class_attention, column_norm
+
+Importance = Literal["class", "col_ln", "column_mean"]
+"""Class token's row; p-norm of the column (Col-Ln); mean of the column, what ports to encoders without class token use."""
+
+
+def column_mean(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
+    """Mean attention that each patch receives from the patches. q, k [B, H, P+N, D] -> [B, N]."""
+    rows = q.shape[2] - prefix
+    return attention.column_norm(q, k, prefix, scale, 1.0, "mean", "patches", True) / rows
+
+
+def named(kind: Importance, order: float = 2.0) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """The score function of that name and its numbers, for a recipe's step."""
+    if kind == "class":
+        return class_attention, {}
+    if kind == "column_mean":
+        return column_mean, {}
+    return column_norm, {"order": check_order(order), "heads": "mean", "rows": "patches", "diagonal": True}
+
+
+def joined(x: Tensor) -> Tensor:
+    """All heads side by side as one, as before the split into heads. x [B, H, L, D] -> [B, 1, L, H*D]."""
+    return x.transpose(1, 2).flatten(2).unsqueeze(1)
+
+
+def single_head(q: Tensor, k: Tensor, prefix: int, kind: Importance, order: float = 2.0) -> Tensor:
+    """The named score of the attention matrix of all heads joined into one of width C, logits times C^-0.5.
+    q, k [B, H, P+N, D] -> [B, N]. PruMerge, arXiv:2403.15388."""
+    scale = (q.shape[1] * q.shape[3]) ** -0.5
+    if kind == "column_mean":
+        return column_mean(joined(q), joined(k), prefix, scale)
+    if kind == "col_ln":
+        return column_norm(joined(q), joined(k), prefix, scale, order)
+    if prefix < 1:
+        raise PruneError("score=class needs a class token in front of the patches; try score=column_mean")
+    return attention.class_row(joined(q[:, :, :1]), joined(k), prefix, scale)[:, 0]
