@@ -30,10 +30,9 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image: its name and class, the picture as a JPEG, and the sites of every recipe, by the recipe's string."""
+    """One image: its name, the picture as a JPEG, and the sites of every recipe, by the recipe's string."""
 
     name: str
-    label: str
     picture: str
     sites: dict[str, list[Thumb]]
 
@@ -58,7 +57,7 @@ def gallery(loaded: Loaded, folder: Folder, done: Comparison, recipes: list[Reci
             for text, looks in seen.items()
         }
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        exhibits.append(Exhibit(name, class_of(folder, names[name]), data_uri(picture, "JPEG"), sites))
+        exhibits.append(Exhibit(name, data_uri(picture, "JPEG"), sites))
     return exhibits
 
 
@@ -67,8 +66,3 @@ def few(sites: list[Look]) -> list[Look]:
     if len(sites) <= MOST_SITES:
         return sites
     return [sites[(index + 1) * len(sites) // MOST_SITES - 1] for index in range(MOST_SITES)]
-
-
-def class_of(folder: Folder, place: int) -> str:
-    """The image's class, if it has one."""
-    return folder.classes[folder.labels[place]] if folder.labels is not None and folder.classes else ""

@@ -58,18 +58,18 @@ class Axis:
         return [round(index * step, 10) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def axis(values: list[float], start: float, end: float) -> Axis:
-    """An axis that leaves a little air around the values."""
+def axis(values: list[float], start: float, end: float, most: float = math.inf) -> Axis:
+    """An axis that leaves a little air around the values; `most` is the highest that can be."""
     low, high = min(values), max(values)
     air = 0.07 * (high - low) or max(abs(high) * 0.05, 0.5)
-    return Axis(low - air, high + air, start, end)
+    return Axis(low - air, min(high + air, most + 0.2 * air), start, end)
 
 
 def plot(series: list[Series], base: Point, x_title: str, y_title: str) -> str:
     """The series and the unpruned model's point, with dotted lines through it. Pointing at a marker shows its label."""
     points = [base, *(p for s in series for p in s.points)]
     x = axis([p.x for p in points], LEFT, WIDTH - RIGHT)
-    y = axis([p.y for p in points], HEIGHT - BOTTOM, TOP)
+    y = axis([p.y for p in points], HEIGHT - BOTTOM, TOP, most=100)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_title)} against {escape(x_title)}">']
     parts += frame(x, y, x_title, y_title)
     bx, by = x.at(base.x), y.at(base.y)

@@ -163,7 +163,7 @@ def pictures(exhibits: list[Exhibit], done: Comparison) -> str:
     )
     parts = [f'<section><h2>Kept patches</h2><p class="note">{text}</p>']
     for index, exhibit in enumerate(exhibits):
-        caption = escape(" · ".join(filter(None, (exhibit.label, exhibit.name))))
+        caption = escape(exhibit.name)
         blocks = "".join(grid(index, exhibit, group, rows) for group, rows in groups(done).items())
         parts.append(
             f"<details{' open' if index == 0 else ''}><summary>{caption}</summary>"

@@ -1,0 +1,69 @@
+"""sparsight compare: the main job. Parses, shows progress, prints the table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
+    data: Annotated[Path | None, typer.Option(help="Images, best in class folders. The demo model brings its own.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Names or recipes, joined by commas. [default: all]")] = None,
+    keep: Annotated[str, typer.Option(help="Fractions kept at each site, joined by commas.")] = "0.7,0.5",
+    layers: Annotated[str, typer.Option(help="Blocks joined by '/'; several lists joined by commas.")] = "3/6/9",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/compare"),
+    recipe: Annotated[list[str] | None, typer.Option(help="A whole recipe to add; may be given several times.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 32,
+    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    images: Annotated[int, typer.Option(help="Images shown in the report.")] = 4,
+    seconds: Annotated[float, typer.Option(help="Time for the paired runs of each row.")] = 4.0,
+) -> None:
+    """Compare methods and budgets with the unpruned model: accuracy, agreement, speed, MACs, memory.
+
+    Interrupted and started again with the same arguments, it goes on after the last finished row.
+    """
+    from ..tools.compare import compare as measure
+    from .progress import Watch, print_results
+
+    with Watch(out) as watch:
+        done = measure(
+            model,
+            data,
+            split(methods) if methods else None,
+            items(keep),
+            items(layers),
+            out,
+            recipes=recipe or (),
+            batch_size=batch_size,
+            limit=limit,
+            device=device,
+            precision=precision,
+            seed=seed,
+            shown=images,
+            seconds=seconds,
+            listen=watch,
+        )
+    print_results(done, out)
+
+
+def items(text: str) -> list[str]:
+    """Parts between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def split(text: str) -> list[str]:
+    """Recipes between commas; a part key=value without a name belongs to the recipe before it."""
+    found: list[str] = []
+    for part in items(text):
+        if found and re.fullmatch(r"\w+\s*=.*", part):
+            found[-1] += ("," if ":" in found[-1] else ":") + part
+        else:
+            found.append(part)
+    return found

@@ -1,0 +1,57 @@
+"""The program `sparsight`. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .. import __version__
+from ..errors import PruneError
+from .compare import compare
+from .macs import macs
+from .methods import methods
+from .show import show
+
+# Typer has had a copy of click inside since 0.17, and click itself before; either way this is the base of its complaints.
+UsageFault: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+# Plain help: drawing it with rich would cost a quarter of a second.
+app = typer.Typer(
+    help="Keep only the visual tokens that matter.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (compare, methods, macs, show):
+    app.command()(verb)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sparsight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=print_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Keep only the visual tokens that matter."""
+
+
+def run() -> None:
+    """Entry point: errors are one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except (PruneError, UsageFault) as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,36 @@
+"""sparsight methods: what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON, with defaults and choices.")] = False) -> None:
+    """List the methods, their parameters and where they come from."""
+    from ..registry import methods as all_methods
+
+    found = all_methods()
+    if as_json:
+        lines = [
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "source": entry.source,
+                "parameters": [{"name": p.name, "default": p.default, "choices": list(p.choices)} for p in entry.parameters],
+            }
+            for entry in found
+        ]
+        typer.echo(json.dumps(lines, indent=2))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for entry in found:
+        console.print(Text(entry.name, "bold"), Text(f"({', '.join(map(str, entry.parameters))})", "cyan"), sep="")
+        console.print(Text(f"    {entry.summary}"))
+        if entry.source:
+            console.print(Text(f"    {entry.source}", "dim"))
