@@ -23,6 +23,22 @@ def golden() -> Load:
     return load
 
 
+@pytest.fixture(scope="session")
+def vlm(golden: Load) -> Load:
+    """Load a golden file of tests/golden/vlm; the larger ones lie beside the repository, where there are any, and else skip."""
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        if (GOLDEN / "vlm" / f"{name}.npz").exists():
+            return golden(f"vlm/{name}")
+        large = GOLDEN.parent.parent.parent / "shared" / "vectors" / "vlm" / f"{name}.npz"
+        if not large.exists():
+            pytest.skip(f"{name} is too large for the repository")
+        with np.load(large, allow_pickle=False) as arrays:
+            return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
+
+    return load
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
