@@ -32,6 +32,7 @@ SIGNALS: dict[str, str] = {
     "attn": "[B, H, P+N, P+N] the whole softmax matrix (never derived; stands in for q and k where somebody has it)",
     "text": "[B, T, C] text embeddings",
     "text_attn": "[B, T, N] attention of the chosen text queries over the tokens",
+    "noise": "[B, M] random numbers that break ties in clustering, as authors' code draws them (derived: zeros)",
 }
 """The fixed vocabulary of signals. Families may offer them, callers of `reduce` may pass them."""
 
@@ -136,7 +137,7 @@ def needs_of(steps: tuple[Step, ...]) -> list[str]:
 
 def derivable(name: str, given: dict[str, Any]) -> bool:
     """Whether the signal is given or follows from what is given."""
-    if name in given or name in ("feats", "size", "position"):
+    if name in given or name in ("feats", "size", "position", "noise"):
         return True
     if name == "class_attn":
         return ("attn" in given or ("q" in given and "k" in given)) and prefix_of(given) > 0
@@ -159,6 +160,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return None
     if name == "position":
         return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+    if name == "noise":
+        return torch.zeros(x.shape[:2], dtype=torch.float32, device=x.device)
     if name == "prefix":
         return prefix_of(given)
     if "attn" in given:
@@ -227,6 +230,8 @@ def check_shapes(signals: dict[str, Any]) -> None:
         "class_token": (b, 1, None),
         "size": (b, n, 1),
         "position": (b, n),
+        "text_attn": (b, None, n),
+        "noise": (b, None),
     }
     for name, shape in expected.items():
         value = signals.get(name)

@@ -19,6 +19,7 @@ class Plan:
     fused   True if one more slot follows the survivors' (EViT's token made of the rest): the last real one of each image.
     led     True if one more slot precedes the survivors': the class token, which stands for no patch (VisionZip). All slots move up.
     mix     [B, slots, N] or None: weights of a soft pooler, whose slots are mixtures of all tokens.
+    tail    the last `tail` entries of keep are centres of clusters, whose slots follow the survivors' (SparseVLM); 0 for none.
     valid   [B, slots] bool or None: which slots are real where counts differ between images; padding comes last, with keep -1.
     """
 
@@ -29,6 +30,7 @@ class Plan:
     mix: Tensor | None = None
     valid: Tensor | None = None
     led: bool = False
+    tail: int = 0
 
     @property
     def counts(self) -> list[int]:

@@ -71,13 +71,21 @@ class Handle:
         self.remove()
 
 
-def prune(model: nn.Module, recipe: Recipe | str, **options: Any) -> Handle:
+def prune(model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: Any = None, **options: Any) -> Handle:
     """Prune the model's visual tokens from now on, until `Handle.remove()`.
 
     recipe: "name:key=value,..." or a Recipe; options override its parameters, as in `prune(model, "evit", keep=0.5)`.
+    visual: for a bare language model (LlamaModel ...), which tokens of the prompt are visual: slice(start, stop), a bool mask [L] or
+    [B, L], or the placeholder's token id. noise: one tensor per site that breaks ties in clustering (SparseVLM).
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)
+    if recipe.where == "decoder":
+        from .in_llm import prune_decoder
+
+        return prune_decoder(model, recipe, visual, noise)
+    if visual is not None or noise is not None:
+        raise PruneError(f"visual= and noise= are for methods inside a language model; {recipe.name} is none")
     family = family_of(model)
     sites = plan_sites(family, recipe)
     family.add(sites)

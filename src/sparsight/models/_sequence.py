@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,38 +42,93 @@ class Row:
     visual: Tensor
 
 
-def rebuild(hidden: Tensor, real: Tensor, places: Tensor, plan: Plan | None, tokens: Tensor | None) -> Row:
+def rebuild(hidden: Tensor, real: Tensor, places: Tensor, plan: Plan, tokens: Tensor | None) -> Row:
     """Put a sample together again: text where it was, surviving visual tokens among it, merged ones after the last survivor.
 
     hidden [n, C], real [n] places of real tokens, places [N] of the visual ones among them, plan and tokens [K, C] of the site
-    (None: nothing leaves; tokens None: survivors are as they were).
+    (None: survivors are as they were).
     """
     visual = torch.zeros(hidden.shape[0], dtype=torch.bool, device=hidden.device)
     visual[places] = True
-    if plan is None:
-        return Row(hidden[real], real, real, visual[real])
     survivors = places[plan.keep[0]]
     text = real[~visual[real]]
     slots = torch.cat([text, survivors])
     key = slots * 2
-    if plan.merged is not None:
+    if plan.tail:
         # a cluster's slot is named by its centre, but its place is after all survivors
-        key[text.shape[0] + appended(plan) :] = places[-1] * 2 + 1
+        key[-plan.tail :] = places[-1] * 2 + 1
     order = key.argsort(stable=True)
     rows = hidden[slots] if tokens is None else torch.cat([hidden[text], tokens])
     fresh = torch.arange(slots.shape[0], device=hidden.device) >= text.shape[0]
     return Row(rows[order], slots[order], real[: slots.shape[0]], fresh[order])
 
 
-def appended(plan: Plan) -> int:
-    """First slot that holds a cluster: survivors come first, in ascending order, and no cluster has a survivor's token as centre."""
-    assert plan.merged is not None
-    keep = plan.keep[0]
-    alone = torch.bincount(plan.merged[0][plan.merged[0] >= 0], minlength=keep.shape[0])
-    clusters = clusters_of(plan.total, keep.shape[0])
-    assert int((alone[: keep.shape[0] - clusters] == 1).all())
-    return int(keep.shape[0]) - clusters
+def stack(rows: list[Row], right: bool, before: Sequence, renumber: bool) -> tuple[Tensor, Sequence]:
+    """Samples of different lengths as one batch again, padded on the left or on the right: hidden [B, n, C] and its sequence."""
+    longest = max(row.source.shape[0] for row in rows)
+
+    def pad(values: list[Tensor], fill: int | bool) -> Tensor:
+        out = values[0].new_full((len(values), longest, *values[0].shape[1:]), fill)
+        for sample, value in zip(out, values, strict=True):
+            sample[slice(0, value.shape[0]) if right else slice(longest - value.shape[0], longest)] = value
+        return out
+
+    uneven = any(row.source.shape[0] != longest for row in rows)
+    valid = pad([torch.ones_like(row.visual) for row in rows], False) if uneven else None
+    source = pad([row.source for row in rows], -1)
+    place = pad([row.rank for row in rows], 0) if renumber else source.clamp(min=0)
+    index = before.index.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1)
+    cos, sin = (take(part, place) for part in before.rope)
+    position = None if before.position is None else take(before.position, place)
+    hidden = torch.stack([row.hidden for row in rows]) if not uneven else pad([row.hidden for row in rows], 0)
+    return hidden, Sequence(index, valid, pad([row.visual for row in rows], False), (cos, sin), position)
 
 
-def clusters_of(total: int, slots: int) -> int:
-    raise NotImplementedError
+def take(values: Tensor, place: Tensor) -> Tensor:
+    """Entries of values [B or 1, n, ...] at place [B, m]."""
+    values = values.expand(place.shape[0], *values.shape[1:])
+    place = place.view(*place.shape, *[1] * (values.dim() - 2)).expand(*place.shape, *values.shape[2:])
+    return values.gather(1, place)
+
+
+def fill_up(hidden: Tensor, sequence: Sequence, length: int) -> Tensor:
+    """The sequence at its length before pruning, for losses: each place that lost its token repeats the state that comes before the
+    next token that is left, so that every next-token prediction is made by the state that makes it. [B, n, C] -> [B, length, C]."""
+    batch, n = sequence.index.shape
+    slot = torch.arange(n, device=hidden.device).expand(batch, n)
+    there = sequence.index >= 0
+    text = there if sequence.visual is None else there & ~sequence.visual
+    spare = torch.full((batch, length + 1), -1, device=hidden.device)
+    every, at = (spare.scatter(1, sequence.index.where(some, length), slot)[:, :length] for some in (there, text))
+    before_next = torch.nn.functional.pad(at[:, 1:], (0, 1), value=-1) - 1
+    chosen = at.where(at >= 0, before_next.where(before_next >= 0, every))
+    return take(hidden, chosen.cummax(dim=1).values.clamp(min=0))
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary position embedding of x [B, H, n, D] by cos, sin [B, n, D]."""
+    cos, sin = (part.unsqueeze(1).to(x.dtype) for part in rope)
+    half = x.shape[-1] // 2
+    turned: Tensor = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos + turned * sin
+
+
+def join(plans: list[Plan]) -> Plan:
+    """Plans of single samples as one of the batch; where numbers differ, padding comes last, with -1."""
+    if len(plans) == 1:
+        return plans[0]
+    total, slots = max(p.total for p in plans), max(p.slots for p in plans)
+
+    def pad(values: Tensor, size: int) -> Tensor:
+        return torch.nn.functional.pad(values, (0, size - values.shape[1]), value=-1)
+
+    keep = torch.cat([pad(p.keep, slots) for p in plans])
+    merged = torch.cat([pad(p.owner, total) for p in plans]) if any(p.merged is not None for p in plans) else None
+    even = all(p.slots == slots for p in plans)
+    tail = plans[0].tail if all(p.tail == plans[0].tail for p in plans) else 0
+    return Plan(keep, total, merged, valid=None if even else keep >= 0, tail=tail)
+
+
+def everything(n: int, device: torch.device) -> Plan:
+    """A plan for one sample of which nothing leaves."""
+    return Plan(torch.arange(n, device=device).unsqueeze(0), n)

@@ -1,0 +1,69 @@
+"""Where a language model keeps what its attention scores are made of, and who knows its visual tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+
+CLASSES = (
+    "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel",
+)  # fmt: skip
+"""Decoders that are known: q_proj, k_proj, input_layernorm, RoPE given to the layers as `position_embeddings`."""
+
+
+def check_visual(visual: Any) -> None:
+    """Raise PruneError unless `visual` is something that names tokens."""
+    if isinstance(visual, slice):
+        if visual.stop is None or visual.step not in (None, 1) or visual.stop < 0 or (visual.start or 0) < 0:
+            raise PruneError(
+                f"visual={visual} must have a stop, no step and no negative numbers: the prompt's length is not known yet"
+            )
+    elif isinstance(visual, Tensor):
+        if visual.dtype != torch.bool or visual.dim() not in (1, 2):
+            raise PruneError(f"a visual mask must be bool, [L] or [B, L]; got {visual.dtype} {list(visual.shape)}")
+    elif visual is not None and (isinstance(visual, bool) or not isinstance(visual, int)):
+        raise PruneError(f"visual must be a slice, a bool mask or a token id, got {type(visual).__name__}")
+
+
+def find(model: nn.Module) -> nn.Module:
+    """The one decoder in a model."""
+    found = [module for module in model.modules() if any(kind.__name__ in CLASSES for kind in type(module).__mro__)]
+    if len(found) != 1:
+        what = "no decoder that is known" if not found else f"{len(found)} decoders"
+        raise PruneError(f"{type(model).__name__} has {what}; methods inside the language model know {', '.join(CLASSES)}")
+    decoder: Any = found[0]
+    if not all(hasattr(layer.self_attn, "q_proj") and hasattr(layer, "input_layernorm") for layer in decoder.layers):
+        raise PruneError(f"the layers of {type(decoder).__name__} have no q_proj, k_proj and input_layernorm to score by")
+    if len(set(getattr(decoder.config, "layer_types", None) or [0])) > 1:
+        raise PruneError(f"{type(decoder).__name__} mixes full and sliding-window attention, so its layers cannot share one mask")
+    return found[0]
+
+
+def wrapper(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
+    """The vision-language model right around the decoder, if there is one: it knows the placeholders."""
+    for module in model.modules():
+        if any(child is decoder for child in module.children()) and hasattr(getattr(module, "config", None), "image_token_id"):
+            return module
+    return None
+
+
+def tap(attention: Any, name: str) -> nn.Module:
+    """The module whose output is the layer's queries or keys before RoPE."""
+    module: nn.Module = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
+    return module
+
+
+def project(attention: Any, name: str, x: Tensor) -> Tensor:
+    """Queries or keys of x [B, n, C] before RoPE."""
+    out: Tensor = getattr(attention, f"{name}_proj")(x)
+    norm = getattr(attention, f"{name}_norm", None)
+    return out if norm is None else norm(out.view(*out.shape[:2], -1, attention.head_dim))
+
+
+def in_heads(attention: Any, x: Tensor) -> Tensor:
+    """[B, n, H * D] or [B, n, H, D] -> [B, H, n, D]."""
+    return x.reshape(*x.shape[:2], -1, attention.head_dim).transpose(1, 2)
