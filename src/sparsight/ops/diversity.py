@@ -87,6 +87,7 @@ def by_threshold(
         place = torch.full_like(pick, step) if running else rank.gather(1, pick)
         threshold = ((place + 1) * slope.unsqueeze(-1)).clamp(max=cap)
         free = free.scatter(1, pick, False)
-        alive = alive & free & (1 - similarity[rows, pick].squeeze(1) >= threshold)
+        distance = (1 - similarity[rows, pick].squeeze(1)).clamp(min=0)
+        alive = alive & free & (distance >= threshold)
         picks.append(pick)
     return torch.cat(picks, dim=1), natural

@@ -1,0 +1,113 @@
+"""What holds for every method between vision encoder and language model."""
+
+import pytest
+import torch
+
+import sparsight
+from sparsight.errors import PruneError
+
+RECIPES = [
+    "fastervlm:tokens=12",
+    "fastervlm:tokens=12,score=column_mean",
+    "visionzip:tokens=12,contextual=3",
+    "visionzip:tokens=12,contextual=3,score=col_ln",
+    "vispruner:tokens=12,ratio=0.5",
+    "vispruner:tokens=13,ratio=0.5,rescue=0.8",
+    "divprune:tokens=12",
+    "fps:tokens=12",
+    "fps:tokens=12,start=attention,space=features",
+    "prumerge",
+    "prumerge:tokens=12",
+    "prumerge:tokens=12,score=col_ln",
+    "prumerge_plus",
+    "prumerge_plus:tokens=12",
+    "bat:tokens=12,ratio=0.5",
+    "agile:tokens=12,by=erank,count=fixed",
+    "agile:tokens=12,by=entropy,count=adaptive",
+    "mix:tokens=12,attention=fastervlm,diversity=divprune,by=erank",
+    "mix:tokens=12,attention=col_ln,diversity=vispruner,by=entropy",
+    "mix:tokens=12,diversity=bat,inverse=true",
+]
+
+
+def signals(rng, batch: int = 3, n: int = 50, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng).to(dtype)
+
+    d = {"x": draw(batch, n, 24), "feats": draw(batch, n, 16), "class_token": draw(batch, 1, 24)}
+    return {**d, "q": 2 * draw(batch, 4, n + 1, 8), "k": draw(batch, 4, n + 1, 8)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_image_of_a_batch_equals_the_image_alone(rng, recipe):
+    d = signals(rng)
+    out = sparsight.reduce(recipe, **d)
+    for image, count in enumerate(out.plan.counts):
+        alone = sparsight.reduce(recipe, **{key: value[image : image + 1] for key, value in d.items()})
+        assert alone.plan.counts == [count]
+        assert torch.equal(out.plan.owner[image], alone.plan.owner[0])
+        assert torch.allclose(out.x[image, :count], alone.x[0], atol=1e-5)
+        assert out.x[image, count:].eq(0).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_plan_tells_the_truth(rng, recipe):
+    d = signals(rng)
+    out = sparsight.reduce(recipe, **d)
+    assert out.x.shape == (3, out.plan.slots, 24)
+    if "prumerge" not in recipe and "adaptive" not in recipe:
+        assert out.plan.counts == [13 if "tokens=13" in recipe else 12] * 3
+    owner, keep = out.plan.owner, out.plan.keep
+    for image in range(3):
+        real = keep[image][keep[image] >= 0]
+        slot = torch.arange(len(real)) + int(out.plan.led)
+        assert torch.equal(owner[image, real], slot)
+        assert owner[image].max() < out.plan.counts[image]
+    assert torch.equal(out.plan.fold(torch.ones(3, 50, 1)), out.size) or (owner < 0).any()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_scored_in_float32(rng, recipe, dtype):
+    d = signals(rng, dtype=dtype)
+    out = sparsight.reduce(recipe, **d)
+    exact = sparsight.reduce(recipe, **{key: value.float() for key, value in d.items()})
+    assert out.x.dtype == dtype
+    assert torch.equal(out.plan.keep, exact.plan.keep)
+    assert torch.allclose(out.x.float(), exact.x, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_keep_all_is_the_identity(rng, recipe):
+    d = signals(rng)
+    body = ",".join(part for part in recipe.partition(":")[2].split(",") if part and not part.startswith(("tokens", "count")))
+    name = f"{recipe.partition(':')[0]}:keep=1" + (f",{body}" if body else "")
+    assert torch.equal(sparsight.reduce(name, **d).x, d["x"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_inputs_stay_and_gradients_flow(rng, recipe):
+    d = signals(rng, batch=1)
+    before = {key: value.clone() for key, value in d.items()}
+    d["x"].requires_grad_()
+    sparsight.reduce(recipe, **d).x.sum().backward()
+    assert d["x"].grad is not None
+    assert d["x"].grad.abs().sum() > 0
+    assert all(torch.equal(before[key], d[key].detach()) for key in d)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_survives_its_text_and_json(recipe):
+    made = sparsight.parse(recipe)
+    assert made.schedule.layers == ()
+    assert made.where in ("encoder", "projector")
+    assert sparsight.parse(str(made)) == made
+    assert sparsight.Recipe.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("name", ["fastervlm", "visionzip", "vispruner", "divprune", "fps", "prumerge", "bat", "agile", "mix"])
+def test_more_tokens_than_there_are(rng, name):
+    with pytest.raises(PruneError, match="more than the 50"):
+        sparsight.reduce(f"{name}:tokens=51", **signals(rng))
+    with pytest.raises(PruneError, match="tokens"):
+        sparsight.parse(f"{name}:tokens=0")
