@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class Decoder:
         self.hooks: list[Any] = []
         self.turn: Turn | None = None
         self.labels = False
+        self.prompt: int | None = None
         if visual is None and self.outer is None:
             raise PruneError(
                 f"{type(model).__name__} is a language model without images, so nobody says which tokens are visual; "
@@ -92,6 +94,7 @@ class Decoder:
         self.model.__dict__.pop("_sparsight_decoder", None)
         for before, site in zip([None, *self.sites], self.sites, strict=False):
             site.previous = before
+        self.patch_generate()
         if not self.sites:
             return
         self.model._sparsight_decoder = self
@@ -104,7 +107,8 @@ class Decoder:
         add(self.model.norm.register_forward_pre_hook(self.before_norm))
         add(self.model.layers[0].register_forward_pre_hook(self.see_embeddings, with_kwargs=True))
         for index in range(min(site.layer for site in self.sites), self.depth):
-            add(self.model.layers[index].register_forward_pre_hook(self.before_layer(index), with_kwargs=True))
+            site = next((site for site in self.sites if site.layer == index), None)
+            add(self.model.layers[index].register_forward_pre_hook(partial(self.before_layer, site), with_kwargs=True))
         for site in self.sites:
             if site.attention == "before":
                 self.listen(self.model.layers[site.layer - 1].self_attn)
@@ -112,15 +116,31 @@ class Decoder:
     def listen(self, attention: Any) -> None:
         """Keep queries and keys of a layer whose attention is asked for."""
         for name in ("q", "k"):
-            module = tap(attention, name)
-            self.hooks.append(module.register_forward_hook(self.keep_output(module)))
+            self.hooks.append(tap(attention, name).register_forward_hook(self.keep_output))
 
-    def keep_output(self, module: nn.Module) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            if self.turn is not None and self.turn.visual is not None:
-                self.turn.heard[id(module)] = output
+    def keep_output(self, module: nn.Module, _args: Any, output: Tensor) -> None:
+        if self.turn is not None and self.turn.visual is not None:
+            self.turn.heard[id(module)] = output
 
-        return hook
+    def patch_generate(self) -> None:
+        """Let `generate` say how long the prompt is: without a cache it repeats the prompt with what has been generated behind it,
+        and the tokens kept must be those that the prompt's own end asked for."""
+        mine = getattr(self.top.__dict__.get("generate"), "func", None) == self.generate
+        if self.sites and not mine and hasattr(self.top, "generate"):
+            self.top.generate = partial(self.generate, self.top.generate)  # type: ignore[assignment]
+        elif not self.sites and mine:
+            inner = self.top.__dict__.pop("generate").args[0]
+            if getattr(inner, "__func__", None) is not type(self.top).generate:  # type: ignore[attr-defined]
+                self.top.generate = inner
+
+    def generate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
+        prompt = next((tokens for tokens in given if isinstance(tokens, Tensor)), None)
+        self.prompt = None if prompt is None else int(prompt.shape[1])
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self.prompt = None
 
     # ---- one forward --------------------------------------------------------------------------------------------------
 
@@ -143,7 +163,7 @@ class Decoder:
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start of the decoder's forward."""
-        self.turn = Turn.begin(self.model, args, kwargs, self.visual, self.given)
+        self.turn = Turn.begin(self.model, args, kwargs, self.visual, self.given, self.prompt)
         self.given = None
 
     def end(self, *_: Any) -> None:
@@ -161,24 +181,19 @@ class Decoder:
             return None
         return (fill_up(args[0], self.turn.now, self.turn.length), *args[1:])
 
-    def before_layer(self, index: int) -> Callable[..., Any]:
-        site = next((site for site in self.sites if site.layer == index), None)
-
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            turn = self.turn
-            if turn is None:
-                return None
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if site is not None:
-                hidden = self.visit(site, turn, hidden, kwargs)
-            now = turn.now
-            if now is None or now.own:
-                return None
-            # position ids are for detecting packed sequences only, which gaps in them would look like
-            changed = {"attention_mask": now.attention, "position_embeddings": now.rope, "position_ids": None}
-            return (hidden, *args[1:]), {**{k: v for k, v in kwargs.items() if k != "hidden_states"}, **changed}
-
-        return hook
+    def before_layer(self, site: DecoderSite | None, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        turn = self.turn
+        if turn is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if site is not None:
+            hidden = self.visit(site, turn, hidden, kwargs)
+        now = turn.now
+        if now is None or now.own:
+            return None
+        # position ids serve to detect packed sequences only, and gaps in them would look like that
+        changed = {"attention_mask": now.attention, "position_embeddings": now.rope, "position_ids": None}
+        return (hidden, *args[1:]), {**{k: v for k, v in kwargs.items() if k != "hidden_states"}, **changed}
 
     def visit(self, site: DecoderSite, turn: Turn, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """One site: drop visual tokens of this forward, and let masks and positions follow what earlier forwards dropped."""

@@ -29,7 +29,8 @@ class Trail:
 
 @dataclass(eq=False)
 class Turn:
-    """State of one forward. start: tokens in layer 0's cache before it; length: tokens given to it; mask [B, start + length]."""
+    """State of one forward. start: tokens in layer 0's cache before it; length: tokens given to it; mask [B, start + length];
+    prompt: length of the prompt where `generate` runs, so that tokens generated since ask for nothing."""
 
     start: int
     length: int
@@ -37,6 +38,7 @@ class Turn:
     foreign: bool
     visual: Tensor | None
     cache: Any = None
+    prompt: int | None = None
     now: Sequence | None = None
     pruned: bool = False
     right: bool = False
@@ -47,14 +49,21 @@ class Turn:
     tail: dict[int, bool] = field(default_factory=dict)
 
     @staticmethod
-    def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], visual: Any, given: Tensor | None) -> Turn:
+    def begin(
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        visual: Any,
+        given: Tensor | None,
+        prompt: int | None = None,
+    ) -> Turn:
         """Read the arguments of the decoder's forward."""
         call = {**dict(zip(ARGUMENTS, args, strict=False)), **kwargs}
         ids, mask, past = call.get("input_ids"), call.get("attention_mask"), call.get("past_key_values")
         tokens = ids if ids is not None else call["inputs_embeds"]
         start, length = 0 if past is None else int(past.get_seq_length()), int(tokens.shape[1])
         plain = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        turn = Turn(start, length, plain, mask is not None and plain is None, None, past)
+        turn = Turn(start, length, plain, mask is not None and plain is None, None, past, prompt)
         found = given if given is not None else turn.declared(visual, ids, tokens)
         if found is None or (length == 1 and start):
             return turn
@@ -186,13 +195,18 @@ class Turn:
 
     # ---- scoring ------------------------------------------------------------------------------------------------------
 
+    @property
+    def end(self) -> int:
+        """Where the prompt ends among the tokens of this forward."""
+        return self.length if self.prompt is None or self.prompt <= self.start else self.prompt - self.start
+
     def choose_raters(self, hidden: Tensor) -> None:
         """Text raters of every sample, from the embeddings that enter the decoder: bool [B, length]."""
         assert self.visual is not None
         real = torch.ones_like(self.visual) if self.mask is None else self.mask[:, self.start :]
         place = torch.arange(self.length, device=hidden.device)
         last = place.where(self.visual, -1).amax(dim=1, keepdim=True)
-        text, after = real & ~self.visual, place > last
+        text, after = real & ~self.visual & (place < self.end), place > last
         text = text & (after | ~(text & after).any(dim=1, keepdim=True))
         self.raters = torch.zeros_like(text)
         for sample, chosen in enumerate(self.raters):
@@ -209,6 +223,7 @@ class Turn:
 
     def asked(self, rows: Rows, before: Sequence, sample: int, real: Tensor) -> Tensor:
         """Places of the queries whose attention counts."""
+        real = real[before.index[sample, real] < self.end]
         if rows == "last" or self.raters is None or before.visual is None:
             return real[-1:]
         text = real[~before.visual[sample, real]]
