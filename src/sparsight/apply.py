@@ -76,10 +76,9 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
         lines = "; ".join(f"{name}: {SIGNALS[name]}" for name in missing)
         raise PruneError(f"{recipe.name} needs {' and '.join(missing)} ({lines}); got {', '.join(given)}")
     n = given["x"].shape[1]
-    for word in ("tokens", "remove"):
-        amount = max(as_tuple(getattr(recipe.schedule, word)), default=0)
-        if word == "tokens" and amount > n:
-            raise PruneError(f"{recipe.name}: tokens={int(amount)} is more than the {n} tokens that there are")
+    asked = max(as_tuple(recipe.schedule.tokens), default=0)
+    if asked > n:
+        raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {n} tokens that there are")
     done = run(recipe, recipe.schedule.count(n, 0, 1), given)
     return replace(done, size=sizes(done.x, done.size))
 

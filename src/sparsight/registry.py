@@ -64,7 +64,9 @@ def method(function: Maker) -> Maker:
         if parameter.default is inspect.Parameter.empty:
             raise PruneError(f"method {name!r}: parameter {key!r} needs a default")
         parameters.append(Parameter(key, parameter.default, choices(hints[key])))
-    _methods[name] = Method(name, summary.partition(": ")[2] or summary, source.rstrip("."), tuple(parameters), function)
+    _methods[name] = Method(
+        name, (summary.partition(": ")[2] or summary).rstrip("."), source.rstrip("."), tuple(parameters), function
+    )
     return function
 
 

@@ -53,3 +53,7 @@ def test_a_grid_is_needed_for_diversity():
         sparsight.reduce("similarity:tokens=4,diversity=2", x=torch.randn(1, 10, 4))
     out = sparsight.reduce("similarity:tokens=4,diversity=2", x=torch.randn(1, 10, 4), grid=(2, 5))
     assert out.plan.slots == 4
+
+
+def test_any_number_of_tokens_without_a_grid():
+    assert sparsight.reduce("similarity:tokens=4", x=torch.randn(1, 10, 4)).plan.slots == 4

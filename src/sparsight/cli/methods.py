@@ -8,8 +8,16 @@ from typing import Annotated
 import typer
 
 
-def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON, with defaults and choices.")] = False) -> None:
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with defaults and choices.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/methods.md.")] = False,
+) -> None:
     """List the methods, their parameters and where they come from."""
+    if as_markdown:
+        from ..tools.catalogue import markdown
+
+        typer.echo(markdown(), nl=False)
+        return
     from ..registry import methods as all_methods
 
     found = all_methods()

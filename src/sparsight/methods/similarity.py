@@ -15,5 +15,8 @@ from ..registry import method
 def similarity(keep: float = 0.7, layers: Layers = "input", metric: score.Metric = "cosine", diversity: float = 0.0) -> Recipe:
     if diversity < 0:
         raise PruneError(f"diversity={diversity:g} is negative: it is a radius in patches, 0 switches it off")
-    apart = Step(score.distinctness, metric=metric, diversity=diversity)
+    if diversity:
+        apart = Step(score.local_distinctness, metric=metric, diversity=diversity)
+    else:
+        apart = Step(score.distinctness, metric=metric)
     return Recipe(apart, select.topk, reduce.drop, schedule.staged(keep, layers))

@@ -44,30 +44,37 @@ def low_entropy(q: Tensor, k: Tensor, prefix: int, scale: float, order: float = 
     return -attention.row_entropy(q, k, prefix, scale, order)
 
 
-def distinctness(
-    feats: Tensor, position: Tensor, grid: tuple[int, int] | None, metric: Metric = "cosine", diversity: float = 0.0
-) -> Tensor:
-    """Negated mean similarity to the other patches. feats [B, N, D], position [B, N] -> [B, N].
+def distinctness(feats: Tensor, metric: Metric = "cosine") -> Tensor:
+    """Negated mean similarity to all other patches. feats [B, N, D] -> [B, N]."""
+    others = max(1, feats.shape[1] - 1)
+    if metric == "l2":
+        return torch.cdist(feats, feats).sum(dim=-1) / others
+    feats = comparable(feats, metric)
+    # the sum over j of x_i . x_j is x_i . sum_j x_j: no N x N matrix
+    return -(feats * (feats.sum(dim=1, keepdim=True) - feats)).sum(dim=-1) / others
 
-    diversity is the radius sigma, in patches, of a Gaussian that weighs the others by their distance on the grid; 0 = all alike.
-    Fused tokens have no place on the grid (position -1) and are then compared with all others alike.
+
+def local_distinctness(
+    feats: Tensor, position: Tensor, grid: tuple[int, int], metric: Metric = "cosine", diversity: float = 1.0
+) -> Tensor:
+    """Negated mean similarity to the other patches, weighted by a Gaussian of their distance on the grid.
+
+    feats [B, N, D], position [B, N] -> [B, N]; diversity is the Gaussian's sigma in patches. Fused tokens have no place on the
+    grid (position -1) and are compared with all others alike.
     """
-    n = feats.shape[1]
-    if metric == "cosine":
-        feats = torch.nn.functional.normalize(feats, dim=-1)
-    if not diversity and metric != "l2":
-        others = (feats * (feats.sum(dim=1, keepdim=True) - feats)).sum(dim=-1)
-        return -others / max(1, n - 1)
+    feats = comparable(feats, metric)
     similarity = -torch.cdist(feats, feats) if metric == "l2" else feats @ feats.transpose(-2, -1)
-    weight = similarity.new_ones(n, n).fill_diagonal_(0)
-    if diversity:
-        assert grid is not None
-        place = torch.stack([position.div(grid[1], rounding_mode="floor"), position % grid[1]], dim=-1).to(similarity)
-        apart = torch.cdist(place, place).square()
-        placeless = (position < 0).unsqueeze(-1) | (position < 0).unsqueeze(-2)
-        weight = weight * torch.exp(-apart.masked_fill(placeless, 0) / (2 * diversity**2))
-    total = (weight * similarity).sum(dim=-1)
-    return -total / weight.expand_as(similarity).sum(dim=-1).clamp(min=torch.finfo(total.dtype).tiny)
+    place = torch.stack([position.div(grid[1], rounding_mode="floor"), position % grid[1]], dim=-1).to(similarity)
+    apart = torch.cdist(place, place).square()
+    placeless = (position < 0).unsqueeze(-1) | (position < 0).unsqueeze(-2)
+    weight = torch.exp(-apart.masked_fill(placeless, 0) / (2 * diversity**2))
+    weight = weight * (1 - torch.eye(feats.shape[1], dtype=weight.dtype, device=weight.device))
+    return -(weight * similarity).sum(dim=-1) / weight.sum(dim=-1).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def comparable(feats: Tensor, metric: Metric) -> Tensor:
+    """Unit vectors for the cosine, the features themselves otherwise."""
+    return torch.nn.functional.normalize(feats, dim=-1) if metric == "cosine" else feats
 
 
 def noise(x: Tensor, seed: int = 0) -> Tensor:
