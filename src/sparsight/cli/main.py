@@ -19,7 +19,6 @@ UsageFault: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 # Plain help: drawing it with rich would cost a quarter of a second.
 app = typer.Typer(
     help="Keep only the visual tokens that matter.",
-    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,11 +33,14 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=print_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Keep only the visual tokens that matter."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def run() -> None:

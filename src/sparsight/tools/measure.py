@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..ops.schedule import show
@@ -82,7 +82,7 @@ class Job:
     @staticmethod
     def make(loaded: Loaded, folder: Folder, recipes: list[Recipe], settings: Settings, out: Path) -> Job:
         """The job, with the key that all its rows share."""
-        versions = [sorted(versions_in_use().items()), device_name(settings.device), torch.get_num_threads()]
+        versions = [sorted(versions_in_use(loaded.model).items()), device_name(settings.device), torch.get_num_threads()]
         key = digest(fingerprint_model(loaded.model), loaded.image_size, fingerprint_data(folder, True), repr(settings), versions)
         return Job(loaded, folder, recipes, settings, out, Shelf(out / "rows", key))
 
@@ -183,7 +183,7 @@ class Job:
             timed_batch=timed,
             seed=settings.seed,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=versions_in_use(),
+            versions=versions_in_use(self.loaded.model),
             interval_method=METHOD,
             memory_method=MEMORY[torch.device(settings.device).type],
             notes=notes,
@@ -222,12 +222,14 @@ def name_parts(recipe: Recipe | None) -> dict[str, Any]:
     }
 
 
-def versions_in_use() -> dict[str, str]:
-    """Versions of Python, this library and the frameworks that are loaded."""
+def versions_in_use(model: nn.Module) -> dict[str, str]:
+    """Versions of Python, this library, torch and the framework that the model comes from."""
     from .. import __version__
 
     found = {"python": platform.python_version(), "sparsight": __version__, "torch": str(torch.__version__)}
-    return found | {name: str(sys.modules[name].__version__) for name in ("timm", "transformers") if name in sys.modules}
+    home = type(model).__module__.partition(".")[0]
+    version = getattr(sys.modules.get(home), "__version__", None)
+    return found | ({home: str(version)} if version else {})
 
 
 def device_name(device: str) -> str:
