@@ -15,6 +15,8 @@ METHODS = {
 }
 ALL = ["fastv:layer=2,keep=1", "pyramiddrop:layers=2/4,keep=1/1", "sparsevlm:keep=1,layers=1/2/4"]
 KINDS = ["llama", "qwen2", "mistral"]
+PAIRS = [("llama", "fastv"), ("qwen2", "pyramiddrop"), ("mistral", "sparsevlm"), ("mistral", "fastv"), ("qwen2", "sparsevlm_rank")]
+MAIN = ["fastv", "pyramiddrop", "sparsevlm"]
 VISUAL = slice(5, 29)
 LENGTH = 38
 
@@ -41,7 +43,7 @@ def prompt(batch: int = 1, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def generate(model, ids, tokens=6, **kwargs):
+def generate(model, ids, tokens=5, **kwargs):
     kwargs.setdefault("attention_mask", torch.ones_like(ids))
     return model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **kwargs)
 
@@ -77,8 +79,7 @@ def test_keeping_all_changes_nothing(kind, recipe):
         assert torch.equal(generate(model, ids), want_ids)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
 def test_generating_with_a_cache_equals_without(kind, name):
     model, ids = build(kind), prompt(1, seed=5)
     handle = sparsight.prune(model, METHODS[name], visual=VISUAL)
@@ -108,30 +109,29 @@ def test_item_of_a_batch_equals_item_alone(name, right):
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", MAIN)
 def test_batched_generation_with_left_padding(name):
     model = build("qwen2")
     ids, mask, visual, alone = padded(right=False)
     with sparsight.prune(model, METHODS[name], visual=visual):
-        together = generate(model, ids, attention_mask=mask)
-        assert torch.equal(together, generate(model, ids, attention_mask=mask, use_cache=False))
+        together = generate(model, ids, 4, attention_mask=mask)
+        assert torch.equal(together, generate(model, ids, 4, attention_mask=mask, use_cache=False))
     for b, (row, span) in enumerate(alone):
         with sparsight.prune(model, METHODS[name], visual=span):
-            assert torch.equal(generate(model, row)[0, -6:], together[b, -6:])
+            assert torch.equal(generate(model, row, 4)[0, -4:], together[b, -4:])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", MAIN)
 def test_beams(name):
     """Caches are expanded and reordered; with and without cache the same beams win, also in a padded batch."""
     model = build("llama")
     ids, mask, visual, _ = padded(right=False)
     with sparsight.prune(model, METHODS[name], visual=visual):
-        fast = generate(model, ids, 5, attention_mask=mask, num_beams=3)
-        assert torch.equal(fast, generate(model, ids, 5, attention_mask=mask, num_beams=3, use_cache=False))
+        fast = generate(model, ids, 4, attention_mask=mask, num_beams=2)
+        assert torch.equal(fast, generate(model, ids, 4, attention_mask=mask, num_beams=2, use_cache=False))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
 def test_eager_equals_sdpa(kind, name):
     sdpa, eager = build(kind), build(kind, "eager")
     ids, mask, visual, _ = padded(right=False)
@@ -140,7 +140,7 @@ def test_eager_equals_sdpa(kind, name):
         for one, other in zip(a.plans, b.plans):
             assert torch.equal(one.keep, other.keep)
         torch.testing.assert_close(got[:, -8:], want[:, -8:], atol=2e-4, rtol=1e-4)
-        assert torch.equal(generate(sdpa, ids, attention_mask=mask), generate(eager, ids, attention_mask=mask))
+        assert torch.equal(generate(sdpa, ids, 3, attention_mask=mask), generate(eager, ids, 3, attention_mask=mask))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -206,15 +206,25 @@ def test_images_of_a_second_turn(name):
     torch.testing.assert_close(both[2][1:], step, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", MAIN)
+def test_small_sliding_window(name):
+    """The window counts the tokens that are left; a cache that forgets what is outside changes nothing."""
+    model, ids = build("mistral", sliding_window=12), prompt(2)
+    with sparsight.prune(model, METHODS[name], visual=VISUAL):
+        fast = generate(model, ids)
+        assert torch.equal(fast, generate(model, ids, use_cache=False))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_text_only_prompts_pass(name):
     model, ids = build("qwen2"), prompt(2, 20)
-    want = logits(model, ids)
-    handle = sparsight.prune(model, METHODS[name], visual=96)
     ids[ids == 96] = 5
     want = logits(model, ids)
-    assert torch.equal(logits(model, ids), want)
-    assert handle.plans == []
+    with sparsight.prune(model, METHODS[name], visual=96) as handle:
+        assert torch.equal(logits(model, ids), want)
+        assert handle.plans == []
+        ids[:, 4:9] = 96
+        assert logits(model, ids).shape[1] < 20
 
 
 def test_remove_restores():
@@ -284,5 +294,5 @@ def test_bad_calls():
     sparsight.prune(model, "fastv:layer=3", visual=VISUAL)
     with pytest.raises(PruneError, match="pruned already"):
         sparsight.prune(model, "fastv:layer=3", visual=VISUAL)
-    with pytest.raises(PruneError, match="4|2-D attention mask"):
+    with pytest.raises(PruneError, match="2-D attention mask"):
         logits(model, prompt(), attention_mask=torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool))

@@ -107,8 +107,8 @@ class Decoder:
         add(self.model.norm.register_forward_pre_hook(self.before_norm))
         add(self.model.layers[0].register_forward_pre_hook(self.see_embeddings, with_kwargs=True))
         for index in range(min(site.layer for site in self.sites), self.depth):
-            site = next((site for site in self.sites if site.layer == index), None)
-            add(self.model.layers[index].register_forward_pre_hook(partial(self.before_layer, site), with_kwargs=True))
+            here = next((site for site in self.sites if site.layer == index), None)
+            add(self.model.layers[index].register_forward_pre_hook(partial(self.before_layer, here), with_kwargs=True))
         for site in self.sites:
             if site.attention == "before":
                 self.listen(self.model.layers[site.layer - 1].self_attn)
@@ -127,7 +127,8 @@ class Decoder:
         and the tokens kept must be those that the prompt's own end asked for."""
         mine = getattr(self.top.__dict__.get("generate"), "func", None) == self.generate
         if self.sites and not mine and hasattr(self.top, "generate"):
-            self.top.generate = partial(self.generate, self.top.generate)  # type: ignore[assignment]
+            top: Any = self.top
+            top.generate = partial(self.generate, top.generate)
         elif not self.sites and mine:
             inner = self.top.__dict__.pop("generate").args[0]
             if getattr(inner, "__func__", None) is not type(self.top).generate:  # type: ignore[attr-defined]

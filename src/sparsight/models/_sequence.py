@@ -68,10 +68,11 @@ def stack(rows: list[Row], right: bool, before: Sequence, renumber: bool) -> tup
     longest = max(row.source.shape[0] for row in rows)
 
     def pad(values: list[Tensor], fill: int | bool) -> Tensor:
-        out = values[0].new_full((len(values), longest, *values[0].shape[1:]), fill)
-        for sample, value in zip(out, values, strict=True):
-            sample[slice(0, value.shape[0]) if right else slice(longest - value.shape[0], longest)] = value
-        return out
+        out = []
+        for value in values:
+            short = value.new_full((longest - value.shape[0], *value.shape[1:]), fill)
+            out.append(value if not short.shape[0] else torch.cat([value, short] if right else [short, value]))
+        return torch.stack(out)
 
     uneven = any(row.source.shape[0] != longest for row in rows)
     valid = pad([torch.ones_like(row.visual) for row in rows], False) if uneven else None
@@ -80,8 +81,9 @@ def stack(rows: list[Row], right: bool, before: Sequence, renumber: bool) -> tup
     index = before.index.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1)
     cos, sin = (take(part, place) for part in before.rope)
     position = None if before.position is None else take(before.position, place)
-    hidden = torch.stack([row.hidden for row in rows]) if not uneven else pad([row.hidden for row in rows], 0)
-    return hidden, Sequence(index, valid, pad([row.visual for row in rows], False), (cos, sin), position)
+    return pad([row.hidden for row in rows], 0), Sequence(
+        index, valid, pad([row.visual for row in rows], False), (cos, sin), position
+    )
 
 
 def take(values: Tensor, place: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Turn:
     entered: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     heard: dict[int, Tensor] = field(default_factory=dict)
-    tail: dict[int, bool] = field(default_factory=dict)
+    unpadded: bool | None = None
 
     @staticmethod
     def begin(
@@ -137,14 +137,19 @@ class Turn:
         valid = for_batch(trail.valid, batch)
         return torch.cat([valid, valid.new_ones(batch, self.start - seen) if since is None else since], dim=1)
 
+    @property
+    def full(self) -> bool:
+        """Whether no token so far is padding; asked once per forward, since it waits for the device."""
+        if self.unpadded is None:
+            self.unpadded = self.mask is None or bool(self.mask.all())
+        return self.unpadded
+
     def all_real(self, trail: Trail | None, after: Sequence) -> bool:
-        """Whether no key of the layers after a site is padding; asked once per forward, since it waits for the device."""
+        """Whether no key of the layers after a site is padding."""
         if after.valid is not None or (trail is not None and trail.valid is not None):
             return False
         seen = 0 if trail is None else trail.seen
-        if seen not in self.tail:
-            self.tail[seen] = self.mask is None or bool(self.mask[:, seen : self.start].all())
-        return self.tail[seen]
+        return self.full or self.mask is None or bool(self.mask[:, seen : self.start].all())
 
     # ---- the sequence -------------------------------------------------------------------------------------------------
 
@@ -154,7 +159,7 @@ class Turn:
             raise PruneError(
                 "a pruned decoder needs the 2-D attention mask; got a ready-made one (static cache or packed sequences?)"
             )
-        valid = None if self.mask is None else self.mask[:, self.start :]
+        valid = None if self.full or self.mask is None else self.mask[:, self.start :]
         if valid is not None and bool(valid.all()):
             valid = None
         index = torch.arange(self.length, device=hidden.device).expand(hidden.shape[0], -1)
