@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PIECE = (1 << 15) - 1
+"""Elements that torch still works through in one thread: short steps wait longer for other threads than those help."""
+
 
 def cosine(x: Tensor) -> Tensor:
     """Cosine of every pair; 0 where a vector is zero. x [B, N, D] -> [B, N, N]."""
@@ -55,12 +58,15 @@ def thin_out(similarity: Tensor, left: Tensor, count: int, step: int = 8) -> Ten
         return left[:, :0]
     rows = similarity.reshape(batch * n, n)
     start = torch.arange(batch, device=left.device).unsqueeze(-1) * n
+    piece = max(8, PIECE // (batch * n)) if left.device.type == "cpu" else n
     while (removed := min(step, left.shape[1] - count)) > 0:
         even, odd = left[:, ::2], left[:, 1::2]
         removed = min(removed, even.shape[1])
-        partners = rows.index_select(0, (start + odd).flatten()).view(batch, odd.shape[1], n)
-        closest = partners.amax(dim=1).gather(1, even)
-        order = closest.sort(dim=1, descending=True, stable=True).indices
+        closest = torch.full_like(similarity[:, 0], float("-inf"))
+        for part in (start + odd).split(piece, dim=1):
+            partners = rows.index_select(0, part.flatten()).view(batch, -1, n)
+            closest = torch.maximum(closest, partners.amax(dim=1))
+        order = closest.gather(1, even).sort(dim=1, descending=True, stable=True).indices
         left = torch.cat([even.gather(1, order[:, removed:]), odd], dim=1)
     return left
 
