@@ -223,7 +223,7 @@ def test_text_only_prompts_pass(name):
     with sparsight.prune(model, METHODS[name], visual=96) as handle:
         assert torch.equal(logits(model, ids), want)
         assert handle.plans == []
-        ids[:, 4:9] = 96
+        ids[:, 3:17] = 96
         assert logits(model, ids).shape[1] < 20
 
 
