@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sparsight
+from sparsight import PruneError
 
 METHODS = ["fastv:layer=2,keep=0.5", "pyramiddrop:layers=2/4,keep=0.5/0.25", "sparsevlm:keep=0.4,layers=1/2/4"]
 TEXT = {
@@ -89,6 +90,12 @@ def test_llava_given_embeddings(llava):
         embeds = llava.get_input_embeddings()(inputs.pop("input_ids"))
         torch.testing.assert_close(llava(inputs_embeds=embeds, **inputs).logits, want)
         assert torch.equal(handle.plans[0].keep, plan.keep)
+
+
+def test_inner_model_alone_is_refused(llava):
+    """Better an error than an unpruned run in silence."""
+    with sparsight.prune(llava, METHODS[0]), pytest.raises(PruneError, match="without LlavaModel around it"):
+        llava.model.language_model(input_ids=batch()["input_ids"])
 
 
 @pytest.mark.parametrize("recipe", METHODS)

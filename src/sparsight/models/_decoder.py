@@ -163,8 +163,12 @@ class Decoder:
             self.given = (embeds.unsqueeze(-2) == vectors).all(dim=-1).any(dim=-1)
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Start of the decoder's forward."""
+        """Start of the decoder's forward. `given` [B, length], this forward's visual tokens, comes from the model around the decoder
+        (or from whoever runs the decoder in its place, and sets it before each forward)."""
         self.turn = Turn.begin(self.model, args, kwargs, self.visual, self.given, self.prompt)
+        if self.outer is not None and self.visual is None and self.given is None and self.turn.length > 1:
+            kind = type(self.outer).__name__
+            raise PruneError(f"the language model was called without {kind} around it, so nobody says which tokens are visual")
         self.given = None
 
     def end(self, *_: Any) -> None:
