@@ -14,6 +14,7 @@ from . import registry
 from .apply import decide, needs, only_drops, run
 from .errors import PruneError
 from .models._family import Family, Outcome, Site
+from .models._lvlm import LVLM
 from .ops.schedule import BUDGET, as_tuple
 from .plan import Plan
 from .recipe import Recipe
@@ -87,6 +88,10 @@ def prune(model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: 
     if visual is not None or noise is not None:
         raise PruneError(f"visual= and noise= are for methods inside a language model; {recipe.name} is none")
     family = family_of(model)
+    if isinstance(family, LVLM):
+        from .before_llm import prune_images
+
+        return prune_images(family, recipe)
     sites = plan_sites(family, recipe)
     family.add(sites)
     return Handle(recipe, family, sites)

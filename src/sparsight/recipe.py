@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from .errors import PruneError
 from .ops.schedule import Schedule, show
 
+Attention = Literal["making", "consuming"]
 Value = int | float | bool | str | tuple[Any, ...] | None
 
 PLACES = ("attn", "block", "encoder", "projector", "decoder")
@@ -55,6 +56,7 @@ class Recipe:
     schedule     which blocks, how many tokens.
     where        one of `PLACES`.
     proportional later attention adds log(size) to the keys of merged tokens.
+    attention    in a vision-language model, of which encoder layer: "making" the features that the projector gets, or "consuming" them.
     name, params stamped by the registry: with them the recipe has a string and a JSON form.
     """
 
@@ -64,6 +66,7 @@ class Recipe:
     schedule: Schedule
     where: str = "attn"
     proportional: bool = False
+    attention: Attention = "making"
     name: str = "custom"
     params: tuple[tuple[str, Value], ...] = ()
     shown: tuple[str, ...] = field(default=(), compare=False, repr=False)
