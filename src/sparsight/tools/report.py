@@ -40,7 +40,7 @@ def facts(done: Comparison) -> str:
         f"data {done.data}",
         f"{h} {TIMES} {w} pixels",
         done.device,
-        f"{done.threads} threads",
+        f"{done.threads} thread{'s' * (done.threads > 1)}",
         done.precision,
         f"batch {done.batch_size}",
         done.date[:10],
@@ -110,7 +110,7 @@ def span(share: Interval) -> str:
 
 def legend_of_table(done: Comparison) -> str:
     """How to read the table."""
-    text = "Marked: best of its budget and blocks. Tokens: patches' tokens left after the last sites."
+    text = "Marked: best of its budget and blocks. Tokens: left after each site (the last three)."
     if done.labelled:
         text += " Small print under an accuracy: change against the unpruned model in points, with its paired 95% interval."
     return f'<p class="note">{text} Under a speed-up: quartiles of the paired runs; the unpruned row is timed against itself.</p>'
