@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import importance, reduce, schedule, select
+from ..ops import diversity, importance, reduce, schedule, select
 from ..ops.importance import Importance
 from ..ops.score import check_order
 from ..plan import Plan
@@ -33,7 +33,16 @@ Spacing = Literal["inference", "training"]
 
 
 def centres(
-    s: Tensor, q: Tensor, k: Tensor, prefix: int, count: int, spread: bool, shared: bool, rescue: float, order: float
+    s: Tensor,
+    q: Tensor,
+    k: Tensor,
+    prefix: int,
+    count: int,
+    score: Importance,
+    spread: bool,
+    shared: bool,
+    rescue: float,
+    order: float,
 ) -> Plan:
     """Centres by score s [B, N], and who merges into whom. q, k [B, H, P+N, D]; count 0: as many as there are outliers."""
     n = s.shape[1]
@@ -54,14 +63,13 @@ def centres(
     idx = rank.masked_fill(~chosen, 2 * n).sort(dim=1, stable=True).indices[:, : max(kept)]
     if min(kept) < max(kept):
         idx = idx.masked_fill(torch.arange(max(kept), device=s.device) >= sizes.unsqueeze(-1), -1)
-    everyone = torch.arange(n, device=s.device).expand_as(s)
-    mix = weights(idx, everyone, idx, ~chosen, q, k, prefix)
+    mix = weights(idx, None, ~chosen, attention(s, q, k, prefix, score), k[:, :, prefix:])
     slot = torch.arange(max(kept) + 1, device=s.device)
     valid = slot <= sizes.unsqueeze(-1) if min(kept) < max(kept) else None
     return Plan(idx, n, fused=True, mix=mix, valid=valid)
 
 
-def training_centres(s: Tensor, q: Tensor, k: Tensor, prefix: int, count: int) -> Plan:
+def training_centres(s: Tensor, q: Tensor, k: Tensor, prefix: int, count: int, score: Importance) -> Plan:
     """Centres of the authors' training path: the `count` highest scores, then about as many at equal distances, whether they are
     centres already or not; the rest then lacks its first tokens, one for every doubled centre. Doubled centres share a slot in `owner`."""
     batch, n = s.shape
@@ -78,7 +86,7 @@ def training_centres(s: Tensor, q: Tensor, k: Tensor, prefix: int, count: int) -
     rest = free.to(torch.uint8).sort(dim=1, stable=True).indices[:, slots:]
     lost = torch.ones_like(free).scatter(1, rest, False) & free
     own = place[:slots].expand_as(idx)
-    mix = weights(idx, torch.cat([idx, rest], dim=1), own, free & ~lost, q, k, prefix)
+    mix = weights(idx, torch.cat([idx, rest], dim=1), free & ~lost, attention(s, q, k, prefix, score), k[:, :, prefix:])
     owner = torch.full_like(s, slots, dtype=torch.int64).masked_fill(lost, -1).scatter_reduce(1, idx, own, "amin")
     return Plan(idx, n, owner, fused=True, mix=mix)
 
@@ -122,36 +130,59 @@ def evenly(taken: Tensor, count: Tensor) -> Tensor:
     return hit.gather(1, ((~taken).cumsum(dim=1) - 1).clamp(min=0)) & ~taken
 
 
-def weights(idx: Tensor, pool: Tensor, own: Tensor, rest: Tensor, q: Tensor, k: Tensor, prefix: int) -> Tensor:
-    """What every token gives to every slot [B, K+1, N]: a centre idx [B, K] (-1: none) is itself plus its nearest of the candidates
-    `pool` [B, M], place `own` [B, K] in the pool excepted; after an image's centres comes the sum of `rest` [B, N]."""
-    slots = idx.shape[1]
-    a = importance.single_head(q, k, prefix, "class" if prefix else "column_mean")
-    keys = importance.joined(k)[:, 0, prefix:]
-    n, width = keys.shape[1:]
-    centre = idx.clamp(min=0).unsqueeze(-1)
-    likeness = keys.gather(1, centre.expand(-1, -1, width)) @ keys.transpose(-2, -1)
-    likeness = likeness / keys.norm(dim=-1).clamp(min=torch.finfo(keys.dtype).tiny).unsqueeze(1)
-    candidate = pool.unsqueeze(1).expand(-1, slots, -1)
-    likeness = likeness.gather(2, candidate).scatter(2, own.clamp(min=0).unsqueeze(-1), float("-inf"))
-    near = likeness.sort(dim=2, descending=True, stable=True).indices[..., : min(NEAREST, n - 1)]
-    near = candidate.gather(2, near)
-    row = a.unsqueeze(1).expand(-1, slots, -1)
-    mix = torch.zeros_like(row).scatter_add(2, near, row.gather(2, near))
-    mix = mix.scatter_add(2, centre, torch.ones_like(mix[..., :1])).masked_fill((idx < 0).unsqueeze(-1), 0)
+def attention(s: Tensor, q: Tensor, k: Tensor, prefix: int, score: Importance) -> Tensor:
+    """Weights of merging [B, N]: class attention, or the column mean where there is no class token; mostly the score itself."""
+    wanted: Importance = "class" if prefix else "column_mean"
+    return s if score == wanted else importance.single_head(q, k, prefix, wanted)
+
+
+def weights(idx: Tensor, pool: Tensor | None, rest: Tensor, a: Tensor, k: Tensor) -> Tensor:
+    """What every token gives to every slot [B, K+1, N]: a centre idx [B, K] (-1: none) is itself plus its nearest of the candidates,
+    which are all tokens or the list `pool` [B, M] that begins with the centres; after an image's centres comes the sum of `rest` [B, N].
+    Shares are by a [B, N], nearness by keys k [B, H, N, D]."""
+    keys = importance.joined(k)[:, 0]
+    length = keys.norm(dim=-1).clamp(min=torch.finfo(keys.dtype).tiny).unsqueeze(1)
+    batch, n, width = keys.shape
+    rows = idx.clamp(min=0).unsqueeze(-1)
+    likeness = keys.gather(1, rows.expand(-1, -1, width)) @ keys.transpose(-2, -1)
+    parts = []
+    piece = max(8, diversity.PIECE // (batch * n)) if keys.device.type == "cpu" else n
+    for start in range(0, idx.shape[1], piece):
+        here = slice(start, start + piece)
+        near = a.unsqueeze(1) * nearest(likeness[:, here] / length, rows[:, here], pool, start)
+        near = near.scatter_add(2, rows[:, here], torch.ones_like(near[..., :1]))
+        parts.append(near.masked_fill((idx[:, here] < 0).unsqueeze(-1), 0))
+    mix = torch.cat([*parts, torch.zeros_like(a).unsqueeze(1)], dim=1)
     last = (idx >= 0).sum(dim=1).view(-1, 1, 1).expand(-1, 1, n)
-    padded: Tensor = torch.nn.functional.pad(mix, (0, 0, 0, 1))
-    return padded.scatter(1, last, (a * rest).unsqueeze(1))
+    return mix.scatter_(1, last, (a * rest).unsqueeze(1))
+
+
+def nearest(likeness: Tensor, row: Tensor, pool: Tensor | None, start: int) -> Tensor:
+    """How often each token [.., N] is among the nearest candidates of centres row [B, K, 1], the centre's own place excepted."""
+    count = min(NEAREST, likeness.shape[-1] - 1)
+    if pool is None:
+        return highest(likeness.scatter(2, row, float("-inf")), count).to(likeness.dtype)
+    candidate = pool.unsqueeze(1).expand(-1, row.shape[1], -1)
+    own = start + torch.arange(row.shape[1], device=row.device).view(1, -1, 1).expand_as(row)
+    near = highest(likeness.gather(2, candidate).scatter(2, own, float("-inf")), count)
+    return torch.zeros_like(likeness).scatter_add(2, candidate, near.to(likeness.dtype))
+
+
+def highest(values: Tensor, count: int) -> Tensor:
+    """Mask of the `count` highest values of each row, ties to the lower index. [..., M] -> [..., M]"""
+    least = values.topk(count, dim=-1).values[..., -1:]
+    above, equal = values > least, values == least
+    return above | (equal & (equal.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True)))
 
 
 def recipe_of(score: Importance, rescue: float, order: float, spread: bool, shared: bool, spacing: Spacing) -> Recipe:
     if schedule.check_share("rescue", rescue) and (score != "class" or spacing == "training"):
         raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score}, spacing={spacing} or rescue")
     first = Step(importance.single_head, kind=score, order=check_order(order))
-    choose = Step(centres, spread=spread, shared=shared, rescue=rescue, order=order)
+    choose = Step(centres, score=score, spread=spread, shared=shared, rescue=rescue, order=order)
     if spacing == "training":
-        choose = Step(training_centres)
-    return Recipe(first, choose, reduce.mixture, schedule.once(rounding="down"), where="encoder")
+        choose = Step(training_centres, score=score)
+    return Recipe(first, choose, reduce.mixture, schedule.once(rounding="down"), where="encoder", attention="consuming")
 
 
 @method

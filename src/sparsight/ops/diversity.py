@@ -63,7 +63,7 @@ def thin_out(similarity: Tensor, left: Tensor, count: int, step: int = 8) -> Ten
         even, odd = left[:, ::2], left[:, 1::2]
         removed = min(removed, even.shape[1])
         closest = torch.full_like(similarity[:, 0], float("-inf"))
-        for part in (start + odd).split(piece, dim=1):
+        for part in torch.split(start + odd, piece, dim=1):
             partners = rows.index_select(0, part.flatten()).view(batch, -1, n)
             closest = torch.maximum(closest, partners.amax(dim=1))
         order = closest.gather(1, even).sort(dim=1, descending=True, stable=True).indices
