@@ -1,0 +1,44 @@
+"""A pruned model is one graph: torch.compile(fullgraph=True) equals the eager model and does not compile again."""
+
+import copy
+
+import pytest
+import torch
+from zoo import fixed, images, made, outputs
+
+import sparsight
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("timm-token-avg", "col_ln:keep=0.6,layers=1"),
+        ("timm-token-avg", "evit:keep=0.6,layers=1"),
+        ("timm-token-avg", "tome:remove=3,layers=1/2"),
+        ("vit", "evit:keep=0.6,layers=1"),
+        ("dinov2", "tome:remove=3,layers=1/2"),
+        ("siglip-vision", "similarity:keep=0.6"),
+    ],
+)
+def test_fullgraph(name, recipe):
+    model, x = copy.deepcopy(made(name)), images(name)
+    with sparsight.prune(model, recipe) as handle:
+        eager, plans = fixed(name, model, x), handle.plans
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+        for _ in range(2):
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                found = fixed(name, compiled, x)
+        assert all(torch.equal(a.keep, b.keep) for a, b in zip(handle.plans, plans, strict=True))
+    for key in eager:
+        torch.testing.assert_close(found[key], eager[key], rtol=1e-6, atol=1e-6)  # transformers resamples positions in float32
+    torch.testing.assert_close(outputs(name, model, x), outputs(name, made(name), x), rtol=0, atol=1e-12)

@@ -1,0 +1,65 @@
+"""Half precision runs, double precision decides as single precision does, autocast scores in full precision."""
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+from conftest import RECIPES, needs
+from zoo import ZOO, fixed, images, made
+
+import sparsight
+
+FEW = (
+    "timm-registers",
+    "timm-avgmax",
+    "timm-noclass-map",
+    "timm-unfused",
+    "vit-model-eager",
+    "dinov2",
+    "clip",
+    "siglip-classifier",
+)
+
+
+@cache
+def in_single(name):
+    return copy.deepcopy(made(name)).float()
+
+
+@torch.no_grad()
+def test_float32_keeps_what_float64_keeps(name, recipe):
+    model, single, x = made(name), in_single(name), images(name)
+    with sparsight.prune(model, recipe) as handle, sparsight.prune(single, recipe) as other:
+        exact, rough = fixed(name, model, x), fixed(name, single, x.float())
+        assert all(torch.equal(a.keep, b.keep) for a, b in zip(handle.plans, other.plans, strict=True))
+        assert all(torch.equal(a.owner, b.owner) for a, b in zip(handle.plans, other.plans, strict=True))
+    for key in exact:
+        assert rough[key].dtype == torch.float32
+        torch.testing.assert_close(rough[key].double(), exact[key], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("few", FEW)
+def test_half_precision_runs(few, dtype):
+    model = copy.deepcopy(made(few)).to(dtype)
+    x = images(few).to(dtype)
+    for text in RECIPES.values():
+        if "class_attn" in needs(text) and not ZOO[few].class_token:
+            continue
+        with sparsight.prune(model, text) as handle:
+            assert all(value.isfinite().all() and value.dtype == dtype for value in fixed(few, model, x).values()), text
+            assert all(s is None or s.dtype in (torch.float32, torch.float64) for s in handle.scores)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("few", FEW)
+@pytest.mark.parametrize("method", ["evit", "tome", "col_ln"])
+def test_autocast_runs(few, method):
+    if "class_attn" in needs(RECIPES[method]) and not ZOO[few].class_token:
+        pytest.skip("no class token")
+    model = in_single(few)
+    with sparsight.prune(model, RECIPES[method]) as handle, torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(value.isfinite().all() for value in fixed(few, model, images(few).float()).values())
+        assert all(s is None or s.dtype == torch.float32 for s in handle.scores)

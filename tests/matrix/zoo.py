@@ -1,0 +1,174 @@
+"""Tiny random models of every family and shape, in float64, with no parameter at a value that hides a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEPTH, DIM, HEADS, PATCH = 4, 32, 2, 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model: how it is built, what it is called with, how many prefix tokens and patches it has."""
+
+    build: Callable[[], nn.Module]
+    prefix: int
+    class_token: bool = True
+    image: tuple[int, int] = (32, 32)
+    call: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def patches(self) -> int:
+        return self.image[0] // PATCH * (self.image[1] // PATCH)
+
+
+def timm_vit(**options: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from timm.models.deit import VisionTransformerDistilled
+        from timm.models.vision_transformer import VisionTransformer
+
+        kind = VisionTransformerDistilled if options.get("distilled") else VisionTransformer
+        sizes = {"img_size": 32, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 5}
+        return kind(**sizes, mlp_ratio=2.0, **{k: v for k, v in options.items() if k != "distilled"})
+
+    return build
+
+
+def gated() -> nn.Module:
+    """Attention with an output gate; Block's constructor does not pass the option on."""
+    from functools import partial
+
+    from timm.layers import Attention
+
+    model = timm_vit(qkv_bias=True)()
+    for block in model.blocks:
+        block.attn = partial(Attention, gated=True)(DIM, num_heads=HEADS, qkv_bias=True)
+    return model
+
+
+def unfused() -> nn.Module:
+    model = timm_vit(qk_norm=True)()
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    return model
+
+
+SHAPE = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 2 * DIM}
+IMAGE = {"image_size": 32, "patch_size": PATCH}
+TEXT = {**SHAPE, "num_hidden_layers": 1, "vocab_size": 11, "max_position_embeddings": 8}
+
+
+def hf(name: str, config: str, attention: str = "sdpa", **options: Any) -> Callable[[], nn.Module]:
+    """A model of transformers by class name."""
+
+    def build() -> nn.Module:
+        import transformers
+
+        made = getattr(transformers, config)(**options, attn_implementation=attention)
+        return getattr(transformers, name)(made)
+
+    return build
+
+
+def image_text(name: str, config: str, **options: Any) -> Callable[[], nn.Module]:
+    both = {"vision_config": {**SHAPE, **IMAGE}, "text_config": {**TEXT, "eos_token_id": 10}}
+    return hf(name, config, **both, **options)
+
+
+VIT = {**SHAPE, **IMAGE, "num_labels": 5}
+DINO = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "mlp_ratio": 2, **IMAGE, "num_labels": 5}
+WORDS = {"input_ids": torch.tensor([[1, 2, 10], [3, 4, 10]])}
+OTHER = {"interpolate_pos_encoding": True}
+
+ZOO: dict[str, Entry] = {
+    "timm-token": Entry(timm_vit(), 1),
+    "timm-distilled": Entry(timm_vit(distilled=True), 2),
+    "timm-registers": Entry(timm_vit(reg_tokens=3, no_embed_class=True), 4),
+    "timm-registers-only": Entry(timm_vit(reg_tokens=2, class_token=False, global_pool="avg"), 2, class_token=False),
+    "timm-noclass-avg": Entry(timm_vit(class_token=False, global_pool="avg"), 0, class_token=False),
+    "timm-noclass-map": Entry(timm_vit(class_token=False, global_pool="map"), 0, class_token=False),
+    "timm-token-avg": Entry(timm_vit(global_pool="avg"), 1),
+    "timm-avgmax": Entry(timm_vit(global_pool="avgmax", pool_include_prefix=True), 1),
+    "timm-layerscale": Entry(timm_vit(init_values=0.1, drop_path_rate=0.2), 1),
+    "timm-prenorm": Entry(timm_vit(pre_norm=True, no_embed_class=True), 1),
+    "timm-qknorm": Entry(timm_vit(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True, qkv_bias=False), 1),
+    "timm-gated": Entry(gated, 1),
+    "timm-unfused": Entry(unfused, 1),
+    "timm-dynamic": Entry(timm_vit(dynamic_img_size=True), 1, image=(48, 24)),
+    "vit": Entry(hf("ViTForImageClassification", "ViTConfig", **VIT), 1),
+    "vit-model-eager": Entry(hf("ViTModel", "ViTConfig", "eager", **VIT), 1, image=(48, 24), call=OTHER),
+    "deit": Entry(hf("DeiTForImageClassification", "DeiTConfig", **VIT), 2),
+    "deit-model": Entry(hf("DeiTModel", "DeiTConfig", **VIT), 2),
+    "deit-teacher": Entry(hf("DeiTForImageClassificationWithTeacher", "DeiTConfig", **VIT), 2),
+    "dinov2": Entry(hf("Dinov2ForImageClassification", "Dinov2Config", drop_path_rate=0.2, **DINO), 1, image=(48, 24)),
+    "dinov2-model-swiglu": Entry(hf("Dinov2Model", "Dinov2Config", use_swiglu_ffn=True, **DINO), 1),
+    "dinov2-registers": Entry(
+        hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", num_register_tokens=3, **DINO), 4
+    ),
+    "dinov2-registers-model": Entry(hf("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", num_register_tokens=2, **DINO), 3),
+    "clip": Entry(image_text("CLIPModel", "CLIPConfig", projection_dim=16), 1, call=WORDS),
+    "clip-vision": Entry(hf("CLIPVisionModel", "CLIPVisionConfig", **VIT), 1, image=(48, 24), call=OTHER),
+    "clip-projection-eager": Entry(hf("CLIPVisionModelWithProjection", "CLIPVisionConfig", "eager", **VIT), 1),
+    "clip-classifier": Entry(image_text("CLIPForImageClassification", "CLIPConfig", num_labels=5), 1),
+    "siglip": Entry(image_text("SiglipModel", "SiglipConfig"), 0, class_token=False, call=WORDS),
+    "siglip-vision": Entry(hf("SiglipVisionModel", "SiglipVisionConfig", **VIT), 0, class_token=False),
+    "siglip-nohead": Entry(hf("SiglipVisionModel", "SiglipVisionConfig", vision_use_head=False, **VIT), 0, class_token=False),
+    "siglip-classifier": Entry(image_text("SiglipForImageClassification", "SiglipConfig", num_labels=5), 0, class_token=False),
+}
+
+
+@cache
+def made(name: str) -> nn.Module:
+    """The model of that name, shared by all tests: whoever prunes it takes the handle off again."""
+    torch.manual_seed(sum(map(ord, name)))
+    model = ZOO[name].build().double().eval()
+    for key, parameter in model.named_parameters():
+        # norms and LayerScale around 1, biases off 0, everything else large enough that attention is far from uniform
+        scale = key.rsplit(".", 1)[-1] in ("gamma", "lambda1") or (parameter.dim() == 1 and key.endswith("weight"))
+        with torch.no_grad():
+            noise = torch.randn_like(parameter)
+            fan = parameter[0].numel() if parameter.dim() > 1 and "embed" not in key and "token" not in key else 4
+            parameter.copy_(1 + 0.3 * noise if scale else 1.2 * fan**-0.5 * noise)
+    return model
+
+
+def images(name: str, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(batch, 3, *ZOO[name].image, generator=generator, dtype=torch.float64)
+
+
+def outputs(name: str, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What the model says about x, by name; token lists included."""
+    call = {
+        k: v[: len(x)].repeat(-(-len(x) // len(v)), 1)[: len(x)] if isinstance(v, Tensor) else v for k, v in ZOO[name].call.items()
+    }
+    out = model(x) if name.startswith("timm") else model(pixel_values=x, **call)
+    if isinstance(out, Tensor):
+        return {"logits": out}
+    found = {key: value for key, value in out.items() if isinstance(value, Tensor)}
+    if "vision_model_output" in out:
+        found["tokens"] = out["vision_model_output"].last_hidden_state
+    return found
+
+
+def fixed(name: str, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The outputs whose shape does not depend on how many tokens are left; the mean of the tokens where there are no others."""
+    return without_tokens(outputs(name, model, x))
+
+
+def without_tokens(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    rest = {key: value for key, value in found.items() if key not in ("last_hidden_state", "tokens")}
+    return rest or {"mean": found["last_hidden_state"].mean(dim=1)}
+
+
+@cache
+def untouched(name: str) -> dict[str, Tensor]:
+    """All outputs of the model without pruning for `images(name)`."""
+    with torch.no_grad():
+        return outputs(name, made(name), images(name))
