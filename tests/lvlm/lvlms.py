@@ -184,16 +184,17 @@ def pixels(name: str, model: Any, sizes: list[Size]) -> dict[str, Any]:
 
 def inputs(name: str, model: Any, samples: list[Sample], side: str = "left") -> dict[str, Any]:
     """What a processor would give."""
-    rows, sizes, start = [], [], 1
+    rows, sizes = [], []
     for sample in samples:
         row: list[int] = []
+        start = 1 + 5 * len(sample) + sum(item for item in sample if isinstance(item, int))
         for item in sample:
             if isinstance(item, Size):
                 row += [VIDEO if item.frames else IMAGE] * tokens_of(name, model, item)
                 sizes.append(item)
             else:
                 row += [1 + (start + 3 * i) % 80 for i in range(item)]
-            start = 1 + 5 * len(sample)
+            start += 11
         rows.append(row)
     longest = max(map(len, rows))
     ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)

@@ -149,13 +149,18 @@ def run(
     tokens, plan, _, score = site.step({**given, "count": count})
     if tokens is None and encoder:
         tokens = plan.gather(given["x"])
-    plain = plan.mix is None and plan.merged is None and plan.valid is None
-    whole = plain and plan.keep.shape[1] == n
-    if whole:
+    if leaves_all(plan, n):
         tokens = None
     elif tokens is not None and encoder and project is not None:
         tokens = project(tokens)
     return [part_of(row, plan, None if tokens is None else tokens[row], score) for row in range(len(members))]
+
+
+def leaves_all(plan: Plan, n: int) -> bool:
+    """Whether every token keeps a slot of its own and nothing is added, so that nothing has happened."""
+    if plan.fused or plan.led or plan.valid is not None or plan.keep.shape[1] != n:
+        return False
+    return bool((plan.keep.sort(dim=1).values == torch.arange(n, device=plan.keep.device)).all())
 
 
 def stacked(values: list[Any]) -> Any:

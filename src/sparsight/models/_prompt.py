@@ -80,15 +80,15 @@ def shortened(batch: int, width: int, spans: list[Span], mask: Tensor | None, de
     """
     rows = []
     for row in range(batch):
-        source = torch.arange(width, device=device)
-        stays = torch.ones(width, dtype=torch.bool, device=device)
+        text = torch.ones(width, dtype=torch.bool, device=device)
+        chosen, place = [], []
         for span in (span for span in spans if span.row == row):
-            chosen = span.columns[span.anchors]
-            place = chosen.sort().values
-            stays[span.columns] = False
-            stays[place] = True
-            source[place] = chosen
-        rows.append(source[stays])
+            text[span.columns] = False
+            chosen.append(span.columns[span.anchors])
+            place.append(chosen[-1].sort().values)
+        others = text.nonzero().squeeze(1)
+        order = torch.cat([others, *place]).argsort(stable=True)
+        rows.append(torch.cat([others, *chosen])[order])
     if len({row.shape[0] for row in rows}) == 1:
         return torch.stack(rows)
     right = mask is not None and not bool(mask[:, -1].all())
@@ -109,9 +109,8 @@ def take(values: Tensor, index: Tensor, fill: int = 0) -> Tensor:
 
 
 def settle(anchors: Tensor, total: int) -> Tensor:
-    """Anchors of an image's tokens with those that have none (-1), or one that is taken, put on free columns: [K] of 0..total-1."""
-    if anchors.shape[0] > total:
-        raise PruneError(f"{anchors.shape[0]} tokens would come out of an image of {total}; there are no more placeholders")
+    """Anchors of an image's tokens with those that have none (-1), or one that is taken, put on free columns: [K] of 0..total-1.
+    Tokens for which none is free (PruMerge may add one to all) share the last column."""
     order = anchors.argsort(stable=True)
     again = torch.zeros_like(anchors, dtype=torch.bool)
     again[order[1:]] = anchors[order[1:]] == anchors[order[:-1]]
@@ -120,7 +119,8 @@ def settle(anchors: Tensor, total: int) -> Tensor:
         return anchors
     free = torch.ones(total, dtype=torch.bool, device=anchors.device)
     free[anchors[~homeless]] = False
-    spots = free.nonzero().squeeze(1)
+    spots, wanted = free.nonzero().squeeze(1), int(homeless.sum())
+    spots = torch.cat([spots, spots.new_full((max(0, wanted - spots.shape[0]),), total - 1)])
     placed = anchors.clone()
-    placed[homeless] = spots[spots.shape[0] - int(homeless.sum()) :]
+    placed[homeless] = spots[spots.shape[0] - wanted :]
     return placed
