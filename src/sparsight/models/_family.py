@@ -237,8 +237,8 @@ class Family(ABC):
 
     def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Masks made for the full sequence do not fit a pruned one; better to stop than to misread them."""
-        names = ("attn_mask", "attention_mask", "is_causal")
-        if any(a is not None for a in args) or any(kwargs.get(name) not in (None, False) for name in names):
+        masks = [*args, *(kwargs.get(name) for name in ("attn_mask", "attention_mask", "is_causal"))]
+        if any(mask is not None and mask is not False for mask in masks):
             raise PruneError(f"{type(self.model).__name__} was called with an attention mask; a pruned model takes none")
 
     def bias(self, index: int, x: Tensor) -> Tensor | None:
