@@ -43,6 +43,7 @@ def randomised(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
         parameter.data = noise * 0.3 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    model.lm_head.weight.data[IMAGE:] = 0  # an answer with placeholders could not be read again
     return model.double().eval()
 
 
@@ -190,7 +191,11 @@ def inputs(name: str, model: Any, samples: list[Sample], side: str = "left") -> 
         start = 1 + 5 * len(sample) + sum(item for item in sample if isinstance(item, int))
         for item in sample:
             if isinstance(item, Size):
-                row += [VIDEO if item.frames else IMAGE] * tokens_of(name, model, item)
+                placeholders = [VIDEO if item.frames else IMAGE] * tokens_of(name, model, item)
+                if name == "qwen3" and item.frames:  # a time stamp before every frame
+                    each = len(placeholders) // item.frames
+                    placeholders = (([7] + placeholders[:each]) * item.frames)[1:]
+                row += placeholders
                 sizes.append(item)
             else:
                 row += [1 + (start + 3 * i) % 80 for i in range(item)]
