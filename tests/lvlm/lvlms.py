@@ -194,7 +194,7 @@ def inputs(name: str, model: Any, samples: list[Sample], side: str = "left") -> 
                 placeholders = [VIDEO if item.frames else IMAGE] * tokens_of(name, model, item)
                 if name == "qwen3" and item.frames:  # a time stamp before every frame
                     each = len(placeholders) // item.frames
-                    placeholders = (([7] + placeholders[:each]) * item.frames)[1:]
+                    placeholders = (([7, *placeholders[:each]]) * item.frames)[1:]
                 row += placeholders
                 sizes.append(item)
             else:

@@ -80,7 +80,8 @@ def no_cache(model, given, new: int = 6):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["col_ln:tokens=3", "divprune:tokens=2", "prumerge:score=column_mean", "visionzip:tokens=12,contextual=1,score=col_ln"]
+    "recipe",
+    ["col_ln:tokens=3", "divprune:tokens=2", "prumerge:score=column_mean", "visionzip:tokens=12,contextual=1,score=col_ln"],
 )
 @pytest.mark.parametrize("name", BUILD)
 @torch.no_grad()
