@@ -34,22 +34,10 @@ def compare(
 
     with Watch(out) as watch:
         done = measure(
-            model,
-            data,
-            split(methods) if methods else None,
-            items(keep),
-            items(layers),
-            out,
-            recipes=recipe or (),
-            batch_size=batch_size,
-            limit=limit,
-            device=device,
-            precision=precision,
-            seed=seed,
-            shown=images,
-            seconds=seconds,
-            listen=watch,
-        )
+            model, data, split(methods) if methods else None, items(keep), items(layers), out,
+            recipes=recipe or (), batch_size=batch_size, limit=limit, device=device, precision=precision, seed=seed,
+            shown=images, seconds=seconds, listen=watch,
+        )  # fmt: skip
     print_results(done, out)
 
 
