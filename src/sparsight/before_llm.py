@@ -113,7 +113,7 @@ def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
     name, asked = recipe.name, max(as_tuple(recipe.schedule.tokens), default=0)
 
     def budget(n: int) -> int:
-        if asked > n:
+        if asked > n and not recipe.per_tile:
             raise PruneError(f"{name}: tokens={int(asked)} is more than the {n} tokens of an image; ask for fewer, or use keep=")
         return recipe.schedule.count(n, 0, 1)
 
@@ -127,7 +127,15 @@ def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
 
     place = recipe.where if recipe.where in ("encoder", "projector") else "projector"
     return ImageSite(
-        -1, place, needs(recipe), step, False, budget=budget, least=recipe.schedule.least, consuming=recipe.attention == "consuming"
+        -1,
+        place,
+        needs(recipe),
+        step,
+        False,
+        budget=budget,
+        least=recipe.schedule.least,
+        consuming=recipe.attention == "consuming",
+        per_tile=recipe.per_tile,
     )
 
 

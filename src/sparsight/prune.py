@@ -81,6 +81,8 @@ def prune(model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: 
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)
+    if recipe.per_tile and (recipe.where == "decoder" or not isinstance(family_of(model), LVLM)):
+        raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
     if recipe.where == "decoder":
         from .in_llm import prune_decoder
 

@@ -57,6 +57,7 @@ class Recipe:
     where        one of `PLACES`.
     proportional later attention adds log(size) to the keys of merged tokens.
     attention    in a vision-language model, of which encoder layer: "making" the features that the projector gets, or "consuming" them.
+    per_tile     in a vision-language model, the budget is that of each tile or frame instead of the whole image's.
     name, params stamped by the registry: with them the recipe has a string and a JSON form.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     where: str = "attn"
     proportional: bool = False
     attention: Attention = "making"
+    per_tile: bool = False
     name: str = "custom"
     params: tuple[tuple[str, Value], ...] = ()
     shown: tuple[str, ...] = field(default=(), compare=False, repr=False)

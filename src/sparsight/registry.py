@@ -17,8 +17,9 @@ from .recipe import Recipe, Value
 
 Maker = Callable[..., Recipe]
 
-SHARED: dict[str, Any] = {"keep": Amount, "tokens": Amount, "remove": Amount, "where": Literal["attn", "block"]}
-"""Parameters that methods accept without declaring them: the budget words, and the place within a block for methods with layers."""
+SHARED: dict[str, Any] = {"keep": Amount, "tokens": Amount, "remove": Amount, "where": Literal["attn", "block"], "per_tile": bool}
+"""Parameters that methods accept without declaring them: the budget words, the place within a block for methods with layers, and
+whether the budget is each tile's (images cut into tiles by a vision-language model)."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,14 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
         if not movable:
             raise PruneError(f"{entry.name} has its place ({recipe.where}); where= is for methods inside vision blocks")
         recipe = replace(recipe, where=str(values["where"]))
+    recipe = replace(recipe, per_tile=bool(values.get("per_tile")))
     full = {key: value for key, value in {**declared, **values}.items() if key not in BUDGET}
     word = recipe.schedule.word
     if word:
         full = {word: getattr(recipe.schedule, word), **full}
     if movable:
         full["where"] = recipe.where
-    plain = {**declared, "where": "attn"}
+    plain = {**declared, "where": "attn", "per_tile": False}
     shown = [key for key in full if key in (word, "layers") or full[key] != plain.get(key)]
     return replace(recipe, name=entry.name, params=tuple(full.items()), shown=tuple(shown))
 

@@ -145,6 +145,7 @@ def test_budgets():
         ("llava", "col_ln:tokens=3,layers=2", "leave layers out"),
         ("llava", "col_ln:keep=0.5/0.4/0.3", "one place to prune"),
         ("llava", "tome:remove=3", "proportional=false"),
+        ("llava", "fastv:layer=1,keep=0.5,per_tile=true", "per_tile="),
         ("llava-siglip", "fastervlm:tokens=3", "no class token"),
         ("llava-siglip", "visionzip:tokens=3", "no class token"),
         ("qwen2.5", "vispruner:tokens=3", "no class token"),
@@ -223,9 +224,24 @@ def test_one_pruning_of_images_at_a_time():
     model = build("llava")
     with sparsight.prune(model, "col_ln:tokens=3"), pytest.raises(PruneError, match="pruned already"):
         sparsight.prune(model, "divprune:tokens=3")
-    model.forward = model.forward
-    with pytest.raises(PruneError, match="forward of its own"):
-        sparsight.prune(model, "divprune:tokens=3")
+
+
+@torch.no_grad()
+def test_a_forward_that_another_tool_has_put_there_stays_in_use():
+    model, calls = build("llava"), []
+    given, own = inputs("llava", model, SAMPLES), model.forward
+
+    def hooked(*args, **kwargs):
+        calls.append(kwargs["input_ids"].shape[1])
+        return own(*args, **kwargs)
+
+    model.forward = hooked
+    with sparsight.prune(model, "col_ln:tokens=3") as handle:
+        model(**given)
+        answer(model, given, new=2)
+        assert handle.counts == [3, 3, 3]
+    assert calls == [16, 16, 1]
+    assert model.forward is hooked
 
 
 def test_a_tower_that_is_never_heard_is_an_error():

@@ -80,7 +80,9 @@ def test_item_of_a_batch_equals_the_item_alone(name, side):
         for row, expected in zip(together.logits, alone, strict=True):
             # padding is where nothing of the sample is
             starts = range(row.shape[0] - expected.shape[0] + 1)
-            assert min((row[i : i + expected.shape[0]] - expected).abs().max() for i in starts) < 1e-5, recipe  # RoPE angles are float32
+            assert min((row[i : i + expected.shape[0]] - expected).abs().max() for i in starts) < 1e-5, (
+                recipe
+            )  # RoPE angles are float32
 
 
 @pytest.mark.parametrize("name", BUILD)

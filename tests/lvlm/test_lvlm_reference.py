@@ -222,6 +222,17 @@ def test_next_tiles_are_scored_by_themselves_and_share_the_budget():
 
 
 @torch.no_grad()
+def test_a_budget_per_tile():
+    model = build("llava-next")
+    given = inputs("llava-next", model, [[3, Size(32, 32), 4, Size(16, 32, 1), 2]])
+    for recipe in ("fastervlm:tokens=3,per_tile=true", "divprune:tokens=3,per_tile=true"):
+        assert str(sparsight.parse(recipe)) == recipe
+        with sparsight.prune(model, recipe) as handle:
+            model(**given)
+            assert handle.counts == [15, 9]
+
+
+@torch.no_grad()
 def test_next_padding_is_no_candidate_but_takes_part_in_attention():
     model = build("llava-next")
     given = inputs("llava-next", model, [[3, Size(16, 30), 4]])

@@ -106,31 +106,37 @@ class LVLM(Family):
             self.wrap("generate", pruned_generate)
 
     def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put the wrapper over a method of this one object, next to the class's own, below what another handle may have put there."""
+        """Put the wrapper over a method of this one object: around what another tool has put there (accelerate's hooks), but below the
+        `generate` of a handle inside the language model, which has to see the whole call."""
         if not hasattr(self.model, name):
             return
         function = getattr(type(self.model), name)
 
+        present = self.model.__dict__.get(name)
+        handled = name == "generate" and isinstance(present, partial)
+
+        @wraps(function)
+        def inner(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return function(model, *args, **kwargs) if present is None or handled else present(*args, **kwargs)
+
         @wraps(function)
         def method(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return wrapper(model, function, *args, **kwargs)
+            return wrapper(model, inner, *args, **kwargs)
 
-        bound, present = types.MethodType(method, self.model), self.model.__dict__.get(name)
-        if name == "forward" and present is not None:
-            raise PruneError(
-                f"{type(self.model).__name__} has a forward of its own from another tool; prune first, then let that tool wrap it"
-            )
-        self.model.__dict__[name] = bound if present is None else partial(present.func, bound, *present.args[1:])
-        self.wrapped[name] = (bound, function)
+        bound = types.MethodType(method, self.model)
+        self.model.__dict__[name] = partial(present.func, bound, *present.args[1:]) if present is not None and handled else bound
+        self.wrapped[name] = (bound, None if handled else present)
 
     def unpatch(self) -> None:
-        for name, (bound, function) in self.wrapped.items():
+        for name, (bound, before) in self.wrapped.items():
             present = self.model.__dict__.get(name)
             if isinstance(present, partial) and present.args[:1] == (bound,):
-                own = types.MethodType(function, self.model)
+                own = types.MethodType(getattr(type(self.model), name), self.model) if before is None else before
                 self.model.__dict__[name] = partial(present.func, own, *present.args[1:])
             elif present == bound:
                 del self.model.__dict__[name]
+                if before is not None:
+                    self.model.__dict__[name] = before
         self.wrapped, self.kept = {}, []
         self.model.__dict__.pop("_sparsight", None)
 

@@ -25,16 +25,18 @@ class ImageSite(Site):
     budget     tokens of an image -> tokens to keep, 0 if the method finds the count itself; a PruneError if there are too few.
     least      the smallest count that the method can give for one tile.
     consuming  attention of the layer that consumes the selected features, instead of the one that makes them.
+    per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
     """
 
     budget: Callable[[int], int] = field(default=lambda n: n)
     least: int = 1
     consuming: bool = False
+    per_tile: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether the recipe looks at an image as one set of tokens, whatever its tiles."""
-        return not any(name in ATTENTION for name in self.needs)
+        return not self.per_tile and not any(name in ATTENTION for name in self.needs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +100,8 @@ def reduced(site: ImageSite, pictures: list[Picture], project: Callable[[Tensor]
     counts: dict[tuple[int, int], int] = {}
     for i, picture in enumerate(pictures):
         sizes = [unit.columns.shape[0] for unit in picture.units]
-        count = site.budget(sum(sizes))
-        for u, share in enumerate(shared_out(count, sizes, site.least)):
+        shares = [site.budget(size) for size in sizes] if site.per_tile else shared_out(site.budget(sum(sizes)), sizes, site.least)
+        for u, share in enumerate(shares):
             if share is not None:
                 counts[i, u] = share
                 groups.setdefault((share, shape(picture.units[u])), []).append((i, u))
