@@ -4,17 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from zoo import ZOO
+from zoo import RECIPES, ZOO, made, needs
 
 import sparsight
-
-METHODS = [m.name for m in sparsight.methods() if sparsight.parse(m.name).where in ("attn", "block")]
-RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {
-    "similarity": "similarity:keep=0.6,layers=0/2,diversity=1.5",
-    "similarity-input": "similarity:keep=0.6,layers=input",
-    "tome-all": "tome:remove=3,layers=all",
-}
-"""Recipes for models of four blocks; a method that is new gets two sites."""
 
 
 @pytest.fixture(params=ZOO)
@@ -25,8 +17,6 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=RECIPES)
 def recipe(request: pytest.FixtureRequest, name: str) -> str:
     """A recipe that suits the model; where it does not, the test ends with a check that prune says so."""
-    from zoo import made
-
     text = RECIPES[request.param]
     if "class_attn" in needs(text) and not ZOO[name].class_token:
         with pytest.raises(sparsight.PruneError, match="has no class token"):
@@ -41,7 +31,3 @@ def few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def needs(text: str) -> set[str]:
-    return {signal for step in sparsight.parse(text).steps for signal in step.needs}

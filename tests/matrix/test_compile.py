@@ -23,11 +23,9 @@ def fresh():
     ("name", "recipe"),
     [
         ("timm-token-avg", "col_ln:keep=0.6,layers=1"),
-        ("timm-token-avg", "evit:keep=0.6,layers=1"),
         ("timm-token-avg", "tome:remove=3,layers=1/2"),
         ("vit", "evit:keep=0.6,layers=1"),
         ("dinov2", "tome:remove=3,layers=1/2"),
-        ("siglip-vision", "similarity:keep=0.6"),
     ],
 )
 def test_fullgraph(name, recipe):

@@ -1,5 +1,6 @@
 """The invariants that hold for every method on every family, in float64 with nothing short-cut."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -61,12 +62,24 @@ def expected_counts(recipe: str, patches: int) -> list[int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("where", ["attn", "block"])
-def test_keep_all_is_the_untouched_model(name, recipe, where):
+def test_keep_all_is_the_untouched_model(name, recipe):
     model, x = made(name), images(name)
-    with sparsight.prune(model, all_kept(recipe), where=where) as handle:
+    with sparsight.prune(model, all_kept(recipe)) as handle:
         same(outputs(name, model, x), untouched(name), **TIGHT)
         assert set(handle.counts) == {ZOO[name].patches}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["timm-layerscale", "vit", "deit", "dinov2", "clip-vision"])
+def test_keep_all_in_training_drops_the_same(name):
+    """Drop path and dropout sit where they sat: with the same seed they draw the same."""
+    model, x = copy.deepcopy(made(name)).train(), images(name, 6)
+    torch.manual_seed(3)
+    before = outputs(name, model, x)
+    assert not torch.allclose(next(iter(before.values())), next(iter(outputs(name, model, x).values())))
+    with sparsight.prune(model, "col_ln:keep=1,layers=all"):
+        torch.manual_seed(3)
+        same(outputs(name, model, x), before, **TIGHT)
 
 
 @torch.no_grad()
@@ -85,11 +98,10 @@ def test_remove_restores_everything(name, recipe):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("where", ["attn", "block"])
-def test_counts_are_the_schedules(name, recipe, where):
+def test_counts_are_the_schedules(name, recipe):
     model, x = made(name), images(name)
     prefix, patches = ZOO[name].prefix, ZOO[name].patches
-    with sparsight.prune(model, recipe, where=where) as handle:
+    with sparsight.prune(model, recipe) as handle:
         first, second = inputs_of(model, lambda: outputs(name, model, x))
         assert handle.counts == expected_counts(recipe, patches)
         assert handle.grid == (ZOO[name].image[0] // 8, ZOO[name].image[1] // 8)
@@ -98,7 +110,7 @@ def test_counts_are_the_schedules(name, recipe, where):
     for block in range(DEPTH):
         assert first[block].shape[1] == prefix + n
         after = left.get(block, n)
-        assert second[block].shape[1] == prefix + (after if where == "attn" else n)
+        assert second[block].shape[1] == prefix + (n if "where=block" in recipe else after)
         n = after
 
 
@@ -107,10 +119,10 @@ def test_prefix_survives_and_survivors_are_untouched(name, recipe):
     """At the first site, rows before it are known from the untouched model, so every row after it can be told."""
     model, x = made(name), images(name)
     prefix = ZOO[name].prefix
-    norm = 0 if "input" in recipe else 1
-    whole = inputs_of(model, lambda: outputs(name, model, x))[norm][0]
+    norm, block = (0, 0) if "input" in recipe else (0, 1) if "where=block" in recipe else (1, 0)
+    whole = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
     with sparsight.prune(model, recipe) as handle:
-        left = inputs_of(model, lambda: outputs(name, model, x))[norm][0]
+        left = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
         plan, size = handle.plans[0], handle.sites[0].size
     torch.testing.assert_close(left[:, :prefix], whole[:, :prefix], rtol=0, atol=1e-12)
     assert plan.keep.min() >= 0

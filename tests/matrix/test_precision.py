@@ -5,8 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import RECIPES, needs
-from zoo import ZOO, fixed, images, made
+from zoo import RECIPES, ZOO, fixed, images, made, needs
 
 import sparsight
 

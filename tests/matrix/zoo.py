@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import sparsight
+
 DEPTH, DIM, HEADS, PATCH = 4, 32, 2, 8
 
 
@@ -82,6 +84,7 @@ def image_text(name: str, config: str, **options: Any) -> Callable[[], nn.Module
 
 
 VIT = {**SHAPE, **IMAGE, "num_labels": 5}
+DROPS = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 DINO = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "mlp_ratio": 2, **IMAGE, "num_labels": 5}
 WORDS = {"input_ids": torch.tensor([[1, 2, 10], [3, 4, 10]])}
 OTHER = {"interpolate_pos_encoding": True}
@@ -101,19 +104,17 @@ ZOO: dict[str, Entry] = {
     "timm-gated": Entry(gated, 1),
     "timm-unfused": Entry(unfused, 1),
     "timm-dynamic": Entry(timm_vit(dynamic_img_size=True), 1, image=(48, 24)),
-    "vit": Entry(hf("ViTForImageClassification", "ViTConfig", **VIT), 1),
+    "vit": Entry(hf("ViTForImageClassification", "ViTConfig", **VIT, **DROPS), 1),
     "vit-model-eager": Entry(hf("ViTModel", "ViTConfig", "eager", **VIT), 1, image=(48, 24), call=OTHER),
-    "deit": Entry(hf("DeiTForImageClassification", "DeiTConfig", **VIT), 2),
-    "deit-model": Entry(hf("DeiTModel", "DeiTConfig", **VIT), 2),
+    "deit": Entry(hf("DeiTForImageClassification", "DeiTConfig", **VIT, **DROPS), 2),
     "deit-teacher": Entry(hf("DeiTForImageClassificationWithTeacher", "DeiTConfig", **VIT), 2),
     "dinov2": Entry(hf("Dinov2ForImageClassification", "Dinov2Config", drop_path_rate=0.2, **DINO), 1, image=(48, 24)),
     "dinov2-model-swiglu": Entry(hf("Dinov2Model", "Dinov2Config", use_swiglu_ffn=True, **DINO), 1),
     "dinov2-registers": Entry(
         hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", num_register_tokens=3, **DINO), 4
     ),
-    "dinov2-registers-model": Entry(hf("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", num_register_tokens=2, **DINO), 3),
     "clip": Entry(image_text("CLIPModel", "CLIPConfig", projection_dim=16), 1, call=WORDS),
-    "clip-vision": Entry(hf("CLIPVisionModel", "CLIPVisionConfig", **VIT), 1, image=(48, 24), call=OTHER),
+    "clip-vision": Entry(hf("CLIPVisionModel", "CLIPVisionConfig", attention_dropout=0.2, **VIT), 1, image=(48, 24), call=OTHER),
     "clip-projection-eager": Entry(hf("CLIPVisionModelWithProjection", "CLIPVisionConfig", "eager", **VIT), 1),
     "clip-classifier": Entry(image_text("CLIPForImageClassification", "CLIPConfig", num_labels=5), 1),
     "siglip": Entry(image_text("SiglipModel", "SiglipConfig"), 0, class_token=False, call=WORDS),
@@ -121,6 +122,19 @@ ZOO: dict[str, Entry] = {
     "siglip-nohead": Entry(hf("SiglipVisionModel", "SiglipVisionConfig", vision_use_head=False, **VIT), 0, class_token=False),
     "siglip-classifier": Entry(image_text("SiglipForImageClassification", "SiglipConfig", num_labels=5), 0, class_token=False),
 }
+
+METHODS = [m.name for m in sparsight.methods() if sparsight.parse(m.name).where in ("attn", "block")]
+RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {
+    "similarity": "similarity:keep=0.6,layers=0/2,diversity=1.5",
+    "similarity-input": "similarity:keep=0.6,layers=input",
+    "tome-all-block": "tome:remove=3,layers=all,where=block",
+    "evit-block": "evit:keep=0.6,layers=0/2,where=block",
+}
+"""Recipes for models of four blocks; a method that is new gets two sites."""
+
+
+def needs(text: str) -> set[str]:
+    return {signal for step in sparsight.parse(text).steps for signal in step.needs}
 
 
 @cache
