@@ -178,3 +178,16 @@ def test_ragged_rows_without_a_mask():
             one = {"input_ids": given["input_ids"][i : i + 1], "pixel_values": given["pixel_values"][i : i + 1]}
             assert torch.equal(answer(model, one)[0], together[i])
     assert not given["input_ids"].eq(PAD).any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 4}],
+    ids=lambda o: next(iter(o)),
+)
+@pytest.mark.parametrize("name", ["llava", "llava-next", "qwen2.5"])
+def test_other_ways_of_decoding(name, options):
+    model = build(name)
+    given = inputs(name, model, SAMPLES[:1] if "prompt_lookup_num_tokens" in options else SAMPLES[:2])
+    with sparsight.prune(model, "prumerge:score=column_mean"):
+        assert torch.equal(answer(model, given, **options), answer(model, given))
