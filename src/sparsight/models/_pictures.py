@@ -201,7 +201,6 @@ def assemble(picture: Picture, parts: list[tuple[Unit, Part]]) -> Kept:
         columns = columns.sort().values if len(parts) > 1 else columns
         if columns.shape[0] == patches:
             columns = torch.arange(total, device=columns.device)
-        columns = settle(columns, total)
         extras = tuple(extra[columns] for extra in picture.extras)
         return Kept(picture.tokens[columns], columns, Plan(columns.unsqueeze(0), total), extras, score)
     anchors = [unit.columns[part.anchors.clamp(min=0)].where(part.anchors >= 0, -1) for unit, part in parts]
