@@ -117,6 +117,11 @@ def resolve(recipe: Recipe | str, options: dict[str, Any]) -> Recipe:
 
 def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     """The recipe's sites in this model, everything checked."""
+    if recipe.where not in ("attn", "block"):
+        raise PruneError(
+            f"{recipe.name} chooses the image tokens that a language model reads, and {type(family.model).__name__} has no language "
+            f"model; inside a vision model try class_attention, {TRY_INSTEAD}"
+        )
     wanted = needs(recipe)
     if "class_attn" in wanted and not family.class_token:
         raise PruneError(
