@@ -41,6 +41,7 @@ ROWS = (
     + [(f"class_attention:remove={r},layers=all", size, value, 1) for size, row in ALL.items() for r, value in row.items()]
     + [(f"evit:keep={keep},layers={layers}", size, value, 1) for (size, keep, layers), value in EVIT.items()]
     + [(f"{name}:keep={keep}", "deit", value, 2) for (name, keep), value in ENTROPY.items()]
+    + [("renyi:keep=1", "deit", 4.61, 2)]
 )
 
 
