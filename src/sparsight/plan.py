@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -97,7 +97,3 @@ class Plan:
         none = self.keep.new_full((self.keep.shape[0], 1), -1)
         source = torch.cat([none] * self.led + [self.keep] + [none] * self.fused, dim=1)
         return Plan(source.gather(1, later.keep), self.total, merged, later.fused)
-
-    def detach(self) -> Plan:
-        """The same plan without gradients (only `mix` can carry any)."""
-        return self if self.mix is None else replace(self, mix=self.mix.detach())
