@@ -11,9 +11,9 @@ from torch import Tensor
 from . import registry
 from .apply import call, decide, derive, full_precision, needs, only_drops, run
 from .errors import PruneError
-from .models._family import Outcome, Site
 from .models._lvlm import LVLM
 from .models._pictures import ImageSite
+from .models._site import Outcome, Site
 from .ops.schedule import as_tuple, show
 from .plan import Plan
 from .prune import Handle

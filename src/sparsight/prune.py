@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from . import registry
 from .apply import decide, needs, only_drops, run
 from .errors import PruneError
-from .models._family import Family, Outcome, Site
+from .learned import Given, build
+from .models._family import Family
 from .models._lvlm import LVLM
+from .models._site import Outcome, Site
 from .ops.schedule import BUDGET, as_tuple
 from .plan import Plan
-from .recipe import Recipe
+from .recipe import IN_BLOCKS, Recipe, Weights
 
 TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
 
@@ -29,11 +31,18 @@ class Handle:
     plans   one Plan per site, in the order of the blocks.
     counts  visual tokens after each site.
     grid    patch grid (h, w) of the last forward.
+    learned the weights of a learned method, a ParameterDict per site; None for the other methods. They belong to the handle and not
+            to the model: train `handle.learned.parameters()`, save `handle.learned.state_dict()`.
     """
 
     recipe: Recipe
     family: Family = field(repr=False)
     sites: list[Site] = field(repr=False)
+
+    @property
+    def learned(self) -> nn.ModuleList | None:
+        found = [site.learned for site in self.sites if site.learned is not None]
+        return nn.ModuleList(found) if found else None
 
     @property
     def plans(self) -> list[Plan]:
@@ -50,8 +59,8 @@ class Handle:
 
     @property
     def layers(self) -> list[int]:
-        """Block of each site; -1 is the place before the first block."""
-        return [site.layer for site in self.sites]
+        """Block of each site, as the recipe counts them; -1 is the place before the first block."""
+        return [site.layer + (self.recipe.where == "before") for site in self.sites]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -72,17 +81,23 @@ class Handle:
         self.remove()
 
 
-def prune(model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: Any = None, **options: Any) -> Handle:
+def prune(
+    model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: Any = None, weights: Given | None = None, **options: Any
+) -> Handle:
     """Prune the model's visual tokens from now on, until `Handle.remove()`.
 
     recipe: "name:key=value,..." or a Recipe; options override its parameters, as in `prune(model, "evit", keep=0.5)`.
     visual: for a bare language model (LlamaModel ...), which tokens of the prompt are visual: slice(start, stop), a bool mask [L] or
     [B, L], or the placeholder's token id. noise: one tensor per site that breaks ties in clustering (SparseVLM).
+    weights: for learned methods (SiT ...): a mapping of tensors for all sites, a list with one mapping per site, a .safetensors file, or
+    "random" to train from scratch; afterwards they are in `Handle.learned`.
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)
     if recipe.per_tile and (recipe.where == "decoder" or not isinstance(family_of(model), LVLM)):
         raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
+    if weights is not None and recipe.weights is None:
+        raise PruneError(f"weights= is for learned methods, and {recipe.name} has no weights; leave it out")
     if recipe.where == "decoder":
         from .in_llm import prune_decoder
 
@@ -95,6 +110,8 @@ def prune(model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: 
 
         return prune_images(family, recipe)
     sites = plan_sites(family, recipe)
+    if recipe.weights is not None:
+        learn(recipe, recipe.weights, family, sites, weights)
     family.add(sites)
     return Handle(recipe, family, sites)
 
@@ -117,7 +134,7 @@ def resolve(recipe: Recipe | str, options: dict[str, Any]) -> Recipe:
 
 def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     """The recipe's sites in this model, everything checked."""
-    if recipe.where not in ("attn", "block"):
+    if recipe.where not in IN_BLOCKS:
         raise PruneError(
             f"{recipe.name} chooses the image tokens that a language model reads, and {type(family.model).__name__} has no language "
             f"model; inside a vision model try class_attention, {TRY_INSTEAD}"
@@ -127,14 +144,15 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
         raise PruneError(
             f"{recipe.name} scores by class attention, but {type(family.model).__name__} has no class token here; try {TRY_INSTEAD}"
         )
-    missing = [name for name in wanted if name not in family.offers()]
+    missing = [name for name in wanted if name not in (*family.offers(), "weights", "noise")]
     if missing:
         raise PruneError(f"{recipe.name} needs {', '.join(missing)}; {family.name} offers {', '.join(family.offers())}")
     layers = recipe.schedule.resolve(len(family.blocks))
     inner = [name for name in wanted if name in ("q", "k", "v", "class_attn")]
-    if layers == (-1,) and inner:
+    if inner and (layers[0] < 0 or (layers[0] == 0 and recipe.where == "before")):
         raise PruneError(
-            f"{recipe.name} needs {', '.join(inner)} of a block, but layers=input is before the first; give block numbers"
+            f"{recipe.name} needs {', '.join(inner)} of a block, but {'layers=input' if layers[0] < 0 else 'the place before block 0'} "
+            "is before the first; give block numbers"
         )
     patches = family.grid[0] * family.grid[1]
     tokens = max(as_tuple(recipe.schedule.tokens), default=0)
@@ -144,16 +162,30 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
 
 
 def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[str, ...]) -> Site:
-    """One site that runs the recipe on whatever arrives."""
+    """One site that runs the recipe on whatever arrives. The place before a block is the one after the block in front of it."""
 
     def step(given: dict[str, Any]) -> Outcome:
-        count = recipe.schedule.count(given["x"].shape[1], index, sites)
+        count = recipe.schedule.count(given["x"].shape[1], index, sites, given.pop("entered"))
         if only_drops(recipe):
             return None, *decide(recipe, count, given)
         done = run(recipe, count, given)
         return done.x, done.plan, done.size, done.score
 
-    return Site(layer, "input" if layer < 0 else recipe.where, wanted, step, recipe.proportional)
+    if recipe.where == "before" and layer >= 0:
+        layer -= 1
+    place = "input" if layer < 0 else "block" if recipe.where == "before" else recipe.where
+    return Site(layer, place, wanted, step, recipe.proportional)
+
+
+def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], given: Given | None) -> None:
+    """Give every site its weights. Their shapes are those for the model's own image size."""
+    entered, counts = family.grid[0] * family.grid[1], []
+    for index in range(len(sites)):
+        counts.append(recipe.schedule.count(counts[-1] if counts else entered, index, len(sites), entered))
+    place = next(family.model.parameters())
+    learned = build(recipe.name, given, [declared(family.width, count) for count in counts], place)
+    for site, weights in zip(sites, learned, strict=True):
+        site.learned = weights
 
 
 def family_of(model: nn.Module) -> Family:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..ops import text
 from ..plan import Plan
-from ._family import Site
 from ._language import check_visual, find, in_heads, project, tap, wrapper
 from ._sequence import Rope, Row, Sequence, everything, fill_up, join, rebuild, rotate, stack
+from ._site import Site
 from ._turn import Turn
 
 Reduce = Callable[[dict[str, Any], int, int], tuple[Tensor | None, Plan, Tensor | None]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,40 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ..plan import Plan
-
-Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
-"""Tokens (None: those the plan keeps, as they are), plan, sizes (None: one patch each), score."""
-
-Step = Callable[[dict[str, Any]], Outcome]
-"""What a site does with its signals."""
-
-
-@dataclass(eq=False)
-class Site:
-    """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome."""
-
-    layer: int
-    where: str
-    needs: tuple[str, ...]
-    step: Step
-    proportional: bool
-    previous: Site | None = None
-    plan: Plan | None = None
-    size: Tensor | None = None
-    score: Tensor | None = None
-
-    def source(self) -> Plan:
-        """The plan from the image's patches to the tokens after this site, all earlier sites included."""
-        assert self.plan is not None
-        return self.plan if self.previous is None else self.previous.source().then(self.plan)
-
-    def position(self, x: Tensor) -> Tensor:
-        """Patch index of every token that arrives here, -1 for fused ones: [B, N]."""
-        if self.previous is None:
-            return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        before = self.previous.source()
-        return torch.cat([before.keep, torch.full_like(before.keep[:, :1], -1)], 1) if before.fused else before.keep
+from ._site import Site, wanted
 
 
 class Family(ABC):
@@ -62,6 +28,8 @@ class Family(ABC):
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     """Names of the model classes, any of which may appear among the bases of the model's class."""
+    positional: ClassVar[bool] = False
+    """Whether every block gets positions or a bias of all tokens besides x, which have to follow those that are left."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -113,6 +81,11 @@ class Family(ABC):
     @abstractmethod
     def features(self, projected: Tensor) -> Tensor:
         """Output of `projection` as [B, N, C], in the order of the patches."""
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a token."""
+        return int(self.model.embed_dim)  # type: ignore[arg-type]
 
     @property
     def class_token(self) -> bool:
@@ -167,7 +140,7 @@ class Family(ABC):
         for index, block in enumerate(self.blocks):
             here = [site for site in self.sites if site.layer == index or (index == 0 and site.layer < 0)]
             biased = first is not None and index > first.layer
-            if here or biased:
+            if here or biased or (self.positional and index > self.sites[0].layer):
                 self.patch_block(block, index, here)
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
             self.tap(self.projection())
@@ -210,17 +183,18 @@ class Family(ABC):
         if args and isinstance(args[0], Tensor) and args[0].dim() == 4:
             self.image = (int(args[0].shape[-2]), int(args[0].shape[-1]))
 
-    def visit(self, site: Site, block: nn.Module, x: Tensor) -> Tensor:
+    def visit(self, site: Site, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Run one site on the whole sequence x [B, P+N, C]: set the prefix aside, reduce, put it back."""
         size = site.previous.size if site.previous is not None else None
-        reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, x[:, self.prefix :], size))
+        reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, x[:, self.prefix :], size, kwargs))
+        site.place = site.places() if self.positional else None
         if reduced is None:
             return site.plan.gather(x, self.prefix)
         return torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
 
-    def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None) -> dict[str, Any]:
-        """What the site's recipe asks for."""
-        given: dict[str, Any] = {"x": x, "prefix": self.prefix, "scale": self.scale(block)}
+    def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the site's recipe asks for; kwargs are what the block's attention got besides x."""
+        given: dict[str, Any] = {"x": x, "prefix": self.prefix, "scale": self.scale(block), "entered": site.entered}
         if size is not None:
             given["size"] = size
         if site.layer >= 0:
@@ -229,6 +203,8 @@ class Family(ABC):
                 given[name] = self.heads(block, recorded(taps[name]))
         elif "feats" in site.needs:
             given["feats"] = self.features(recorded(self.projection()))
+        if site.learned is not None:
+            given["weights"] = dict(site.learned.items())  # type: ignore[operator]
         if "grid" in site.needs:
             given["grid"] = self.grid
         if "position" in site.needs:
@@ -241,6 +217,15 @@ class Family(ABC):
         if any(mask is not None and mask is not False for mask in masks):
             raise PruneError(f"{type(self.model).__name__} was called with an attention mask; a pruned model takes none")
 
+    def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a block gets besides x, for the tokens that are left when it is reached."""
+        return kwargs
+
+    def arriving(self, index: int) -> Tensor | None:
+        """Patch index of every token that arrives at a block, -1 for one without a place: [B, K]; None while all are there."""
+        before = [site for site in self.sites if site.layer < index]
+        return before[-1].place if before else None
+
     def bias(self, index: int, x: Tensor) -> Tensor | None:
         """log(size) of the keys that arrive at a block, if an earlier site merged proportionally: [B, 1, 1, P+N]."""
         before = [site for site in self.sites if site.layer < index]
@@ -251,12 +236,6 @@ class Family(ABC):
             return None
         log = torch.nn.functional.pad(size.squeeze(-1).log(), (self.prefix, 0))
         return log[:, None, None].to(x.dtype)
-
-
-def wanted(site: Site) -> list[str]:
-    """Which of q, k, v have to be recorded for the site (class_attn comes from q and k)."""
-    names = {"q", "k"} if "class_attn" in site.needs else set()
-    return [name for name in ("q", "k", "v") if name in names or name in site.needs]
 
 
 def record(module: nn.Module, _args: Any, output: Tensor) -> None:
@@ -289,11 +268,12 @@ def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Ten
 def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Site], kwargs: dict[str, Any], x: Tensor) -> Tensor:
     """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
     if "input" in sites:
-        x = family.visit(sites["input"], block, x)
+        x = family.visit(sites["input"], block, x, kwargs)
+    kwargs = family.follow(index, kwargs)
     x = family.attend(block, x, family.bias(index, x), kwargs)
     if "attn" in sites:
-        x = family.visit(sites["attn"], block, x)
+        x = family.visit(sites["attn"], block, x, kwargs)
     x = family.feed(block, x)
     if "block" in sites:
-        x = family.visit(sites["block"], block, x)
+        x = family.visit(sites["block"], block, x, kwargs)
     return x

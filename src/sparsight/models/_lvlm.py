@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ._call import Prompt
-from ._family import Family, Site
+from ._family import Family
 from ._pictures import ImageSite, Kept, Picture, reduced
+from ._site import Site
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..plan import Plan
-from ._family import Site
 from ._prompt import settle
+from ._site import Site
 
 ATTENTION = ("q", "k", "v", "class_attn", "prefix", "scale", "attn", "position", "grid", "class_token")
 """Signals that belong to one tile or frame; recipes without them see the whole image at once."""

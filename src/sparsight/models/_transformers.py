@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ._family import Family, Site
+from ._family import Family
+from ._site import Site
 
 
 class TransformersViT(Family):
@@ -60,6 +61,10 @@ class TransformersViT(Family):
         h, w = pair(config.image_size) if self.image == (0, 0) else self.image
         patch = pair(config.patch_size)
         return h // patch[0], w // patch[1]
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def features(self, projected: Tensor) -> Tensor:
         return projected.flatten(2).transpose(1, 2) if projected.dim() == 4 else projected

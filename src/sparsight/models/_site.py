@@ -1,0 +1,64 @@
+"""Site: one place of one model where tokens leave, and what happened there in the last forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import Plan
+
+Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
+"""Tokens (None: those the plan keeps, as they are), plan, sizes (None: one patch each), score."""
+
+Step = Callable[[dict[str, Any]], Outcome]
+"""What a site does with its signals."""
+
+
+@dataclass(eq=False)
+class Site:
+    """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome."""
+
+    layer: int
+    where: str
+    needs: tuple[str, ...]
+    step: Step
+    proportional: bool
+    previous: Site | None = None
+    plan: Plan | None = None
+    size: Tensor | None = None
+    score: Tensor | None = None
+    place: Tensor | None = None
+    learned: nn.Module | None = None
+
+    @property
+    def entered(self) -> int:
+        """How many tokens there were before the first site, 0 if this is the first."""
+        if self.previous is None or self.previous.plan is None:
+            return 0
+        return self.previous.entered or self.previous.plan.total
+
+    def source(self) -> Plan:
+        """The plan from the image's patches to the tokens after this site, all earlier sites included."""
+        assert self.plan is not None
+        return self.plan if self.previous is None else self.previous.source().then(self.plan)
+
+    def position(self, x: Tensor) -> Tensor:
+        """Patch index of every token that arrives here, -1 for fused ones: [B, N]."""
+        if self.previous is None:
+            return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        return self.previous.places()
+
+    def places(self) -> Tensor:
+        """Patch index of every token that leaves here, -1 for fused ones: [B, slots]."""
+        after = self.source()
+        return torch.cat([after.keep, torch.full_like(after.keep[:, :1], -1)], 1) if after.fused else after.keep
+
+
+def wanted(site: Site) -> list[str]:
+    """Which of q, k, v have to be recorded for the site (class_attn comes from q and k)."""
+    names = {"q", "k"} if "class_attn" in site.needs else set()
+    return [name for name in ("q", "k", "v") if name in names or name in site.needs]
