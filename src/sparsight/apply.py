@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import PruneError
+from .learned import check_weights
 from .ops import attention
 from .ops.reduce import drop, sizes
 from .ops.schedule import as_tuple
@@ -33,6 +34,7 @@ SIGNALS: dict[str, str] = {
     "text": "[B, T, C] text embeddings",
     "text_attn": "[B, T, N] attention of the chosen text queries over the tokens",
     "noise": "[B, M] random numbers that break ties in clustering, as authors' code draws them (derived: zeros)",
+    "weights": "learned tensors of the method by name (shapes: see the method; in a model from prune's weights=)",
 }
 """The fixed vocabulary of signals. Families may offer them, callers of `reduce` may pass them."""
 
@@ -79,7 +81,10 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
     asked = max(as_tuple(recipe.schedule.tokens), default=0)
     if asked > n:
         raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {n} tokens that there are")
-    done = run(recipe, recipe.schedule.count(n, 0, 1), given)
+    count = recipe.schedule.count(n, 0, 1)
+    if recipe.weights is not None:
+        check_weights(recipe.name, given["weights"], recipe.weights(given["x"].shape[2], count))
+    done = run(recipe, count, given)
     return replace(done, size=sizes(done.x, done.size))
 
 
@@ -89,18 +94,24 @@ def run(recipe: Recipe, count: int, given: dict[str, Any]) -> Reduced:
         signals, plan = choose(recipe, count, given)
         x, size = call(reducer(recipe), {**signals, "x": given["x"], "plan": plan})
     score = signals.get("s")
+    if plan.mix is not None:
+        plan = replace(plan, mix=plan.mix.detach())
     return Reduced(x, plan, size, None if score is None else score.detach())
 
 
 def choose(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[dict[str, Any], Plan]:
-    """Score and select: the signals (the score among them, as `s`) and the plan."""
+    """Score and select: the signals (the score among them, as `s`) and the plan.
+
+    Choosing has no gradient, so no graph is kept of it, except where the tokens are weighted by the score, and where the method
+    has learned weights, which train through the score or the plan's `mix`.
+    """
+    learning = torch.is_grad_enabled() and recipe.weights is not None
     signals = {name: derive(name, given) for name in needs_of(recipe.steps)}
     signals["count"] = count
     if recipe.score is not None:
-        # the score's graph is worth keeping only where the tokens themselves are weighted by it
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "s" in reducer(recipe).needs):
+        with torch.set_grad_enabled(learning or (torch.is_grad_enabled() and "s" in reducer(recipe).needs)):
             signals["s"] = call(recipe.steps[0], signals)
-    with torch.no_grad():
+    with torch.set_grad_enabled(learning):
         return signals, call(recipe.steps[-2], signals)
 
 
@@ -151,6 +162,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
     """The signal itself, computed from its sources if it is not given; floating point in float32 or better."""
     if name in given:
         value = given[name]
+        if name == "weights":
+            return {key: weight.to(exact(given["x"])) for key, weight in value.items()}
         return exact(value) if isinstance(value, Tensor) and value.is_floating_point() else value
     x = given["x"]
     if name == "feats":

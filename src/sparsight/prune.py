@@ -31,7 +31,7 @@ class Handle:
     plans   one Plan per site, in the order of the blocks.
     counts  visual tokens after each site.
     grid    patch grid (h, w) of the last forward.
-    learned the weights of a learned method, a ParameterDict per site; None for the other methods. They belong to the handle and not
+    learned the weights of a learned method, one module per site; None for the other methods. They belong to the handle and not
             to the model: train `handle.learned.parameters()`, save `handle.learned.state_dict()`.
     """
 
@@ -179,7 +179,8 @@ def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[
 
 def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], given: Given | None) -> None:
     """Give every site its weights. Their shapes are those for the model's own image size."""
-    entered, counts = family.grid[0] * family.grid[1], []
+    entered = family.grid[0] * family.grid[1]
+    counts: list[int] = []
     for index in range(len(sites)):
         counts.append(recipe.schedule.count(counts[-1] if counts else entered, index, len(sites), entered))
     place = next(family.model.parameters())
@@ -197,7 +198,7 @@ def family_of(model: nn.Module) -> Family:
         if wrapper in names:
             raise PruneError(f"{wrapper} wraps the model; prune model.{inner} first and wrap it again")
     for family in families():
-        if any(name in family.classes for name in names):
+        if family.serves(model):
             found = family(model)
             working = getattr(found.model, "_sparsight", None)
             if isinstance(working, Family):

@@ -15,9 +15,24 @@ from .ops.schedule import Schedule, show
 Attention = Literal["making", "consuming"]
 Value = int | float | bool | str | tuple[Any, ...] | None
 
-PLACES = ("attn", "block", "encoder", "projector", "decoder")
-"""Where tokens leave. In a vision block: between "attn" and MLP (as the papers do), or after the whole "block". In a vision-language
-model: between the vision "encoder" and the projector, after the "projector", or between blocks of the language "decoder"."""
+IN_BLOCKS = ("before", "attn", "block")
+PLACES = (*IN_BLOCKS, "encoder", "projector", "decoder")
+"""Where tokens leave. In a vision model: "before" a block, between its "attn" and its MLP (as most papers do), or after the whole
+"block". In a vision-language model: between the vision "encoder" and the projector, after the "projector", or between blocks of the
+language "decoder"."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A learned tensor that a method needs at every site: its shape, and the normal distribution that it starts from."""
+
+    shape: tuple[int, ...]
+    std: float = 0.02
+    mean: float = 0.0
+
+
+Weights = Callable[[int, int], dict[str, Weight]]
+"""Width of the tokens, count of tokens left at the site -> learned tensors by name."""
 
 
 @dataclass(frozen=True, init=False)
@@ -58,6 +73,7 @@ class Recipe:
     proportional later attention adds log(size) to the keys of merged tokens.
     attention    in a vision-language model, of which encoder layer: "making" the features that the projector gets, or "consuming" them.
     per_tile     in a vision-language model, the budget is that of each tile or frame instead of the whole image's.
+    weights      of a learned method: what its steps find in the signal `weights`. The tensors themselves belong to the Handle.
     name, params stamped by the registry: with them the recipe has a string and a JSON form.
     """
 
@@ -69,6 +85,7 @@ class Recipe:
     proportional: bool = False
     attention: Attention = "making"
     per_tile: bool = False
+    weights: Weights | None = None
     name: str = "custom"
     params: tuple[tuple[str, Value], ...] = ()
     shown: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -13,11 +13,17 @@ from typing import Any, Literal
 
 from .errors import PruneError
 from .ops.schedule import BUDGET, Amount, Layers, check_amount, show
-from .recipe import Recipe, Value
+from .recipe import IN_BLOCKS, Recipe, Value
 
 Maker = Callable[..., Recipe]
 
-SHARED: dict[str, Any] = {"keep": Amount, "tokens": Amount, "remove": Amount, "where": Literal["attn", "block"], "per_tile": bool}
+SHARED: dict[str, Any] = {
+    "keep": Amount,
+    "tokens": Amount,
+    "remove": Amount,
+    "where": Literal["before", "attn", "block"],
+    "per_tile": bool,
+}
 """Parameters that methods accept without declaring them: the budget words, the place within a block for methods with layers, and
 whether the budget is each tile's (images cut into tiles by a vision-language model)."""
 
@@ -131,10 +137,11 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
     recipe = entry.make(**{key: value for key, value in values.items() if key in declared})
     if words and words[0] not in declared:
         recipe = replace(recipe, schedule=recipe.schedule.with_budget(words[0], typing.cast(Amount, values[words[0]])))
-    movable = "layers" in declared and recipe.where in ("attn", "block")
+    place = recipe.where
+    movable = "layers" in declared and recipe.where in IN_BLOCKS
     if "where" in values:
         if not movable:
-            raise PruneError(f"{entry.name} has its place ({recipe.where}); where= is for methods inside vision blocks")
+            raise PruneError(f"{entry.name} has its place ({place}); where= is for methods inside vision blocks")
         recipe = replace(recipe, where=str(values["where"]))
     recipe = replace(recipe, per_tile=bool(values.get("per_tile")))
     full = {key: value for key, value in {**declared, **values}.items() if key not in BUDGET}
@@ -143,7 +150,7 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
         full = {word: getattr(recipe.schedule, word), **full}
     if movable:
         full["where"] = recipe.where
-    plain = {**declared, "where": "attn", "per_tile": False}
+    plain = {**declared, "where": place, "per_tile": False}
     shown = [key for key in full if key in (word, "layers") or full[key] != plain.get(key)]
     return replace(recipe, name=entry.name, params=tuple(full.items()), shown=tuple(shown))
 

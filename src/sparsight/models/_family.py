@@ -92,6 +92,11 @@ class Family(ABC):
         """Whether the first prefix token is a class token."""
         return self.prefix > 0
 
+    @classmethod
+    def serves(cls, model: nn.Module) -> bool:
+        """Whether the model is of this family, by the names of its classes."""
+        return any(kind.__name__ in cls.classes for kind in type(model).__mro__)
+
     def check(self) -> None:
         """Raise PruneError if this model has no place to prune. Classes of other libraries may bear the same name."""
         kind = type(self.model)
@@ -198,18 +203,21 @@ class Family(ABC):
         if size is not None:
             given["size"] = size
         if site.layer >= 0:
-            taps = self.taps(block)
-            for name in wanted(site):
-                given[name] = self.heads(block, recorded(taps[name]))
+            given.update(self.captured(block, wanted(site), kwargs))
         elif "feats" in site.needs:
             given["feats"] = self.features(recorded(self.projection()))
         if site.learned is not None:
-            given["weights"] = dict(site.learned.items())  # type: ignore[operator]
+            given["weights"] = dict(site.learned.named_parameters())
         if "grid" in site.needs:
             given["grid"] = self.grid
         if "position" in site.needs:
             given["position"] = site.position(x)
         return given
+
+    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """Those of q, k, v [B, H, P+N, D] that are asked for, as the block's attention has just used them."""
+        taps = self.taps(block)
+        return {name: self.heads(block, recorded(taps[name])) for name in names}
 
     def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Masks made for the full sequence do not fit a pruned one; better to stop than to misread them."""
@@ -225,6 +233,11 @@ class Family(ABC):
         """Patch index of every token that arrives at a block, -1 for one without a place: [B, K]; None while all are there."""
         before = [site for site in self.sites if site.layer < index]
         return before[-1].place if before else None
+
+    def restore(self, x: Tensor, after: int) -> Tensor:
+        """Tokens that leave block `after`, back on the patches of the image: x [B, K, C] -> [B, N, C], prefix excluded."""
+        before = [site for site in self.sites if site.layer <= after]
+        return before[-1].restore(x, self.grid) if before else x
 
     def bias(self, index: int, x: Tensor) -> Tensor | None:
         """log(size) of the keys that arrive at a block, if an earlier site merged proportionally: [B, 1, 1, P+N]."""

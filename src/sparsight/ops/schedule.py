@@ -32,6 +32,8 @@ class Schedule:
     inflect  slope of `remove` over the sites: 0 constant, -1 falls from 2r to 0, +1 rises from 0 to 2r (ToMe).
     rounding of keep * n to a count: "up", "down" or "nearest" (an exact half to the even number, as Python rounds).
     least    the smallest count that the method can give.
+    compound keep counts from the tokens that entered the first block instead: int(entered * keep^(site+1)), as DynamicViT and the
+             Token Reduction benchmark do. Several numbers are multiplied up.
     """
 
     layers: Layers = (3, 6, 9)
@@ -41,6 +43,7 @@ class Schedule:
     inflect: float = 0.0
     rounding: Rounding = "up"
     least: int = 1
+    compound: bool = False
 
     def __post_init__(self) -> None:
         given = [word for word in BUDGET if getattr(self, word) is not None]
@@ -98,13 +101,16 @@ class Schedule:
             )
         return blocks
 
-    def count(self, n: int, site: int, sites: int) -> int:
-        """Tokens to keep of the `n` present at the `site`-th of `sites` places: from 1 to n; 0 if the method finds the count itself."""
+    def count(self, n: int, site: int, sites: int, entered: int = 0) -> int:
+        """Tokens to keep of the `n` present at the `site`-th of `sites` places: from 1 to n; 0 if the method finds the count itself.
+        `entered` is how many there were before the first place, for `compound` budgets (0: these n are the first)."""
         if not self.word:
             return 0
         amounts = as_tuple(getattr(self, self.word))
         amount = amounts[site] if len(amounts) > 1 else amounts[0]
-        if self.keep is not None:
+        if self.keep is not None and self.compound:
+            kept = int((entered or n) * (math.prod(amounts[: site + 1]) if len(amounts) > 1 else amount ** (site + 1)))
+        elif self.keep is not None:
             kept = rounded(amount * n, self.rounding)
         elif self.tokens is not None:
             kept = int(amount)
@@ -119,6 +125,11 @@ class Schedule:
 def staged(keep: Amount, layers: Layers) -> Schedule:
     """Keep a fraction of the tokens present at each of the given blocks."""
     return Schedule(layers, keep=keep)
+
+
+def compounding(keep: Amount, layers: Layers) -> Schedule:
+    """Keep a fraction of the tokens that entered the first block, to the power of how many sites have been passed."""
+    return Schedule(layers, keep=keep, compound=True)
 
 
 def removing(remove: Amount, layers: Layers, inflect: float = 0.0) -> Schedule:

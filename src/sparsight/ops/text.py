@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from .schedule import Schedule, show
+from .schedule import Schedule, as_tuple, show
 
 Rows = Literal["last", "raters"]
 Positions = Literal["original", "renumbered"]
@@ -49,7 +49,17 @@ class DecoderSchedule(Schedule):
         count = super().count(original, site, sites)
         return max(1, min(present, count * images if self.tokens is not None else count))
 
-    def count(self, n: int, site: int, sites: int) -> int:
+    def check(self, entered: int, images: int = 1) -> None:
+        """Raise PruneError if a prompt has fewer visual tokens than `tokens` asks for: `entered` of them, in that many images."""
+        asked = int(max(as_tuple(self.tokens), default=0))
+        if asked * images > entered:
+            here = f"{entered} visual tokens" + (f" in {images} images" if images > 1 else "")
+            raise PruneError(
+                f"tokens={asked}{' per image' if images > 1 else ''} is more than there are: {here} reach the language model; "
+                "ask for fewer, or use keep="
+            )
+
+    def count(self, n: int, site: int, sites: int, entered: int = 0) -> int:
         return self.stay(n, n, site, sites)
 
 

@@ -44,7 +44,8 @@ def macs(
     counter = FlopCounterMode(display=False)
     free = [0]
     if recipe is not None:
-        prune(shell, metered(recipe, counter, free) if convention == "published" else recipe)
+        counted = metered(recipe, counter, free) if convention == "published" else recipe
+        prune(shell, counted, weights="random" if recipe.weights else None)
     norms = [0]
     if convention == "published":
         for module in shell.modules():
