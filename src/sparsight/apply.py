@@ -133,8 +133,8 @@ def decide(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[Plan, Ten
 
 
 def full_precision(device: str) -> AbstractContextManager[object]:
-    """Autocast off; the meta device, on which operations are only counted, has none to switch off."""
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    """Autocast off where it is on; elsewhere nothing, which exported programs can be saved with."""
+    return torch.autocast(device, enabled=False) if device != "meta" and torch.is_autocast_enabled(device) else nullcontext()
 
 
 def call(step: Step, signals: dict[str, Any]) -> Any:
