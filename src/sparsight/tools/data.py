@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..errors import PruneError
+from .labels import correspond, sample
+from .reading import Ticket, Transform, ahead, attempt, decode
 
 Item = TypeVar("Item")
-Transform = Callable[[Image.Image], Tensor]
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test"))
-SYNSET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,12 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def ticket(self, place: int) -> Ticket:
+        """The image at a place of the list."""
+        path = self.paths[place]
+        name = path.relative_to(self.path).as_posix() if path.is_relative_to(self.path) else path.name
+        return Ticket(place, name, None if self.labels is None else self.labels[place], partial(decode, path))
 
     def __str__(self) -> str:
         kinds = f" of {len(set(self.labels))} classes" if self.labels else ""
@@ -124,31 +127,17 @@ def even(items: Sequence[Item], count: int) -> list[Item]:
 def align(folder: Folder, classes: Sequence[str] | None, outputs: int | None = None) -> Folder:
     """The folder with `labels` as positions among the checkpoint's logits and `classes` in their order.
 
-    classes: the checkpoint's class names, or None; outputs: number of its logits, by default the number of names. Names match
-    as they are, then without regard to case, "_", "-" and synonyms after a comma; ImageNet synset folders (n01440764) match by
-    timm's tables. Without names, as many sorted folders as logits are taken in order. Labels are None, and `note` says why, where
-    no top-1 can be had. Images of folders without a match are left out. Raises PruneError if no folder matches.
+    classes: the checkpoint's class names, or None; outputs: number of its logits, by default the number of names. `correspond`
+    says how names match. Labels are None, and `note` says why, where no top-1 can be had. Images of folders without a match are
+    left out. Raises PruneError if no folder matches.
     """
     if folder.labels is None or folder.classes is None:
         return folder
     outputs = len(classes) if outputs is None and classes else outputs or 0
-    if not outputs:
-        return unlabelled(folder, "no top-1: the model has no classifier")
-    found = match(folder.classes, classes or [])
-    if not found and all(SYNSET.fullmatch(name) for name in folder.classes):
-        classes = synsets(outputs) or classes
-        found = match(folder.classes, classes or [])
-    if not classes:
-        if len(folder.classes) != outputs:
-            reason = f"the checkpoint has {outputs} classes without names, the folder {len(folder.classes)}"
-            return unlabelled(folder, f"no top-1: {reason}")
-        return add_note(folder, "the checkpoint has no class names; sorted folders are taken in the order of its logits")
-    if not found:
-        raise PruneError(
-            f"no class folder of {folder.path} is a class of the checkpoint: folders {sample(folder.classes)}, "
-            f"classes {sample(classes)}; rename the folders or choose another checkpoint"
-        )
-    return relabel(folder, found, list(classes))
+    found = correspond(folder.classes, classes, outputs, f"class folder of {folder.path}")
+    if isinstance(found, str):
+        return unlabelled(folder, found)
+    return add_note(relabel(folder, found.places, found.classes), found.note)
 
 
 def relabel(folder: Folder, found: dict[str, int], classes: list[str]) -> Folder:
@@ -162,43 +151,6 @@ def relabel(folder: Folder, found: dict[str, int], classes: list[str]) -> Folder
     if not lost:
         return done
     return add_note(done, f"{len(pairs) - len(kept)} images of {sample(lost)} are left out, which are no classes of the checkpoint")
-
-
-def match(names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """Index among the classes of every name that has one."""
-    exact = {name: index for index, name in enumerate(classes)}
-    loose: dict[str, set[int]] = {}
-    for index, name in enumerate(classes):
-        for word in {plain(name), *map(plain, name.split(","))}:
-            loose.setdefault(word, set()).add(index)
-    found = {}
-    for name in names:
-        places = loose.get(plain(name), set())
-        if name in exact:
-            found[name] = exact[name]
-        elif len(places) == 1:
-            found[name] = next(iter(places))
-    return found
-
-
-def plain(name: str) -> str:
-    """The name without case and separators."""
-    return " ".join(re.split(r"[\s_\-]+", name.casefold().strip()))
-
-
-def synsets(outputs: int) -> list[str] | None:
-    """ImageNet synset ids in the order of a classifier with so many outputs, or None if that is no known ImageNet."""
-    try:
-        from timm.data import ImageNetInfo, infer_imagenet_subset
-    except ImportError:
-        return None
-    subset = infer_imagenet_subset({"num_classes": outputs})
-    return list(ImageNetInfo(subset).label_names()) if subset else None
-
-
-def sample(names: Sequence[str]) -> str:
-    """The first few names."""
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
 
 
 def unlabelled(folder: Folder, note: str) -> Folder:
@@ -250,23 +202,12 @@ class Batches:
 
     def stream(self) -> Iterator[tuple[int, Tensor]]:
         """Readable images in order, loaded ahead by at most two batches."""
-        waiting: deque[tuple[int, Future[Tensor | Skipped]]] = deque()
-        todo = iter(range(len(self.folder)))
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                while True:
-                    while len(waiting) < 2 * self.size and (index := next(todo, None)) is not None:
-                        waiting.append((index, pool.submit(load_image, self.folder.paths[index], self.transform)))
-                    if not waiting:
-                        return
-                    index, future = waiting.popleft()
-                    outcome = future.result()
-                    if isinstance(outcome, Skipped):
-                        self.skipped.append(outcome)
-                    else:
-                        yield index, outcome
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        jobs = (partial(load_image, path, self.transform) for path in self.folder.paths)
+        for index, outcome in enumerate(ahead(jobs, self.workers, 2 * self.size)):
+            if isinstance(outcome, Skipped):
+                self.skipped.append(outcome)
+            else:
+                yield index, outcome
 
 
 def batches(folder: Folder, transform: Transform, size: int = 32, workers: int | None = None) -> Batches:
@@ -276,16 +217,5 @@ def batches(folder: Folder, transform: Transform, size: int = 32, workers: int |
 
 def load_image(path: Path, transform: Transform) -> Tensor | Skipped:
     """The transformed image, or why it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever their format meets
-        return Skipped(path, reason(error))
-    return transform(picture)
-
-
-def reason(error: Exception) -> str:
-    """What Pillow or the system says, without the path."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "not an image" if "cannot identify" in str(error) else str(error) or type(error).__name__
+    outcome = attempt(partial(decode, path), transform)
+    return Skipped(path, outcome) if isinstance(outcome, str) else outcome
