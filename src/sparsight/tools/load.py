@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
 from ..errors import PruneError
 from .checkpoint import PICKLED, Shapes, check_reach, check_shapes, complain, one_line, pickled, read_shapes, weight_files
-from .data import Transform
+from .reading import Transform
 
 __all__ = ["Loaded", "demo_images", "load_model"]
 

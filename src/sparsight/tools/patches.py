@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..plan import Plan
 from ..prune import prune
 from ..recipe import Recipe
-from .data import Transform
+from .reading import Transform
 
 Pixels = NDArray[np.uint8]
 
