@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from .errors import PruneError
 from .learned import check_weights
-from .ops import attention
+from .ops import attention, ragged
 from .ops.reduce import drop, sizes
 from .ops.schedule import as_tuple
 from .plan import Plan
@@ -34,6 +36,7 @@ SIGNALS: dict[str, str] = {
     "text": "[B, T, C] text embeddings",
     "text_attn": "[B, T, N] attention of the chosen text queries over the tokens",
     "noise": "[B, M] random numbers that break ties in clustering, as authors' code draws them (derived: zeros)",
+    "valid": "[B, N] bool, which tokens are real where images have different counts, padding last (derived: None, all of them)",
     "weights": "learned tensors of the method by name (shapes: see the method; in a model from prune's weights=)",
 }
 """The fixed vocabulary of signals. Families may offer them, callers of `reduce` may pass them."""
@@ -84,8 +87,24 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
     count = recipe.schedule.count(n, 0, 1)
     if recipe.weights is not None:
         check_weights(recipe.name, given["weights"], recipe.weights(given["x"].shape[2], count))
-    done = run(recipe, count, given)
-    return replace(done, size=sizes(done.x, done.size))
+    x, plan, size, score = settle(recipe, lambda n: recipe.schedule.count(n, 0, 1), given)
+    x = plan.gather(given["x"]) if x is None else x
+    return Reduced(x, plan, sizes(x, size), score)
+
+
+def settle(recipe: Recipe, count: Callable[[int], int], given: dict[str, Any]) -> ragged.Outcome:
+    """Run the recipe on what arrives at a site: tokens (None: those that the plan keeps, as they are), plan, sizes, score.
+
+    count: tokens present -> tokens to keep. Where images have different numbers of tokens (the signal `valid`) and the choice does
+    not ask for it, images with equal numbers run together without padding.
+    """
+    if given.get("valid") is not None and "valid" not in recipe.steps[-2].needs:
+        return ragged.by_count(partial(settle, recipe, count), given)
+    left = count(given["x"].shape[1])
+    if only_drops(recipe):
+        return None, *decide(recipe, left, given)
+    done = run(recipe, left, given)
+    return done.x, done.plan, done.size, done.score
 
 
 def run(recipe: Recipe, count: int, given: dict[str, Any]) -> Reduced:
@@ -147,7 +166,7 @@ def needs_of(steps: tuple[Step, ...]) -> list[str]:
 
 def derivable(name: str, given: dict[str, Any]) -> bool:
     """Whether the signal is given or follows from what is given."""
-    if name in given or name in ("feats", "size", "position", "noise"):
+    if name in given or name in ("feats", "size", "position", "noise", "valid"):
         return True
     if name == "class_attn":
         return ("attn" in given or ("q" in given and "k" in given)) and prefix_of(given) > 0
@@ -168,7 +187,7 @@ def derive(name: str, given: dict[str, Any]) -> Any:
     x = given["x"]
     if name == "feats":
         return exact(x)
-    if name == "size":
+    if name in ("size", "valid"):
         return None
     if name == "position":
         return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
@@ -182,7 +201,9 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return given["k"].shape[-1] ** -0.5
     if name == "grid":
         return square(x.shape[1])
-    return attention.class_row(exact(given["q"]), exact(given["k"]), derive("prefix", given), derive("scale", given))
+    return attention.class_row(
+        exact(given["q"]), exact(given["k"]), derive("prefix", given), derive("scale", given), given.get("valid")
+    )
 
 
 def from_matrix(name: str, attn: Tensor, prefix: int) -> Any:
@@ -244,6 +265,7 @@ def check_shapes(signals: dict[str, Any]) -> None:
         "position": (b, n),
         "text_attn": (b, None, n),
         "noise": (b, None),
+        "valid": (b, n),
     }
     for name, shape in expected.items():
         value = signals.get(name)

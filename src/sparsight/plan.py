@@ -91,9 +91,12 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """This plan followed by `later` as one plan over this plan's tokens. Survivors are tokens that keep a slot
-        of their own in both; a fused slot that survives counts as the place of all tokens fused into it."""
+        of their own in both; a fused slot that survives counts as the place of all tokens fused into it. Padding stays padding."""
         first, second = self.owner, later.owner
         merged = torch.where(first < 0, -1, second.gather(1, first.clamp(min=0)))
         none = self.keep.new_full((self.keep.shape[0], 1), -1)
         source = torch.cat([none] * self.led + [self.keep] + [none] * self.fused, dim=1)
-        return Plan(source.gather(1, later.keep), self.total, merged, later.fused)
+        if later.valid is None:
+            return Plan(source.gather(1, later.keep), self.total, merged, later.fused)
+        keep = source.gather(1, later.keep.clamp(min=0)).masked_fill(later.keep < 0, -1)
+        return Plan(keep, self.total, merged, later.fused, valid=later.valid)

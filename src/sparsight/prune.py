@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import registry
-from .apply import decide, needs, only_drops, run
+from .apply import needs, settle
 from .errors import PruneError
 from .learned import Given, build
 from .models._family import Family
@@ -29,7 +29,7 @@ class Handle:
     """What `prune` returns: the outcome of the last forward, and the way back. Also a context manager.
 
     plans   one Plan per site, in the order of the blocks.
-    counts  visual tokens after each site.
+    counts  visual tokens after each site: an int, or a list with one for each image where they differ.
     grid    patch grid (h, w) of the last forward.
     learned the weights of a learned method, one module per site; None for the other methods. They belong to the handle and not
             to the model: train `handle.learned.parameters()`, save `handle.learned.state_dict()`.
@@ -49,8 +49,8 @@ class Handle:
         return [site.plan for site in self.sites if site.plan is not None]
 
     @property
-    def counts(self) -> list[int]:
-        return [plan.slots for plan in self.plans]
+    def counts(self) -> list[Any]:
+        return [plan.slots if plan.valid is None else plan.counts for plan in self.plans]
 
     @property
     def scores(self) -> list[Tensor | None]:
@@ -165,16 +165,13 @@ def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[
     """One site that runs the recipe on whatever arrives. The place before a block is the one after the block in front of it."""
 
     def step(given: dict[str, Any]) -> Outcome:
-        count = recipe.schedule.count(given["x"].shape[1], index, sites, given.pop("entered"))
-        if only_drops(recipe):
-            return None, *decide(recipe, count, given)
-        done = run(recipe, count, given)
-        return done.x, done.plan, done.size, done.score
+        entered = given.pop("entered")
+        return settle(recipe, lambda n: recipe.schedule.count(n, index, sites, entered), given)
 
     if recipe.where == "before" and layer >= 0:
         layer -= 1
     place = "input" if layer < 0 else "block" if recipe.where == "before" else recipe.where
-    return Site(layer, place, wanted, step, recipe.proportional)
+    return Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive)
 
 
 def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], given: Given | None) -> None:

@@ -73,6 +73,7 @@ class Recipe:
     proportional later attention adds log(size) to the keys of merged tokens.
     attention    in a vision-language model, of which encoder layer: "making" the features that the projector gets, or "consuming" them.
     per_tile     in a vision-language model, the budget is that of each tile or frame instead of the whole image's.
+    adaptive     inside a vision model: images of a batch may keep different numbers of tokens (a Plan with `valid`).
     weights      of a learned method: what its steps find in the signal `weights`. The tensors themselves belong to the Handle.
     name, params stamped by the registry: with them the recipe has a string and a JSON form.
     """
@@ -85,6 +86,7 @@ class Recipe:
     proportional: bool = False
     attention: Attention = "making"
     per_tile: bool = False
+    adaptive: bool = False
     weights: Weights | None = None
     name: str = "custom"
     params: tuple[tuple[str, Value], ...] = ()

@@ -28,7 +28,7 @@ class Family(ABC):
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     """Names of the model classes, any of which may appear among the bases of the model's class."""
-    positional: ClassVar[bool] = False
+    positional: bool = False
     """Whether every block gets positions or a bias of all tokens besides x, which have to follow those that are left."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -110,7 +110,7 @@ class Family(ABC):
 
     def offers(self) -> tuple[str, ...]:
         """Signals that this model can give at a site."""
-        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid")
+        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid")
         return plain + (("class_attn",) if self.class_token else ())
 
     def add(self, sites: list[Site]) -> None:
@@ -141,7 +141,7 @@ class Family(ABC):
         if not self.sites:
             return
         self.hooks.append(self.projection().register_forward_pre_hook(self.see_image))
-        first = next((s for s in self.sites if s.proportional), None)
+        first = next((s for s in self.sites if s.proportional or s.adaptive), None)
         for index, block in enumerate(self.blocks):
             here = [site for site in self.sites if site.layer == index or (index == 0 and site.layer < 0)]
             biased = first is not None and index > first.layer
@@ -180,8 +180,8 @@ class Family(ABC):
         self.model.__dict__.pop("_sparsight", None)
 
     def last_size(self) -> Tensor | None:
-        """How many patches each token stands for after the last site, [B, K, 1]."""
-        return self.sites[-1].size if self.sites else None
+        """How many patches each token stands for after the last site, 0 for padding: [B, K, 1]; None if one for all."""
+        return self.sites[-1].weight() if self.sites else None
 
     def see_image(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         """Remember the size of the images that come in, for the grid."""
@@ -202,6 +202,8 @@ class Family(ABC):
         given: dict[str, Any] = {"x": x, "prefix": self.prefix, "scale": self.scale(block), "entered": site.entered}
         if size is not None:
             given["size"] = size
+        if site.previous is not None and site.previous.valid is not None:
+            given["valid"] = site.previous.valid
         if site.layer >= 0:
             given.update(self.captured(block, wanted(site), kwargs))
         elif "feats" in site.needs:
@@ -240,14 +242,12 @@ class Family(ABC):
         return before[-1].restore(x, self.grid) if before else x
 
     def bias(self, index: int, x: Tensor) -> Tensor | None:
-        """log(size) of the keys that arrive at a block, if an earlier site merged proportionally: [B, 1, 1, P+N]."""
+        """For the keys that arrive at a block, [B, 1, 1, P+N]: log(size) if an earlier site merged proportionally, -inf for padding."""
         before = [site for site in self.sites if site.layer < index]
-        if not before or not any(site.proportional for site in before):
+        weight = before[-1].weight(any(site.proportional for site in before)) if before else None
+        if weight is None:
             return None
-        size = before[-1].size
-        if size is None:
-            return None
-        log = torch.nn.functional.pad(size.squeeze(-1).log(), (self.prefix, 0))
+        log = torch.nn.functional.pad(weight.squeeze(-1).log(), (self.prefix, 0))
         return log[:, None, None].to(x.dtype)
 
 

@@ -33,6 +33,20 @@ class Site:
     score: Tensor | None = None
     place: Tensor | None = None
     learned: nn.Module | None = None
+    adaptive: bool = False
+
+    @property
+    def valid(self) -> Tensor | None:
+        """[B, slots]: which tokens that leave here are real; None where all are."""
+        return None if self.plan is None else self.plan.valid
+
+    def weight(self, sized: bool = True) -> Tensor | None:
+        """How many patches each token stands for that leaves here, or one, and 0 for padding: [B, slots, 1]; None if one for all."""
+        size = self.size if sized else None
+        if self.valid is None:
+            return size
+        real = self.valid.unsqueeze(-1).to(torch.float32)
+        return real if size is None else size * real
 
     @property
     def entered(self) -> int:

@@ -47,8 +47,11 @@ class TransformersViT(Family):
         fix = "call model.set_attn_implementation('sdpa') before pruning"
         if backend == "flex_attention":
             raise PruneError(f"flex_attention makes its mask for the full sequence, which does not fit a pruned one; {fix}")
-        if backend not in ("sdpa", "eager") and any(site.proportional for site in sites):
-            raise PruneError(f"{backend} takes no bias, which proportional attention needs; {fix}, or set proportional=false")
+        if backend not in ("sdpa", "eager"):
+            if any(site.proportional for site in sites):
+                raise PruneError(f"{backend} takes no bias, which proportional attention needs; {fix}, or set proportional=false")
+            if any(site.adaptive for site in sites):
+                raise PruneError(f"{backend} takes no mask, which images with different numbers of tokens need; {fix}")
         super().add(sites)
 
     def attention(self, block: nn.Module) -> Any:

@@ -20,10 +20,13 @@ PIECE = 1 << 19
 """Matrix elements per piece: 2 MiB of float32, about one core's second-level cache."""
 
 
-def class_row(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
+def class_row(q: Tensor, k: Tensor, prefix: int, scale: float, valid: Tensor | None = None) -> Tensor:
     """Attention that the class token (position 0) pays to every patch, of the softmax over all keys; not renormalised.
-    q, k [B, H, P+N, D] -> [B, H, N]."""
+    q, k [B, H, P+N, D] -> [B, H, N]; 0 where valid [B, N] says that there is padding."""
     row = (q[:, :, :1] * scale) @ k.transpose(-2, -1)
+    if valid is not None:
+        padding = torch.nn.functional.pad(~valid, (prefix, 0))
+        row = row.masked_fill(padding[:, None, None], float("-inf"))
     return row.softmax(dim=-1)[:, :, 0, prefix:]
 
 

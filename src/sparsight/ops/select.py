@@ -25,6 +25,20 @@ def topk(s: Tensor, count: int) -> Plan:
     return Plan(best(s, count), s.shape[1])
 
 
+def chosen(mask: Tensor) -> Plan:
+    """Keep the tokens that are marked, as many as each image has: at least one. mask [B, N] bool.
+
+    Waits for the device: the number of slots is the largest count of the batch.
+    """
+    counts = mask.sum(dim=1)
+    least, most = (int(count) for count in torch.stack(torch.aminmax(counts)).tolist())
+    keep = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+    if least == most:
+        return Plan(keep, mask.shape[1])
+    valid = torch.arange(most, device=mask.device) < counts.unsqueeze(1)
+    return Plan(keep.masked_fill(~valid, -1), mask.shape[1], valid=valid)
+
+
 def topk_fused(s: Tensor, count: int) -> Plan:
     """Keep the highest scores and give the rest one common slot (none if nothing is left over). s [B, N]."""
     return Plan(best(s, count), s.shape[1], fused=count < s.shape[1])

@@ -1,0 +1,79 @@
+"""Batches whose images have different numbers of tokens: real tokens first, padding last, valid [B, N] says which is which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+
+Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
+"""Tokens, plan, sizes, score, as a site gives them back."""
+
+TOKENS = {"x": 1, "feats": 1, "size": 1, "position": 1, "class_attn": 2, "text_attn": 2, "q": 2, "k": 2, "v": 2, "attn": 2}
+"""Signals with a row per token, and the dimension of the rows."""
+
+
+def by_count(work: Callable[[dict[str, Any]], Outcome], given: dict[str, Any]) -> Outcome:
+    """Do the work on unpadded signals, for all images with equal counts at once, so that each image gets what it gets alone.
+    given["valid"] [B, N] is taken out; everything else is cut to the images' own tokens."""
+    valid: Tensor = given["valid"]
+    counts = valid.sum(dim=1)
+    groups = [(int(n), torch.nonzero(counts == n).flatten()) for n in counts.unique().tolist()]
+    rest = {name: value for name, value in given.items() if name != "valid"}
+    done = [(rows, work({name: cut(name, value, rows, n, valid) for name, value in rest.items()})) for n, rows in groups]
+    return together(done, *valid.shape)
+
+
+def cut(name: str, value: Any, rows: Tensor, n: int, valid: Tensor) -> Any:
+    """The rows of some images, without padding. q, k, v and attn begin with prefix tokens, which stay."""
+    batch, padded = valid.shape
+    if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != batch:
+        return value
+    value = value.index_select(0, rows)
+    if name not in TOKENS:
+        return value
+    axis = TOKENS[name]
+    spare = padded - n
+    value = value.narrow(axis, 0, value.shape[axis] - spare)
+    return value.narrow(3, 0, value.shape[3] - spare) if name == "attn" else value
+
+
+def together(done: list[tuple[Tensor, Outcome]], batch: int, total: int) -> Outcome:
+    """Outcomes of groups of images (their rows first) as the outcome of the batch, padded to the largest count."""
+    rows = torch.cat([rows for rows, _ in done]).argsort()
+    plans = [outcome[1] for _, outcome in done]
+    slots = max(plan.slots for plan in plans)
+    fused = any(plan.fused for plan in plans)
+
+    def join(parts: list[Tensor], width: int, fill: float) -> Tensor:
+        return torch.cat([padded(part, width, fill) for part in parts]).index_select(0, rows)
+
+    keep = join([plan.keep for plan in plans], slots - int(fused), -1)
+    merged = join([plan.owner for plan in plans], total, -1) if fused or any(p.merged is not None for p in plans) else None
+    valid = join([real(plan) for plan in plans], slots, 0)
+    plan = Plan(keep, total, merged, fused, valid=None if bool(valid.all()) else valid)
+    tokens, sizes, scores = ([outcome[i] for _, outcome in done] for i in (0, 2, 3))
+    x = None if any(part is None for part in tokens) else join([p for p in tokens if p is not None], slots, 0)
+    size = None if any(part is None for part in sizes) else join([p for p in sizes if p is not None], slots, 0)
+    known = [part for part in scores if part is not None]
+    score = join(known, total, float("-inf")) if len(known) == len(scores) else None
+    return x, plan, size, score
+
+
+def real(plan: Plan) -> Tensor:
+    """Which slots of a plan are real: [B, slots]."""
+    if plan.valid is not None:
+        return plan.valid
+    return torch.ones(plan.keep.shape[0], plan.slots, dtype=torch.bool, device=plan.keep.device)
+
+
+def padded(part: Tensor, width: int, fill: float) -> Tensor:
+    """The tensor [b, n, ...] with rows of `fill` behind it: [b, width, ...]."""
+    spare = width - part.shape[1]
+    if not spare:
+        return part
+    return torch.cat([part, part.new_full((part.shape[0], spare, *part.shape[2:]), fill)], dim=1)
