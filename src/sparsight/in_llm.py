@@ -78,7 +78,7 @@ def make_site(recipe: Recipe, decoder: Decoder, index: int, layers: tuple[int, .
     renumber = schedule.positions == "renumbered" and not decoder.gridded
     return DecoderSite(
         layers[index], recipe.where, needs(recipe), unused, False,
-        reduce=reduce, rows=schedule.rows, attention=schedule.attention, renumber=renumber,
+        reduce=reduce, check=schedule.check, rows=schedule.rows, attention=schedule.attention, renumber=renumber,
     )  # fmt: skip
 
 

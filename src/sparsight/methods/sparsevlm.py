@@ -29,7 +29,13 @@ WHOLE = 576
 
 @dataclass(frozen=True)
 class Stages(DecoderSchedule):
-    """Counts of the three sites by the authors' table."""
+    """Counts of the three sites by the authors' table; ranked: by the rank of the raters' attention, whatever `tokens` says."""
+
+    ranked: bool = False
+
+    def check(self, entered: int, images: int = 1) -> None:
+        if not self.ranked:
+            super().check(entered, images)
 
     def stay(self, original: int, present: int, site: int, sites: int, images: int = 1) -> int:
         amount = as_tuple(self.keep)[0] * WHOLE if self.keep is not None else as_tuple(self.tokens)[0]
@@ -72,5 +78,5 @@ def sparsevlm(
             f"sparsevlm: the table has counts for three layers, layers={show(layers)} names {len(layers)}; try count=rank"
         )
     pick = Step(choose, recycle=recycle, rank=(scale, bias) if count == "rank" else ())
-    stages = Stages(layers, tokens=tokens, after=True, rows="raters", positions=positions)
+    stages = Stages(layers, tokens=tokens, after=True, rows="raters", positions=positions, ranked=count == "rank")
     return Recipe(text.mean_row, pick, reduce.merge_sized if recycle else reduce.drop, stages, where="decoder")

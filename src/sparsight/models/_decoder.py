@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..ops import text
 from ..plan import Plan
-from ._language import check_visual, find, in_heads, project, tap, wrapper
+from ._language import check_images, check_visual, find, in_heads, project, tap, watch_placeholders, wrapper
 from ._sequence import Rope, Row, Sequence, everything, fill_up, join, rebuild, rotate, stack
 from ._site import Site
 from ._turn import Turn
@@ -33,11 +33,12 @@ Score = Callable[[int, Tensor, Tensor], Tensor]
 class DecoderSite(Site):
     """A place before one decoder layer.
 
-    reduce     the recipe for one sample.       rows, attention, renumber   see `ops.text.DecoderSchedule`.
+    reduce     the recipe for one sample.       check, rows, attention, renumber   see `ops.text.DecoderSchedule`.
     left       [B, n] after a forward: which tokens of the prompt are left after the site (clusters by their centres), -1 padding.
     """
 
     reduce: Reduce = field(default=lambda *_: (None, everything(0, torch.device("cpu")), None))
+    check: Callable[[int, int], None] = field(default=lambda *_: None)
     rows: text.Rows = "last"
     attention: text.Attention = "before"
     renumber: bool = False
@@ -73,6 +74,13 @@ class Decoder:
         """Whether position ids have axes (M-RoPE)."""
         return "mrope_section" in (getattr(self.model.config, "rope_parameters", None) or {})
 
+    @property
+    def placeholders(self) -> list[int]:
+        """Ids of the placeholders that the model around the decoder knows."""
+        config = getattr(self.outer, "config", None)
+        found = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+        return [token for token in found if token is not None]
+
     def add(self, sites: list[DecoderSite]) -> None:
         """Install sites; refuse a place that is taken."""
         taken = {site.layer for site in self.sites} & {site.layer for site in sites}
@@ -92,6 +100,7 @@ class Decoder:
             hook.remove()
         self.hooks, self.turn = [], None
         self.model.__dict__.pop("_sparsight_decoder", None)
+        watch_placeholders(self.outer, bool(self.sites))
         for before, site in zip([None, *self.sites], self.sites, strict=False):
             site.previous = before
         self.patch_generate()
@@ -138,6 +147,9 @@ class Decoder:
         given = (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
         prompt = next((tokens for tokens in given if isinstance(tokens, Tensor)), None)
         self.prompt = None if prompt is None else int(prompt.shape[1])
+        if kwargs.get("past_key_values") is None and prompt is not None:
+            # generate may count positions and encode images before any forward
+            check_images(None if prompt.is_floating_point() else prompt, self.placeholders, kwargs)
         try:
             return inner(*args, **kwargs)
         finally:
@@ -152,10 +164,10 @@ class Decoder:
         """Find the placeholders in what a vision-language model is called with."""
         ids = args[0] if args else kwargs.get("input_ids")
         embeds = kwargs.get("inputs_embeds")
-        tokens = [getattr(module.config, name, None) for name in ("image_token_id", "video_token_id")]
-        known = [token for token in tokens if token is not None]
+        known = self.placeholders
         if ids is not None and ids.shape[1] == 1:
             return
+        check_images(ids, known, kwargs)
         if ids is not None:
             self.given = torch.isin(ids, torch.tensor(known, device=ids.device))
         elif embeds is not None:
@@ -170,6 +182,9 @@ class Decoder:
             kind = type(self.outer).__name__
             raise PruneError(f"the language model was called without {kind} around it, so nobody says which tokens are visual")
         self.given = None
+        for entered, images in zip(self.turn.entered, self.turn.images, strict=True):
+            for site in self.sites if entered else ():
+                site.check(entered, images)
 
     def end(self, *_: Any) -> None:
         self.turn, self.labels = None, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ CLASSES = (
     "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel",
 )  # fmt: skip
 """Decoders that are known: q_proj, k_proj, input_layernorm, RoPE given to the layers as `position_embeddings`."""
+
+PIXELS = ("pixel_values", "pixel_values_videos")
+"""Arguments of vision-language models that hold images."""
 
 
 def check_visual(visual: Any) -> None:
@@ -49,6 +53,39 @@ def wrapper(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
         if any(child is decoder for child in module.children()) and hasattr(getattr(module, "config", None), "image_token_id"):
             return module
     return None
+
+
+def check_images(ids: Tensor | None, placeholders: list[int], call: dict[str, Any]) -> None:
+    """Raise PruneError if a vision-language model is called with an empty list of images, or with placeholders and no images: the
+    untouched model would read the placeholders as words."""
+    given = {name: call[name] for name in PIXELS if call.get(name) is not None}
+    for name, pixels in given.items():
+        if len(pixels) == 0:
+            raise PruneError(f"{name} is empty: an empty list of images; leave it out for a prompt of text alone")
+    if ids is not None and not given and not call.get("mm_encoder_outputs"):
+        found = int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
+        if found:
+            raise PruneError(
+                f"the prompt has {found} placeholder tokens, but {' and '.join(PIXELS)} are not given; pass everything that the "
+                "processor gives"
+            )
+
+
+def watch_placeholders(outer: Any, wanted: bool) -> None:
+    """Let the model's own comparison of placeholders and images end in a PruneError, as long as it is pruned."""
+    if not hasattr(type(outer), "get_placeholder_mask"):
+        return
+    outer.__dict__.pop("get_placeholder_mask", None)
+    if wanted:
+        outer.__dict__["get_placeholder_mask"] = types.MethodType(placeholder_mask, outer)
+
+
+def placeholder_mask(outer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `get_placeholder_mask`."""
+    try:
+        return type(outer).get_placeholder_mask(outer, *args, **kwargs)
+    except ValueError as error:
+        raise PruneError(f"{error}; give as many images as the prompt names, in one processor call") from error
 
 
 def tap(attention: Any, name: str) -> nn.Module:
