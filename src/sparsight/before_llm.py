@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import registry
-from .apply import call, decide, derive, full_precision, needs, only_drops, run
+from .apply import call, decide, full_precision, needs, only_drops, run
 from .errors import PruneError
 from .models._lvlm import LVLM
 from .models._pictures import ImageSite
@@ -18,6 +18,7 @@ from .ops.schedule import as_tuple, show
 from .plan import Plan
 from .prune import Handle
 from .recipe import Recipe, Step
+from .signals import derive
 
 ELSEWHERE = "score=column_mean or score=col_ln where the method takes it, or col_ln, divprune, fps, random"
 LEAST_TRIAL = 64
