@@ -35,10 +35,10 @@ class Answers:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         note = {"index": json.dumps(self.index), "skipped": json.dumps(self.skipped)}
-        save_file({"top": self.top, "pooled": self.pooled}, path, metadata=note)
+        path.write_bytes(save({"top": self.top, "pooled": self.pooled}, metadata=note))
 
     @staticmethod
     def load(path: Path) -> Answers:
@@ -133,13 +133,19 @@ def judge(answers: Answers, reference: Answers, labels: list[int] | None) -> dic
         outcomes["agree"] = (answers.top[:, 0] == reference.top[:, 0]).int().tolist()
         found["agreement"] = share(outcomes["agree"])
     if labels is not None and answers.top.shape[1]:
-        truth = torch.tensor([labels[place] for place in answers.index]).unsqueeze(1)
+        truth = torch.tensor([labels[place] for place in answers.index])
         for name, depth in (("top1", 1), ("top5", TOP)):
-            hits = [(a.top[:, :depth] == truth).any(dim=1).int().tolist() for a in (answers, reference)]
-            outcomes[name] = hits[0]
-            found[name] = sum(hits[0]) / len(hits[0])
-            found[f"{name}_change"] = change(hits[0], hits[1], answers is reference)
+            right, before = hits(answers.top, truth, depth), hits(reference.top, truth, depth)
+            outcomes[name] = right
+            found[name] = sum(right) / len(right)
+            found[f"{name}_change"] = change(right, before, answers is reference)
     return found
+
+
+def hits(top: Tensor, truth: Tensor, depth: int) -> list[int]:
+    """1 where the true class [N] is among the first `depth` of top [N, 5], else 0."""
+    right: list[int] = (top[:, :depth] == truth.unsqueeze(1)).any(dim=1).int().tolist()
+    return right
 
 
 def change(after: list[int], before: list[int], same: bool) -> Interval | None:

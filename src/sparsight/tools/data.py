@@ -105,8 +105,8 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(file for file in found if is_image(file))
 
 
-def pick(groups: list[list[Path]], limit: int | None) -> list[list[Path]]:
-    """At most `limit` files, the same number from every group as far as it has them, evenly spaced within it."""
+def pick(groups: list[list[Item]], limit: int | None) -> list[list[Item]]:
+    """At most `limit` items, the same number from every group as far as it has them, evenly spaced within it."""
     if limit is None or limit >= sum(map(len, groups)):
         return groups
     quota = [0] * len(groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,9 @@ from .data import Folder
 
 PART = ".part"
 """Ending of a file that is being written; what a killed run left behind is removed by the next one."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def digest(*parts: object) -> str:
@@ -46,11 +50,21 @@ def fingerprint_data(folder: Folder, times: bool = False) -> str:
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write a file beside `path`, then move it there in one step; nothing stays if it fails or is interrupted."""
+    """Let `save` write a file beside `path`, then move it there in one step; nothing stays if it fails or is interrupted.
+
+    Raises PruneError if the disk is full.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
         save(part)
         os.replace(part, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise PruneError(
+            f"no room for {path.name} in {path.parent} ({error.strerror}); what is finished there is kept: make room and give the "
+            "same command again, or give another folder with --out"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -96,12 +110,12 @@ class Shelf:
         write(self.answers_file, answers.save)
 
 
-def claim(out: Path) -> list[Path]:
-    """Make OUT and OUT/rows, prove that they can be written, and clear away what a killed run left half-written.
+def claim(out: Path, inner: str = "rows") -> list[Path]:
+    """Make OUT and OUT/rows (or what `inner` says), prove that they can be written, and clear away what a killed run left half-written.
 
     Returns the folders that were made, innermost first. Raises PruneError if OUT cannot be used.
     """
-    rows = out / "rows"
+    rows = out / inner
     made = [path for path in (rows, *rows.parents) if not path.exists()]
     try:
         rows.mkdir(parents=True, exist_ok=True)
