@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import registry
 from .apply import needs, settle
+from .dense import restore
 from .errors import PruneError
 from .learned import Given, build
 from .models._family import Family
@@ -70,6 +71,15 @@ class Handle:
         """For each site one Plan over the image's patches, all earlier sites included."""
         return [site.source() for site in self.sites if site.plan is not None]
 
+    def restore(self, tokens: Tensor, after: int | None = None, *, as_map: bool = False) -> Tensor:
+        """Tokens of the last forward, back on the full grid, for segmentation, depth or feature maps.
+
+        tokens [B, P+K, C] or [B, K, C] as they leave the model, or block `after`; the answer is [B, P+N, C] or [B, N, C], the P
+        prefix tokens unchanged, or with as_map=True [B, C, h, w] without them. A merged or fused token gives its value to all that it
+        stands for; a dropped one takes its nearest survivor's (ties to the lower index). All handles of the model count.
+        """
+        return restore(self.family, tokens, after, as_map)
+
     def remove(self) -> None:
         """Give the model back as it was before this handle; other handles stay. Doing it twice does no harm."""
         self.family.take_out(self.sites)
@@ -127,8 +137,9 @@ def resolve(recipe: Recipe | str, options: dict[str, Any]) -> Recipe:
     if recipe.name == "custom":
         raise PruneError(f"options {', '.join(options)} need a named recipe; set them where the recipe is built")
     params = dict(recipe.params)
-    if any(word in options for word in BUDGET):
-        params = {key: value for key, value in params.items() if key not in BUDGET}
+    usual = {p.name: p.default for p in registry.find(recipe.name).parameters}
+    replaced = any(word in options for word in BUDGET)  # a budget of the user's, or one that an option may rule out
+    params = {key: value for key, value in params.items() if key not in BUDGET or not (replaced or value == usual.get(key))}
     return registry.make(recipe.name, **{**params, **options})
 
 
@@ -144,11 +155,11 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
         raise PruneError(
             f"{recipe.name} scores by class attention, but {type(family.model).__name__} has no class token here; try {TRY_INSTEAD}"
         )
-    missing = [name for name in wanted if name not in (*family.offers(), "weights", "noise")]
+    missing = [name for name in wanted if name not in (*family.offers(), "weights", "noise", "first")]
     if missing:
         raise PruneError(f"{recipe.name} needs {', '.join(missing)}; {family.name} offers {', '.join(family.offers())}")
     layers = recipe.schedule.resolve(len(family.blocks))
-    inner = [name for name in wanted if name in ("q", "k", "v", "class_attn")]
+    inner = [name for name in wanted if name in ("q", "k", "v", "class_attn", "token_weight")]
     if inner and (layers[0] < 0 or (layers[0] == 0 and recipe.where == "before")):
         raise PruneError(
             f"{recipe.name} needs {', '.join(inner)} of a block, but {'layers=input' if layers[0] < 0 else 'the place before block 0'} "

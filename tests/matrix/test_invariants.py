@@ -14,8 +14,8 @@ from sparsight.prune import family_of
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 EQUAL: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
 """Equal: the last bits of a matrix product depend on where in memory its operands lie."""
-FIRST_NORM = ("norm1", "layernorm_before", "layer_norm1")
-SECOND_NORM = ("norm2", "layernorm_after", "layer_norm2")
+FIRST_NORM = ("norm1", "layernorm_before", "layer_norm1", "ln_1")
+SECOND_NORM = ("norm2", "layernorm_after", "layer_norm2", "ln_2")
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor], **tolerance: Any) -> None:
@@ -37,12 +37,14 @@ def all_kept(recipe: str) -> str:
 
 
 def inputs_of(model: nn.Module, run: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """What arrives at the two norms of every block while `run` runs."""
+    """What arrives at the two branches of every block while `run` runs: at their norms, unless those come last."""
     seen: tuple[list[Tensor], list[Tensor]] = ([], [])
     hooks = []
     for names, found in zip((FIRST_NORM, SECOND_NORM), seen, strict=True):
         for block in family_of(model).blocks:
-            norm = next(getattr(block, name) for name in names if hasattr(block, name))
+            last = "PostNorm" in type(block).__name__
+            branch = ("attn" if names is FIRST_NORM else "mlp",)
+            norm = next(getattr(block, name) for name in (branch if last else names) if hasattr(block, name))
             hooks.append(norm.register_forward_pre_hook(lambda _m, args, found=found: found.append(args[0])))
     run()
     for hook in hooks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,6 +39,17 @@ def timm_vit(**options: Any) -> Callable[[], nn.Module]:
         kind = VisionTransformerDistilled if options.get("distilled") else VisionTransformer
         sizes = {"img_size": 32, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 5}
         return kind(**sizes, mlp_ratio=2.0, **{k: v for k, v in options.items() if k != "distilled"})
+
+    return build
+
+
+def timm_model(module: str, name: str, **options: Any) -> Callable[[], nn.Module]:
+    """A model class of timm other than VisionTransformer."""
+
+    def build() -> nn.Module:
+        kind = getattr(importlib.import_module(f"timm.models.{module}"), name)
+        sizes = {"img_size": 32, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 5}
+        return kind(**sizes, mlp_ratio=2.0, **options)
 
     return build
 
@@ -83,9 +95,23 @@ def image_text(name: str, config: str, **options: Any) -> Callable[[], nn.Module
     return hf(name, config, **both, **options)
 
 
+EVA = {"use_rot_pos_emb": True, "head_init_scale": 1.0}
+EVA02 = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, **EVA}
+DINOV3 = {"rope_type": "dinov3", "rope_rotate_half": True, "num_reg_tokens": 4, "no_embed_class": True, "use_abs_pos_emb": False}
+PE = {
+    "attn_type": "rope",
+    "qkv_fused": False,
+    "num_kv_heads": 1,
+    "use_pre_transformer_norm": True,
+    "global_pool": "map",
+    "rope_grid_indexing": "xy",
+    "rope_grid_offset": 1.0,
+}
+MIXED = {"attn_type": "rope", "rope_type": "mixed", "qk_norm": True, "class_token": False}
 VIT = {**SHAPE, **IMAGE, "num_labels": 5}
 DROPS = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 DINO = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "mlp_ratio": 2, **IMAGE, "num_labels": 5}
+DINOV3_HF = {**SHAPE, **IMAGE, "layerscale_value": 0.5, "drop_path_rate": 0.2, "use_gated_mlp": True}
 WORDS = {"input_ids": torch.tensor([[1, 2, 10], [3, 4, 10]])}
 OTHER = {"interpolate_pos_encoding": True}
 
@@ -104,6 +130,12 @@ ZOO: dict[str, Entry] = {
     "timm-gated": Entry(gated, 1),
     "timm-unfused": Entry(unfused, 1),
     "timm-dynamic": Entry(timm_vit(dynamic_img_size=True), 1, image=(48, 24)),
+    "timm-eva": Entry(timm_model("eva", "Eva", init_values=0.1, drop_path_rate=0.2, head_init_scale=1.0), 1),
+    "timm-eva02": Entry(timm_model("eva", "Eva", **EVA02), 1),
+    "timm-eva02-post": Entry(timm_model("eva", "Eva", use_post_norm=True, **EVA), 1),
+    "timm-dinov3": Entry(timm_model("eva", "Eva", global_pool="token", init_values=0.1, **DINOV3, **EVA), 5),
+    "timm-perception": Entry(timm_model("eva", "Eva", **PE, **EVA), 1),
+    "timm-rope-mixed": Entry(timm_model("eva", "Eva", dynamic_img_size=True, **MIXED, **EVA), 0, class_token=False, image=(48, 24)),
     "vit": Entry(hf("ViTForImageClassification", "ViTConfig", **VIT, **DROPS), 1),
     "vit-model-eager": Entry(hf("ViTModel", "ViTConfig", "eager", **VIT), 1, image=(48, 24), call=OTHER),
     "deit": Entry(hf("DeiTForImageClassification", "DeiTConfig", **VIT, **DROPS), 2),
@@ -113,6 +145,7 @@ ZOO: dict[str, Entry] = {
     "dinov2-registers": Entry(
         hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", num_register_tokens=3, **DINO), 4
     ),
+    "dinov3": Entry(hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=3, **DINOV3_HF), 4, image=(48, 24)),
     "clip": Entry(image_text("CLIPModel", "CLIPConfig", projection_dim=16), 1, call=WORDS),
     "clip-vision": Entry(hf("CLIPVisionModel", "CLIPVisionConfig", attention_dropout=0.2, **VIT), 1, image=(48, 24), call=OTHER),
     "clip-projection-eager": Entry(hf("CLIPVisionModelWithProjection", "CLIPVisionConfig", "eager", **VIT), 1),
@@ -123,14 +156,26 @@ ZOO: dict[str, Entry] = {
     "siglip-classifier": Entry(image_text("SiglipForImageClassification", "SiglipConfig", num_labels=5), 0, class_token=False),
 }
 
-METHODS = [m.name for m in sparsight.methods() if sparsight.parse(m.name).where in ("attn", "block")]
+PARSED = {m.name: sparsight.parse(m.name) for m in sparsight.methods()}
+METHODS = [name for name, recipe in PARSED.items() if recipe.where in ("attn", "block") and not recipe.adaptive]
 RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {
     "similarity": "similarity:keep=0.6,layers=0/2,diversity=1.5",
     "similarity-input": "similarity:keep=0.6,layers=input",
     "tome-all-block": "tome:remove=3,layers=all,where=block",
     "evit-block": "evit:keep=0.6,layers=0/2,where=block",
+    "similarity-cells": "similarity:keep=0.6,layers=0/2,cells=2",
 }
 """Recipes for models of four blocks; a method that is new gets two sites."""
+
+ADAPTIVE = {
+    "ats": "ats:keep=0.8,layers=0/2",
+    "ats-tr": "ats:keep=0.6,layers=0/1,version=tr,where=block",
+    "similarity-threshold": "similarity:threshold=-0.01,layers=0/1/2,metric=dot",
+    "similarity-adaptive": "similarity:threshold=adaptive,kappa=0.2,layers=0/2,metric=l2",
+    "similarity-adaptive-input": "similarity:threshold=adaptive,kappa=-0.2,diversity=1.5",
+    "similarity-adaptive-cells": "similarity:threshold=adaptive,kappa=-0.8,layers=1/2,cells=2",
+}
+"""Recipes under which images keep different numbers of tokens."""
 
 
 def needs(text: str) -> set[str]:

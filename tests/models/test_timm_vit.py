@@ -64,16 +64,31 @@ def test_grid_follows_the_image():
 
 
 @torch.no_grad()
-def test_intermediates_are_lists_not_maps(x):
-    model = vit()
-    with sparsight.prune(model, "col_ln:keep=0.25,layers=1"):
-        with pytest.raises(PruneError, match="NLC"):
-            model.forward_intermediates(x)
-        with pytest.raises(PruneError, match="NLC"):
-            model.get_intermediate_layers(x, reshape=True)
-        listed = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
-        assert [t.shape[1] for t in listed] == [16, 4, 4, 4]
-    assert model.forward_intermediates(x, intermediates_only=True)[-1].shape == (2, 32, 4, 4)
+@pytest.mark.parametrize(
+    "recipe", ["col_ln:keep=0.25,layers=1", "tome:remove=6,layers=0/2", "evit:keep=0.5,layers=0/1,where=block"]
+)
+def test_intermediates_fill_the_grid(x, recipe):
+    """Maps and lists of every block that is asked for, each value that of the token which stands for the patch."""
+    model = vit(reg_tokens=2, no_embed_class=True)
+    with sparsight.prune(model, recipe) as handle:
+        seen = []
+        hooks = [block.register_forward_hook(lambda _m, _a, out: seen.append(out)) for block in model.blocks]
+        final, maps = model.forward_intermediates(x, indices=[3, 1])
+        assert [m.shape for m in maps] == [(2, 32, 4, 4)] * 2
+        assert final.shape[1] == 3 + handle.counts[-1]
+        for block, found in zip((1, 3), maps, strict=True):
+            torch.testing.assert_close(handle.restore(seen[block], block, as_map=True), found)
+            torch.testing.assert_close(handle.restore(seen[block][:, 3:], block - 4, as_map=True), found)
+        lists = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True)
+        assert [(t.shape[1], p.shape[1]) for t, p in lists] == [(16, 3)] * 4
+        torch.testing.assert_close(lists[1][0].mT.reshape(maps[0].shape), maps[0])
+        as_dict = model.forward_intermediates(x, indices=1, output_dict=True, norm=True)
+        assert as_dict["image_intermediates"][0].shape == (2, 32, 4, 4)
+        pair = model.get_intermediate_layers(x, 2, reshape=True)
+        assert [p.shape for p in pair] == [(2, 32, 4, 4)] * 2
+        for hook in hooks:
+            hook.remove()
+    assert "forward_intermediates" not in vars(model)
 
 
 @pytest.mark.parametrize("recipe", ["evit:keep=0.5,layers=0/2", "tome:remove=3,layers=all"])

@@ -110,7 +110,7 @@ class Family(ABC):
 
     def offers(self) -> tuple[str, ...]:
         """Signals that this model can give at a site."""
-        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid")
+        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "token_weight")
         return plain + (("class_attn",) if self.class_token else ())
 
     def add(self, sites: list[Site]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.dense import restore
 from ..plan import Plan
 
 Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
@@ -60,6 +61,15 @@ class Site:
         assert self.plan is not None
         return self.plan if self.previous is None else self.previous.source().then(self.plan)
 
+    def restore(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens that leave here, back on the image's patches: x [B, slots, C] -> [B, N, C]."""
+        assert self.plan is not None
+        if self.previous is None:
+            return restore(self.plan, x, grid)
+        if self.plan.mix is not None:
+            return self.previous.restore(restore(self.plan, x, grid), grid)
+        return restore(self.source(), x, grid)
+
     def position(self, x: Tensor) -> Tensor:
         """Patch index of every token that arrives here, -1 for fused ones: [B, N]."""
         if self.previous is None:
@@ -73,6 +83,6 @@ class Site:
 
 
 def wanted(site: Site) -> list[str]:
-    """Which of q, k, v have to be recorded for the site (class_attn comes from q and k)."""
-    names = {"q", "k"} if "class_attn" in site.needs else set()
+    """Which of q, k, v have to be recorded for the site (class_attn and token_weight come from q and k)."""
+    names = {"q", "k"} if {"class_attn", "token_weight"} & set(site.needs) else set()
     return [name for name in ("q", "k", "v") if name in names or name in site.needs]

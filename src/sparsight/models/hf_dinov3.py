@@ -1,0 +1,54 @@
+"""transformers' DINOv3 ViT: class token, registers, rotary positions of the patches.
+
+The rows of the rotary tables follow the tokens that are left; a token fused of many is not rotated, as prefix tokens are not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ._positions import take_rows
+from .hf_dinov2 import HFDinov2
+
+
+class HFDinov3(HFDinov2):
+    """DINOv3ViTModel: pre-norm blocks with LayerScale and drop path, plain or gated MLP."""
+
+    name = "transformers DINOv3"
+    classes: ClassVar[tuple[str, ...]] = ("DINOv3ViTModel",)
+    inner = ""
+    positional = True
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.model.layer)  # type: ignore[arg-type, union-attr]
+
+    @property
+    def prefix(self) -> int:
+        embeddings: Any = self.model.embeddings
+        return 1 + int(embeddings.register_tokens.shape[1])
+
+    def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        place = self.arriving(index)
+        if place is None:
+            return kwargs
+        cos, sin = kwargs["position_embeddings"]
+        return {**kwargs, "position_embeddings": (take_rows(cos, place, 1.0), take_rows(sin, place, 0.0))}
+
+    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        cos, sin = kwargs["position_embeddings"]
+        return {
+            name: value if name == "v" else rotated(value, cos, sin)
+            for name, value in super().captured(block, names, kwargs).items()
+        }
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, H, P+N, D] with its last N tokens rotated: halves (a, b) of D become (a, b) * cos + (-b, a) * sin."""
+    first = x.shape[2] - cos.shape[-2]
+    prefix, patches = x[:, :, :first], x[:, :, first:]
+    a, b = patches.chunk(2, dim=-1)
+    return torch.cat([prefix, patches * cos + torch.cat([-b, a], dim=-1) * sin], dim=2)
