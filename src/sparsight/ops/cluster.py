@@ -21,15 +21,15 @@ class Clusters:
     apart: Tensor
 
 
-def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None) -> Clusters:
+def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None, neighbours: int = 0) -> Clusters:
     """Cluster tokens around density peaks; ties go to the lower index. x [B, M, C], noise [B, M] or None.
 
-    Distance is L2 / sqrt(C), density exp(-mean square distance to the `clusters` nearest, oneself included); centres have
-    the largest products of density and distance to the nearest denser token. The authors add 1e-6 * uniform noise to the density
+    Distance is L2 / sqrt(C), density exp(-mean square distance to the nearest `neighbours`, oneself included; 0: as many as there are
+    clusters, as SparseVLM has it); centres have the largest products of density and distance to the nearest denser token. The authors add 1e-6 * uniform noise to the density
     to break ties: pass theirs to repeat a run of theirs; without it the result is deterministic. SparseVLM, arXiv:2410.04417.
     """
     distance = torch.cdist(x, x) / x.shape[-1] ** 0.5
-    near = distance.topk(min(clusters, x.shape[1]), dim=-1, largest=False).values
+    near = distance.topk(min(neighbours or clusters, x.shape[1]), dim=-1, largest=False).values
     density = (-near.square().mean(dim=-1)).exp()
     if noise is not None:
         density = density + noise.to(density) * 1e-6
@@ -40,6 +40,40 @@ def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None) -> Clus
     to_centres = distance.gather(1, centres.unsqueeze(-1).expand(-1, -1, x.shape[1]))
     own = torch.arange(centres.shape[1], device=x.device).expand_as(centres)
     return Clusters(centres, to_centres.argmin(dim=1).scatter(1, centres, own), density, apart)
+
+
+def in_order(centres: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Clusters renumbered so that their centres [B, c] ascend; member [B, N] follows."""
+    keep, order = centres.sort(dim=1, stable=True)
+    return keep, order.argsort(dim=1).gather(1, member)
+
+
+def shares(member: Tensor, clusters: int, weight: Tensor, floor: float) -> Tensor:
+    """Weights of the mean over every cluster: weight / (sum of the cluster's weights + floor). member, weight [B, N] -> [B, c, N]."""
+    own = member.unsqueeze(1) == torch.arange(clusters, device=member.device).unsqueeze(-1)
+    weighed = weight.unsqueeze(1).where(own, 0)
+    return weighed / (weighed.sum(dim=-1, keepdim=True) + floor)
+
+
+def medoids(x: Tensor, first: Tensor, weight: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """K-medoids from the tokens `first` [B, K] on: medoids [B, K], and the cluster of every token [B, N].
+
+    Each round gives every token to its nearest medoid, and each cluster the member with the least weight * (sum of distances to ALL
+    tokens), token 0 if it has no member. x [B, N, C], weight [B, N]. Token Reduction benchmark, arXiv:2308.04657.
+    """
+    distance = torch.cdist(x, x)
+    cost = (distance * weight.unsqueeze(-1)).sum(dim=-1)
+    chosen = first
+    cluster = torch.arange(first.shape[1], device=x.device).unsqueeze(-1)
+    for _ in range(rounds):
+        outside = nearest_of(distance, chosen).unsqueeze(1) != cluster
+        chosen = cost.unsqueeze(1).masked_fill(outside, float("inf")).argmin(dim=2)
+    return chosen, nearest_of(distance, chosen)
+
+
+def nearest_of(distance: Tensor, chosen: Tensor) -> Tensor:
+    """For every token, which of the chosen [B, K] is nearest, by distance [B, N, N]: [B, N]."""
+    return distance.gather(1, chosen.unsqueeze(-1).expand(-1, -1, distance.shape[2])).argmin(dim=1)
 
 
 def keep_and_recycle(s: Tensor, x: Tensor, count: int, noise: Tensor) -> Plan:

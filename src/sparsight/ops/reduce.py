@@ -35,6 +35,11 @@ def merge_sized(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
     return plan.fold(x * size.to(x.dtype)) / total.to(x.dtype), total
 
 
+def representatives(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
+    """Survivors as they are; each one stands for all tokens of its cluster. -> [B, K, C], [B, K, 1]."""
+    return plan.gather(x), plan.fold(sizes(x, size))
+
+
 def sizes(x: Tensor, size: Tensor | None) -> Tensor:
     """How many patches each token stands for; one each if nothing has been merged yet. x [B, N, C] -> [B, N, 1]."""
     if size is not None:
