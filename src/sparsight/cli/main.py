@@ -11,6 +11,7 @@ from ..errors import PruneError
 from .compare import compare
 from .macs import macs
 from .methods import methods
+from .reproduce import reproduce
 from .show import show
 
 # Typer has had a copy of click inside since 0.17, and click itself before; either way this is the base of its complaints.
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (compare, methods, macs, show):
+for verb in (compare, methods, macs, show, reproduce):
     app.command()(verb)
 
 

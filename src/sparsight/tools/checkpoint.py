@@ -54,6 +54,17 @@ def check_reach(source: str, seconds: float = 5) -> None:
         socket.create_connection((address.hostname, port), timeout=seconds).close()
 
 
+def in_cache(repository: str) -> bool:
+    """Whether weights of a Hub repository lie on this machine already."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    return any(
+        isinstance(try_to_load_from_cache(repository, name), str) for name in (*HUB_FILES[1:], "model.safetensors.index.json")
+    )
+
+
 def check_shapes(name: str, wanted: Shapes, found: Shapes) -> None:
     """Raise PruneError if a checkpoint does not fit a model, with a few of the tensors that differ."""
     missing = [key for key in wanted if key not in found]

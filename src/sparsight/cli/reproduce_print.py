@@ -1,0 +1,132 @@
+"""What `sparsight reproduce` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..tools.published import Entry, Measure, entries, entry
+from ..tools.published_macs import Count, count
+from ..tools.reproduce import Line, Reproduction
+
+WIDTH = 170
+
+
+def console() -> Console:
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = WIDTH
+    return made
+
+
+def sheet(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    """An empty table: words to the left, numbers to the right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for head in left:
+        made.add_column(head, overflow="fold")
+    for head in right:
+        made.add_column(head, justify="right", no_wrap=True)
+    return made
+
+
+def listing(as_json: bool) -> None:
+    """All tables and figures, one line each."""
+    found = entries().values()
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in found], indent=1, ensure_ascii=False))
+        return
+    made = sheet("Published tables and figures", ("id", "what", "where", "measured by"), ("rows",))
+    for item in found:
+        made.add_row(item.id, item.title, f"{item.paper.source}, {item.number}", item.command, str(len(item.rows)))
+    console().print(made)
+    typer.echo("`sparsight reproduce ID` runs one or says what is missing; `--macs` counts the GFLOPs of all")
+
+
+def counts(name: str | None, only: str | None, as_json: bool) -> None:
+    """Published and counted GFLOPs, each row as soon as it is counted."""
+    wanted = [entry(name)] if name else list(entries().values())
+    if as_json:
+        typer.echo(
+            json.dumps([{**asdict(item), "verdict": item.verdict} for item in count(wanted, only)], indent=1, ensure_ascii=False)
+        )
+        return
+    verdicts: dict[str, int] = {}
+    for item in count(wanted, only):
+        verdicts[item.verdict] = verdicts.get(item.verdict, 0) + 1
+        typer.echo(count_line(item))
+    if not verdicts:
+        typer.echo(f"{name} has no GFLOPs")
+    else:
+        typer.echo(", ".join(f"{number} {verdict}" for verdict, number in verdicts.items()))
+
+
+def count_line(item: Count) -> str:
+    decimals = next(measure.decimals for measure in entry(item.entry).measures if measure.key == "gmacs")
+    counted = "      -" if item.counted is None else f"{item.counted:7.3f}"
+    what = f"{item.row.model:17s} {item.row.recipe or item.row.label}"
+    return f"{item.entry:20s} {what:75s} {item.published:6.{decimals}f} {counted}  {item.verdict}" + (
+        f": {item.reason}" if item.reason else ""
+    )
+
+
+def result(done: Reproduction, as_json: bool) -> None:
+    """The entry, its rows with published and measured numbers, and what is missing."""
+    if as_json:
+        typer.echo(done.to_json(), nl=False)
+        return
+    out = console()
+    made = sheet(
+        f"{done.entry.title}\n{done.entry.paper.title}, {done.entry.paper.source}, {done.entry.number}",
+        ("row", "recipe"),
+        heads(done.entry),
+    )
+    for item in done.lines:
+        recipe = item.row.value or (item.row.recipe if item.row.method else "")
+        made.add_row(
+            Text(f"{item.row.model if len(done.entry.models) > 1 else ''} {item.row.label}".strip()),
+            recipe,
+            *cells(done.entry, item),
+        )
+    if done.lines:
+        out.print(made)
+    for text in remarks(done):
+        typer.echo(text)
+
+
+def heads(found: Entry) -> tuple[str, ...]:
+    return tuple(measure.title for measure in found.measures)
+
+
+def cells(found: Entry, item: Line) -> list[str]:
+    """Published, then measured and the difference where there is something."""
+    return [cell(measure, item) for measure in found.measures]
+
+
+def cell(measure: Measure, item: Line) -> str:
+    lost = "lost" if measure.key in item.row.lost else "-"
+    text = f"{item.row.numbers[measure.key]:.{measure.decimals}f}" if measure.key in item.row.numbers else lost
+    if measure.key in item.measured:
+        text += f" / {item.measured[measure.key]:.{measure.decimals}f}"
+        difference = item.difference(measure.key)
+        text += "" if difference is None else f" ({difference:+.{measure.decimals}f})"
+    return text
+
+
+def remarks(done: Reproduction) -> Iterator[str]:
+    """Everything that a reader of the numbers has to know."""
+    if done.measured and any(line.measured for line in done.lines):
+        yield "cells: published / measured (difference)"
+    found = done.entry
+    for head, items in (
+        ("setting", [found.setting]), ("shows", [found.shows]), ("not stated in the paper", found.not_stated), ("note", found.notes),
+        ("does not add up in the paper", [odd.reason for odd in found.oddities]),
+        ("not run", [f"{line.row}: {line.note}" for line in done.lines if line.note and not line.row.pending]),
+        ("differs from the paper", done.differs), ("missing", done.missing), ("wrote", done.files),
+    ):  # fmt: skip
+        yield from (f"{head}: {text}" for text in dict.fromkeys(items) if text)
