@@ -54,6 +54,18 @@ class TransformersViT(Family):
                 raise PruneError(f"{backend} takes no mask, which images with different numbers of tokens need; {fix}")
         super().add(sites)
 
+    def patch(self) -> None:
+        super().patch()
+        if self.sites:
+            self.hooks.append(self.model.register_forward_pre_hook(self.refuse_call, with_kwargs=True))
+
+    def refuse_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a mask where the user gives one. The layers may get one made of ones: transformers makes it while tracing."""
+        super().refuse_mask((), kwargs)
+
+    def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Nothing: `refuse_call` has looked at the call of the model."""
+
     def attention(self, block: nn.Module) -> Any:
         """The attention module of a layer."""
         return getattr(block, "attention", None) or getattr(block, "self_attn", None)
