@@ -58,13 +58,15 @@ class TransformersViT(Family):
         super().patch()
         if self.sites:
             self.hooks.append(self.model.register_forward_pre_hook(self.refuse_call, with_kwargs=True))
+            rest = [block for block in self.blocks if block not in self.patched]
+            self.hooks += [block.register_forward_pre_hook(without_mask, with_kwargs=True) for block in rest]
 
     def refuse_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a mask where the user gives one. The layers may get one made of ones: transformers makes it while tracing."""
+        """Refuse a mask where the user gives one."""
         super().refuse_mask((), kwargs)
 
     def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Nothing: `refuse_call` has looked at the call of the model."""
+        """Nothing: `refuse_call` has seen the user's own. While tracing, transformers makes one of ones for its layers."""
 
     def attention(self, block: nn.Module) -> Any:
         """The attention module of a layer."""
