@@ -106,7 +106,7 @@ def collect(reader: Reader, batches: Batches, like: Tensor, step: Callable[[int]
     features: list[Tensor] = []
     for images, places in batches:
         logits, pooled = reader(images.to(like))
-        top = pooled.new_zeros(len(places), 0) if logits is None else logits.float().topk(min(TOP, logits.shape[-1])).indices
+        top = pooled.new_zeros(len(places), 0) if logits is None else ranked(logits)["top"]
         index += places
         tops.append(top.long().cpu())
         features.append(pooled.cpu())
@@ -115,6 +115,14 @@ def collect(reader: Reader, batches: Batches, like: Tensor, step: Callable[[int]
     if not index:
         return Answers([], torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0), skipped)
     return Answers(index, torch.cat(tops), torch.cat(features), skipped)
+
+
+def ranked(logits: Tensor, pairwise: bool = False) -> dict[str, Tensor]:
+    """Classes by falling logit, top [n, 5], and the probability [n] of the first: its softmax, or its sigmoid if `pairwise`."""
+    logits = logits.float()
+    best = logits.topk(min(TOP, logits.shape[-1]))
+    chance = best.values[:, 0].sigmoid() if pairwise else (best.values[:, 0] - logits.logsumexp(dim=-1)).exp()
+    return {"top": best.indices.int(), "probability": chance}
 
 
 def name_of(folder: Folder, path: Path) -> str:
