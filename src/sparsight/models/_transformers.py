@@ -17,6 +17,11 @@ from ._family import Family
 from ._site import Site
 
 
+def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: a layer whose tokens are fewer gets no mask made for all of them."""
+    return args[:1], {**kwargs, "attention_mask": None}
+
+
 class TransformersViT(Family):
     """An image encoder of transformers: the model that is given, or its attribute `inner`."""
 
