@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .prune import Handle, families, prune
     from .recipe import Recipe
     from .registry import methods, parse
+    from .tools.calibrate import calibrate
     from .tools.macs import macs
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ _HOMES = {
     "PruneError": "errors",
     "Recipe": "recipe",
     "Reduced": "apply",
+    "calibrate": "tools.calibrate",
     "families": "prune",
     "macs": "tools.macs",
     "methods": "registry",
@@ -36,7 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Handle", "Plan", "PruneError", "Recipe", "Reduced", "families", "macs", "methods", "parse", "prune", "reduce",
+    "Handle", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "families", "macs", "methods", "parse", "prune", "reduce",
 ]  # fmt: skip
 
 

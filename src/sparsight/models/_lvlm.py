@@ -168,18 +168,21 @@ class LVLM(Family):
         self.place(prompt)
         return prompt
 
-    def encode(self, kind: str, prompt: Prompt) -> None:
-        """Run the model's own encoder on the images, reduce them, and note what is left."""
-        site, call = self.sites[0], prompt.call
-        assert isinstance(site, ImageSite)
-        pixels = call[PIXELS[kind]]
-        if len(pixels) == 0:
+    def look(self, kind: str, call: dict[str, Any], site: ImageSite) -> tuple[Any, list[Picture], list[str]]:
+        """Run the model's own encoder on a call's images: its output, the images, and the names of the arguments it took."""
+        if len(call[PIXELS[kind]]) == 0:
             raise PruneError(f"{PIXELS[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
         encoder = getattr(self.core, f"get_{kind}_features")
         takes = [name for name in inspect.signature(encoder).parameters if name != "kwargs" and name in call]
         with hearing(self.listen(kind, call, site)) as heard:
             output = encoder(**{name: call[name] for name in takes}, return_dict=True)
-        pictures = self.pictures(kind, output, call, heard, site)
+        return output, self.pictures(kind, output, call, heard, site), takes
+
+    def encode(self, kind: str, prompt: Prompt) -> None:
+        """Look at the images, reduce them, and note what is left."""
+        site = self.sites[0]
+        assert isinstance(site, ImageSite)
+        output, pictures, takes = self.look(kind, prompt.call, site)
         fresh = prompt.find(kind, self.token_id(kind), [picture.tokens.shape[0] for picture in pictures])
         kept = reduced(site, [pictures[i] for i in fresh], self.project() if site.where == "encoder" else None)
         prompt.settle(kind, fresh, [one.anchors for one in kept])
