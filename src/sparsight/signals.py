@@ -45,6 +45,8 @@ def derivable(name: str, given: dict[str, Any]) -> bool:
         return True
     if name in ("class_attn", "token_weight"):
         return ("attn" in given or ("q" in given and "k" in given)) and (prefix_of(given) > 0 or name == "token_weight")
+    if name == "attns":
+        return "attn" in given
     if name in ("prefix", "scale"):
         return "k" in given or "attn" in given
     if name in ("q", "k"):
@@ -72,6 +74,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return torch.zeros(x.shape[:2], dtype=torch.float32, device=x.device)
     if name == "prefix":
         return prefix_of(given)
+    if name == "attns":
+        return [exact(given["attn"])]
     if name == "token_weight":
         sources = {source: derive(source, given) for source in ("q", "k", "prefix", "scale")}
         return attention.column_norm(**sources, order=1.0, heads="joint", rows="all", diagonal=True)
@@ -118,11 +122,14 @@ def square(n: int) -> tuple[int, int] | None:
 
 def as_usual(given: dict[str, Any]) -> dict[str, Any]:
     """The signals in their usual shapes. One head is added where the caller has averaged over heads (class_attn [B, N], q, k, v
-    [B, P+N, D]); token_weight may be [B, N, 1], first a number; a stack of matrices [L, B, H, P+N, P+N] given as attn is attns."""
+    [B, P+N, D]); token_weight may be [B, N, 1], first a number; a stack of matrices [L, B, H, P+N, P+N] or, of one image, [L, H, P+N, P+N], may be given as attn for attns."""
     heads = {"class_attn": 2, "q": 3, "k": 3, "v": 3}
     given = dict(given)
-    if isinstance(given.get("attn"), Tensor) and given["attn"].dim() == 5:
-        given["attns"] = given.pop("attn")
+    stack = next(
+        (given.pop(name) for name in ("attns", "attn") if isinstance(given.get(name), Tensor) and stacked(given, name)), None
+    )
+    if stack is not None:
+        given["attns"] = stack.unsqueeze(1) if stack.dim() == 4 else stack
     for name, value in given.items():
         if isinstance(value, Tensor) and value.dim() == heads.get(name):
             given[name] = value.unsqueeze(1)
@@ -131,6 +138,12 @@ def as_usual(given: dict[str, Any]) -> dict[str, Any]:
         elif name == "first" and isinstance(given.get("x"), Tensor):
             given[name] = torch.as_tensor(value, dtype=torch.int64).to(given["x"].device).expand(given["x"].shape[:1])
     return given
+
+
+def stacked(given: dict[str, Any], name: str) -> bool:
+    """Whether the tensor is a stack of attention matrices of several blocks: [L, B, H, ...], or [L, H, ...] of one image."""
+    alone = isinstance(given.get("x"), Tensor) and given["x"].shape[0] == 1
+    return given[name].dim() == 5 or (given[name].dim() == 4 and alone and (name == "attns" or given[name].shape[0] > 1))
 
 
 def check_shapes(signals: dict[str, Any]) -> None:

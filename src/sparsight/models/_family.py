@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ._site import Site, wanted
+from ._site import Site, asked, check_order
+from ._tap import record, recorded
 
 
 class Family(ABC):
@@ -111,7 +112,7 @@ class Family(ABC):
     def offers(self) -> tuple[str, ...]:
         """Signals that this model can give at a site."""
         plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "token_weight")
-        return plain + (("class_attn",) if self.class_token else ())
+        return plain + (("class_attn", "attns", "moves") if self.class_token else ())
 
     def add(self, sites: list[Site]) -> None:
         """Install sites; refuse a place that is taken."""
@@ -122,6 +123,7 @@ class Family(ABC):
                 raise PruneError(f"{place} is pruned already; remove that handle first, or choose other layers")
         before, self.sites = self.sites, sorted([*self.sites, *sites], key=lambda site: site.layer)
         try:
+            check_order(self.sites)
             self.patch()
         except PruneError:
             self.sites = before
@@ -145,7 +147,7 @@ class Family(ABC):
         for index, block in enumerate(self.blocks):
             here = [site for site in self.sites if site.layer == index or (index == 0 and site.layer < 0)]
             biased = first is not None and index > first.layer
-            if here or biased or (self.positional and index > self.sites[0].layer):
+            if here or biased or asked(self.sites, index) or (self.positional and index > self.sites[0].layer):
                 self.patch_block(block, index, here)
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
             self.tap(self.projection())
@@ -157,7 +159,7 @@ class Family(ABC):
         if "forward" in block.__dict__:
             raise PruneError(f"block {index} ({type(block).__name__}) has a forward of its own from another tool; undo that first")
         for name, module in self.taps(block).items():
-            if any(name in wanted(site) for site in sites if site.layer >= 0):
+            if name in asked(self.sites, index):
                 self.tap(module)
         block._sparsight = (self, index, {site.where: site for site in sites})  # type: ignore[assignment]
         block.forward = types.MethodType(pruned_forward, block)
@@ -188,25 +190,35 @@ class Family(ABC):
         if args and isinstance(args[0], Tensor) and args[0].dim() == 4:
             self.image = (int(args[0].shape[-2]), int(args[0].shape[-1]))
 
-    def visit(self, site: Site, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Run one site on the whole sequence x [B, P+N, C]: set the prefix aside, reduce, put it back."""
+    def hear(self, block: nn.Module, index: int, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """What sites ask of a block's attention, q, k or v; kwargs are what it got besides x. Later sites that follow the attention
+        through all blocks keep theirs."""
+        names = asked(self.sites, index)
+        heads = self.captured(block, names, kwargs) if names else {}
+        for site in self.sites:
+            if site.follows(index):
+                site.trail[index] = (heads["q"].detach(), heads["k"].detach())
+        return heads
+
+    def visit(self, site: Site, block: nn.Module, x: Tensor, heads: dict[str, Tensor]) -> Tensor:
+        """Run one site on the whole sequence x [B, P+N, C]: set the prefix aside, reduce, put it back. heads: q, k, v of the block."""
         size = site.previous.size if site.previous is not None else None
-        reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, x[:, self.prefix :], size, kwargs))
+        reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, x[:, self.prefix :], size, heads))
         site.place = site.places() if self.positional else None
         if reduced is None:
             return site.plan.gather(x, self.prefix)
         return torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
 
-    def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the site's recipe asks for; kwargs are what the block's attention got besides x."""
-        given: dict[str, Any] = {"x": x, "prefix": self.prefix, "scale": self.scale(block), "entered": site.entered}
+    def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None, heads: dict[str, Tensor]) -> dict[str, Any]:
+        """What the site's recipe asks for."""
+        given: dict[str, Any] = {"x": x, "prefix": self.prefix, "scale": self.scale(block), "entered": site.entered, **heads}
         if size is not None:
             given["size"] = size
         if site.previous is not None and site.previous.valid is not None:
             given["valid"] = site.previous.valid
-        if site.layer >= 0:
-            given.update(self.captured(block, wanted(site), kwargs))
-        elif "feats" in site.needs:
+        if "attns" in site.needs:
+            given.update(site.followed(self.sites, given["scale"]))
+        if site.layer < 0 and "feats" in site.needs:
             given["feats"] = self.features(recorded(self.projection()))
         if site.learned is not None:
             given["weights"] = dict(site.learned.named_parameters())
@@ -251,22 +263,6 @@ class Family(ABC):
         return log[:, None, None].to(x.dtype)
 
 
-def record(module: nn.Module, _args: Any, output: Tensor) -> None:
-    """Forward hook: keep the output on the module until the site has read it. No closure, so that deep copies work."""
-    module._sparsight_out = output
-
-
-def recorded(module: nn.Module) -> Tensor:
-    """Take what `record` kept; a PruneError if the hook did not fire."""
-    output = module.__dict__.pop("_sparsight_out", None)
-    if output is None:
-        raise PruneError(
-            f"{type(module).__name__} was not called where pruning listens to it; this model runs its attention elsewhere"
-        )
-    assert isinstance(output, Tensor)
-    return output
-
-
 def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of a block with sites. transformers' layers checkpoint inside the forward that this one replaces."""
     family, index, sites = self.__dict__["_sparsight"]
@@ -281,12 +277,13 @@ def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Ten
 def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Site], kwargs: dict[str, Any], x: Tensor) -> Tensor:
     """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
     if "input" in sites:
-        x = family.visit(sites["input"], block, x, kwargs)
+        x = family.visit(sites["input"], block, x, {})
     kwargs = family.follow(index, kwargs)
     x = family.attend(block, x, family.bias(index, x), kwargs)
+    heads = family.hear(block, index, kwargs)
     if "attn" in sites:
-        x = family.visit(sites["attn"], block, x, kwargs)
+        x = family.visit(sites["attn"], block, x, heads)
     x = family.feed(block, x)
     if "block" in sites:
-        x = family.visit(sites["block"], block, x, kwargs)
+        x = family.visit(sites["block"], block, x, heads)
     return x

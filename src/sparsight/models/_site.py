@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import PruneError
 from ..ops.dense import restore
+from ..ops.rollout import Maps
 from ..plan import Plan
 
 Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
@@ -35,6 +37,21 @@ class Site:
     place: Tensor | None = None
     learned: nn.Module | None = None
     adaptive: bool = False
+    trail: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def follows(self, layer: int) -> bool:
+        """Whether the site needs the attention of all blocks up to its own, and the block is one of them."""
+        return "attns" in self.needs and 0 <= layer <= self.layer
+
+    def followed(self, sites: list[Site], scale: float) -> dict[str, Any]:
+        """The attention of all blocks up to here, and what left between them. Queries and keys are kept for checkpointing, which
+        runs a block again, only while gradients are."""
+        blocks = [self.trail[layer] for layer in range(self.layer + 1)]
+        if not torch.is_grad_enabled():
+            self.trail.clear()
+        plans = {site.layer: site.plan for site in sites}
+        maps = Maps(tuple(q for q, _ in blocks), tuple(k for _, k in blocks), scale)
+        return {"attns": maps, "moves": tuple(plans.get(layer) for layer in range(self.layer))}
 
     @property
     def valid(self) -> Tensor | None:
@@ -82,7 +99,19 @@ class Site:
         return torch.cat([after.keep, torch.full_like(after.keep[:, :1], -1)], 1) if after.fused else after.keep
 
 
-def wanted(site: Site) -> list[str]:
-    """Which of q, k, v have to be recorded for the site (class_attn and token_weight come from q and k)."""
-    names = {"q", "k"} if {"class_attn", "token_weight"} & set(site.needs) else set()
-    return [name for name in ("q", "k", "v") if name in names or name in site.needs]
+def asked(sites: list[Site], layer: int) -> list[str]:
+    """Which of q, k, v the sites need of a block's attention (class_attn, token_weight and attns come from q and k)."""
+    names = {name for site in sites if site.layer == layer >= 0 for name in site.needs}
+    if {"class_attn", "token_weight"} & names or any(site.follows(layer) for site in sites):
+        names |= {"q", "k"}
+    return [name for name in ("q", "k", "v") if name in names]
+
+
+def check_order(sites: list[Site]) -> None:
+    """Raise PruneError where a site follows the attention of blocks whose images have different numbers of tokens."""
+    adaptive = [site.layer for site in sites if site.adaptive]
+    if adaptive and any("attns" in site.needs and site.layer > adaptive[0] for site in sites):
+        raise PruneError(
+            f"attention cannot be followed through block {adaptive[0]}, which leaves a different number of tokens in each image; "
+            "put rollout before it, or use class_attention"
+        )

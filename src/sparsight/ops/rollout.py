@@ -1,0 +1,87 @@
+"""Attention rollout: how much of each patch the class token has taken in over all blocks so far. Abnar and Zuidema, arXiv:2005.00928."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+
+Heads = Literal["mean", "max", "min"]
+Normalise = Literal["rows", "columns"]
+
+
+@dataclass(frozen=True, eq=False)
+class Maps(Sequence[Tensor]):
+    """Attention matrices [B, H, P+N, P+N] of several blocks, each computed from its queries and keys when it is asked for."""
+
+    queries: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, block):  # type: ignore[no-untyped-def]
+        q, k = self.queries[block], self.keys[block]
+        exact = torch.promote_types(q.dtype, torch.float32)
+        return (q.to(exact) * self.scale @ k.to(exact).transpose(-2, -1)).softmax(dim=-1)
+
+
+def mixing(attn: Tensor, heads: Heads, discard: float, residual: bool, normalise: Normalise) -> Tensor:
+    """What a block with its residual mixes: attn [B, H, L, L] -> [B, L, L].
+
+    Heads are fused by mean, max or min; the share `discard` of the smallest entries of each image becomes 0, the first entry excepted; then
+    the identity is added and rows are brought to sum 1. "columns" divides column j by the sum of row j instead, as vit-explain's
+    code does for want of a kept dimension: the same where all rows have equal sums.
+    """
+    fused = attn.mean(dim=1) if heads == "mean" else attn.amax(dim=1) if heads == "max" else attn.amin(dim=1)
+    length = fused.shape[-1]
+    gone = int(length * length * discard)
+    if gone:
+        flat = fused.flatten(1)
+        smallest = flat.topk(gone, dim=1, largest=False).indices
+        fused = torch.cat([flat[:, :1], flat.scatter(1, smallest, 0)[:, 1:]], dim=1).view_as(fused)
+    if residual:
+        fused = fused + torch.eye(length, dtype=fused.dtype, device=fused.device)
+    total = fused.sum(dim=-1)
+    return fused / (total.unsqueeze(-1) if normalise == "rows" else total.unsqueeze(1))
+
+
+def class_row(mixings: Iterator[Tensor], moves: Sequence[Plan | None], prefix: int) -> Tensor:
+    """The class token's row of the product of all mixings, last block first, on the tokens that the LAST block sees: -> [B, N].
+
+    Where tokens left between two blocks, a survivor's row goes on as its own, that of a merged token as the mean of its tokens'. The row
+    times the product is computed from the left, so no product of two matrices is needed. mixings: last block first; moves: the plan of
+    the tokens that left behind each block but the last, first block first.
+    """
+    row: Tensor | None = None
+    for block, mixing in zip(range(len(moves), -1, -1), mixings, strict=True):
+        if row is None:
+            row = mixing[:, :1]
+            continue
+        plan = moves[block]
+        row = (row if plan is None else before(row, plan, prefix)) @ mixing
+    assert row is not None
+    patches = row[:, 0, prefix:].unsqueeze(-1)
+    for plan in moves:
+        if plan is not None:
+            patches = plan.fold(patches) / members(plan, patches)
+    return patches.squeeze(-1)
+
+
+def before(row: Tensor, plan: Plan, prefix: int) -> Tensor:
+    """A row over the tokens behind a site, spread over those in front of it: [B, 1, P+K] -> [B, 1, P+N]."""
+    patches = row[:, 0, prefix:].unsqueeze(-1)
+    spread = plan.spread(patches / members(plan, patches))
+    return torch.cat([row[:, :, :prefix], spread.transpose(1, 2)], dim=2)
+
+
+def members(plan: Plan, like: Tensor) -> Tensor:
+    """How many tokens each slot is made of, at least 1: [B, slots, 1]."""
+    ones = torch.ones(like.shape[0], plan.total, 1, dtype=like.dtype, device=like.device)
+    return plan.fold(ones).clamp(min=1)
