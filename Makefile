@@ -11,7 +11,7 @@ help:
 	@echo "make demo   - compare methods on the embedded model and images, into runs/demo/"
 	@echo "make test   - the test suite"
 	@echo "make lint   - ruff and mypy"
-	@echo "make docs   - regenerate docs/methods.md"
+	@echo "make docs   - regenerate docs/methods.md and docs/reproduce.md"
 	@echo "make lock   - resolve requirements.lock again"
 
 setup: $(STAMP)
@@ -40,6 +40,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/sparsight methods --markdown > docs/methods.md
+	$(BIN)/sparsight reproduce --markdown > docs/reproduce.md
 
 lock:
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --generate-hashes --no-emit-index-url \
