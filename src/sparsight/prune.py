@@ -16,6 +16,7 @@ from .dense import restore
 from .errors import PruneError
 from .learned import Given, build
 from .models._family import Family
+from .models._inside import inside
 from .models._lvlm import LVLM
 from .models._site import Outcome, Site
 from .ops.schedule import BUDGET, as_tuple
@@ -151,7 +152,7 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
             f"model; inside a vision model try class_attention, {TRY_INSTEAD}"
         )
     wanted = needs(recipe)
-    if "class_attn" in wanted and not family.class_token:
+    if {"class_attn", "attns"} & set(wanted) and not family.class_token:
         raise PruneError(
             f"{recipe.name} scores by class attention, but {type(family.model).__name__} has no class token here; try {TRY_INSTEAD}"
         )
@@ -159,7 +160,7 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     if missing:
         raise PruneError(f"{recipe.name} needs {', '.join(missing)}; {family.name} offers {', '.join(family.offers())}")
     layers = recipe.schedule.resolve(len(family.blocks))
-    inner = [name for name in wanted if name in ("q", "k", "v", "class_attn", "token_weight")]
+    inner = [name for name in wanted if name in ("q", "k", "v", "class_attn", "token_weight", "attns")]
     if inner and (layers[0] < 0 or (layers[0] == 0 and recipe.where == "before")):
         raise PruneError(
             f"{recipe.name} needs {', '.join(inner)} of a block, but {'layers=input' if layers[0] < 0 else 'the place before block 0'} "
@@ -205,6 +206,7 @@ def family_of(model: nn.Module) -> Family:
     for wrapper, inner in (("OptimizedModule", "_orig_mod"), ("DataParallel", "module"), ("DistributedDataParallel", "module")):
         if wrapper in names:
             raise PruneError(f"{wrapper} wraps the model; prune model.{inner} first and wrap it again")
+    model = inside(model)
     for family in families():
         if family.serves(model):
             found = family(model)

@@ -22,7 +22,7 @@ def test_q_k_v_give_the_models_own_attention(name):
     probe = Recipe(spy, select.topk, reduce.drop, schedule.staged(0.5, (1,)))
     attention = family_of(model).blocks[1]
     attention = next(getattr(attention, n) for n in ("attn", "attention", "self_attn") if hasattr(attention, n))
-    joined = next(getattr(attention, n) for n in ("norm", "o_proj", "out_proj") if hasattr(attention, n))
+    joined = next(getattr(attention, n) for n in ("norm", "ln_inner", "o_proj", "out_proj", "proj") if hasattr(attention, n))
     hook = joined.register_forward_pre_hook(lambda _m, args: seen.update(joined=args[0]))
     try:
         for first in (None, "tome:remove=5,layers=0"):

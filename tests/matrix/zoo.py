@@ -54,6 +54,26 @@ def timm_model(module: str, name: str, **options: Any) -> Callable[[], nn.Module
     return build
 
 
+def open_clip(custom: bool = False, **options: Any) -> Callable[[], nn.Module]:
+    """A CLIP model of open_clip, its image tower its own or timm's."""
+
+    def build() -> nn.Module:
+        from open_clip.model import CLIP, CustomTextCLIP
+
+        text = {"context_length": 3, "vocab_size": 11, "width": DIM, "heads": HEADS, "layers": 1}
+        vision = {
+            "image_size": 32,
+            "patch_size": PATCH,
+            "width": DIM,
+            "head_width": DIM // HEADS,
+            "layers": DEPTH,
+            "mlp_ratio": 2.0,
+        }
+        return (CustomTextCLIP if custom else CLIP)(16, {**vision, **options}, text, output_dict=True)
+
+    return build
+
+
 def gated() -> nn.Module:
     """Attention with an output gate; Block's constructor does not pass the option on."""
     from functools import partial
@@ -95,6 +115,8 @@ def image_text(name: str, config: str, **options: Any) -> Callable[[], nn.Module
     return hf(name, config, **both, **options)
 
 
+BEIT = {"head_init_scale": 1.0, "use_abs_pos_emb": False}
+RELPOS = {"rel_pos_type": "bias", "class_token": True, "shared_rel_pos": True, "global_pool": "token"}
 EVA = {"use_rot_pos_emb": True, "head_init_scale": 1.0}
 EVA02 = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, **EVA}
 DINOV3 = {"rope_type": "dinov3", "rope_rotate_half": True, "num_reg_tokens": 4, "no_embed_class": True, "use_abs_pos_emb": False}
@@ -113,6 +135,7 @@ DROPS = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 DINO = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "mlp_ratio": 2, **IMAGE, "num_labels": 5}
 DINOV3_HF = {**SHAPE, **IMAGE, "layerscale_value": 0.5, "drop_path_rate": 0.2, "use_gated_mlp": True}
 WORDS = {"input_ids": torch.tensor([[1, 2, 10], [3, 4, 10]])}
+TOKENS = {"text": torch.tensor([[1, 2, 10], [3, 4, 10]])}
 OTHER = {"interpolate_pos_encoding": True}
 
 ZOO: dict[str, Entry] = {
@@ -133,6 +156,12 @@ ZOO: dict[str, Entry] = {
     "timm-eva": Entry(timm_model("eva", "Eva", init_values=0.1, drop_path_rate=0.2, head_init_scale=1.0), 1),
     "timm-eva02": Entry(timm_model("eva", "Eva", **EVA02), 1),
     "timm-eva02-post": Entry(timm_model("eva", "Eva", use_post_norm=True, **EVA), 1),
+    "timm-beit": Entry(timm_model("beit", "Beit", use_rel_pos_bias=True, init_values=0.1, drop_path_rate=0.2, **BEIT), 1),
+    "timm-beit-shared": Entry(
+        timm_model("beit", "Beit", use_shared_rel_pos_bias=True, swiglu_mlp=True, global_pool="token", **BEIT), 1
+    ),
+    "timm-relpos": Entry(timm_model("vision_transformer_relpos", "VisionTransformerRelPos", init_values=0.1), 0, class_token=False),
+    "timm-relpos-token": Entry(timm_model("vision_transformer_relpos", "VisionTransformerRelPos", qk_norm=True, **RELPOS), 1),
     "timm-dinov3": Entry(timm_model("eva", "Eva", global_pool="token", init_values=0.1, **DINOV3, **EVA), 5),
     "timm-perception": Entry(timm_model("eva", "Eva", **PE, **EVA), 1),
     "timm-rope-mixed": Entry(timm_model("eva", "Eva", dynamic_img_size=True, **MIXED, **EVA), 0, class_token=False, image=(48, 24)),
@@ -146,10 +175,18 @@ ZOO: dict[str, Entry] = {
         hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", num_register_tokens=3, **DINO), 4
     ),
     "dinov3": Entry(hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=3, **DINOV3_HF), 4, image=(48, 24)),
+    "beit": Entry(hf("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True, drop_path_rate=0.2, **VIT), 1),
+    "beit-shared-eager": Entry(
+        hf("BeitModel", "BeitConfig", "eager", use_shared_relative_position_bias=True, use_mean_pooling=False, **VIT), 1
+    ),
     "clip": Entry(image_text("CLIPModel", "CLIPConfig", projection_dim=16), 1, call=WORDS),
     "clip-vision": Entry(hf("CLIPVisionModel", "CLIPVisionConfig", attention_dropout=0.2, **VIT), 1, image=(48, 24), call=OTHER),
     "clip-projection-eager": Entry(hf("CLIPVisionModelWithProjection", "CLIPVisionConfig", "eager", **VIT), 1),
     "clip-classifier": Entry(image_text("CLIPForImageClassification", "CLIPConfig", num_labels=5), 1),
+    "openclip": Entry(open_clip(), 1, call=TOKENS),
+    "openclip-custom-avg": Entry(
+        open_clip(True, qk_norm=True, ls_init_value=0.1, pool_type="avg", scale_attn_inner=True), 1, call=TOKENS
+    ),
     "siglip": Entry(image_text("SiglipModel", "SiglipConfig"), 0, class_token=False, call=WORDS),
     "siglip-vision": Entry(hf("SiglipVisionModel", "SiglipVisionConfig", **VIT), 0, class_token=False),
     "siglip-nohead": Entry(hf("SiglipVisionModel", "SiglipVisionConfig", vision_use_head=False, **VIT), 0, class_token=False),
@@ -157,12 +194,16 @@ ZOO: dict[str, Entry] = {
 }
 
 PARSED = {m.name: sparsight.parse(m.name) for m in sparsight.methods()}
-METHODS = [name for name, recipe in PARSED.items() if recipe.where in ("attn", "block") and not recipe.adaptive]
+METHODS = [name for name, recipe in PARSED.items() if recipe.where in ("before", "attn", "block") and not recipe.adaptive]
 RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {
     "similarity": "similarity:keep=0.6,layers=0/2,diversity=1.5",
     "similarity-input": "similarity:keep=0.6,layers=input",
     "tome-all-block": "tome:remove=3,layers=all,where=block",
     "evit-block": "evit:keep=0.6,layers=0/2,where=block",
+    "k_medoids": "k_medoids:keep=0.6,layers=1/3",
+    "k_medoids-equal": "k_medoids:keep=0.6,layers=0/2,weigh=equal",
+    "dpc_knn-learned": "dpc_knn:keep=0.6,layers=1/2,weigh=learned",
+    "rollout-max": "rollout:keep=0.6,layers=1/2,fuse=max,discard=0.5",
     "similarity-cells": "similarity:keep=0.6,layers=0/2,cells=2",
 }
 """Recipes for models of four blocks; a method that is new gets two sites."""
@@ -170,12 +211,17 @@ RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {
 ADAPTIVE = {
     "ats": "ats:keep=0.8,layers=0/2",
     "ats-tr": "ats:keep=0.6,layers=0/1,version=tr,where=block",
-    "similarity-threshold": "similarity:threshold=-0.01,layers=0/1/2,metric=dot",
+    "similarity-threshold": "similarity:threshold=0.02,layers=0/1",
     "similarity-adaptive": "similarity:threshold=adaptive,kappa=0.2,layers=0/2,metric=l2",
     "similarity-adaptive-input": "similarity:threshold=adaptive,kappa=-0.2,diversity=1.5",
     "similarity-adaptive-cells": "similarity:threshold=adaptive,kappa=-0.8,layers=1/2,cells=2",
 }
 """Recipes under which images keep different numbers of tokens."""
+
+
+def prune(model: nn.Module, text: str) -> sparsight.Handle:
+    """`sparsight.prune`, with weights to train from for methods that have some."""
+    return sparsight.prune(model, text, weights="random" if sparsight.parse(text).weights else None)
 
 
 def needs(text: str) -> set[str]:
@@ -189,10 +235,12 @@ def made(name: str) -> nn.Module:
     model = ZOO[name].build().double().eval()
     for key, parameter in model.named_parameters():
         # norms and LayerScale around 1, biases off 0, everything else large enough that attention is far from uniform
-        scale = key.rsplit(".", 1)[-1] in ("gamma", "lambda1") or (parameter.dim() == 1 and key.endswith("weight"))
+        scale = key.rsplit(".", 1)[-1] in ("gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1", "lambda_2") or (
+            parameter.dim() == 1 and key.endswith("weight")
+        )
         with torch.no_grad():
             noise = torch.randn_like(parameter)
-            fan = parameter[0].numel() if parameter.dim() > 1 and "embed" not in key and "token" not in key else 4
+            fan = parameter[0].numel() if parameter.dim() > 1 and not any(w in key for w in ("embed", "token", "table")) else 4
             parameter.copy_(1 + 0.3 * noise if scale else 1.2 * fan**-0.5 * noise)
     return model
 
@@ -207,7 +255,7 @@ def outputs(name: str, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     call = {
         k: v[: len(x)].repeat(-(-len(x) // len(v)), 1)[: len(x)] if isinstance(v, Tensor) else v for k, v in ZOO[name].call.items()
     }
-    out = model(x) if name.startswith("timm") else model(pixel_values=x, **call)
+    out = model(x, **call) if name.startswith(("timm", "openclip")) else model(pixel_values=x, **call)
     if isinstance(out, Tensor):
         return {"logits": out}
     found = {key: value for key, value in out.items() if isinstance(value, Tensor)}

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.attention import class_row
-
 
 def take_rows(table: Tensor, place: Tensor, blank: float | Tensor) -> Tensor:
     """Rows of a rotary table for the tokens that are left; a token without a place gets `blank`, which rotates nothing.
@@ -26,7 +24,7 @@ def take_rows(table: Tensor, place: Tensor, blank: float | Tensor) -> Tensor:
 
 
 def take_pairs(bias: Tensor, place: Tensor, prefix: int) -> Tensor:
-    """Relative bias between the tokens that are left, prefix included: bias [1, H, P+N, P+N] -> [B, H, P+K, P+K].
+    """Relative bias between the tokens that are left, prefix included: bias [1, H, P+N, P+N] or [B, ...] -> [B, H, P+K, P+K].
 
     A token without a place has the bias of the class token, which has no place either, or, without one, the mean over the patches.
     """
@@ -37,26 +35,22 @@ def take_pairs(bias: Tensor, place: Tensor, prefix: int) -> Tensor:
     spot = torch.where(place < 0, blank, place + prefix)
     spot = torch.cat([torch.arange(prefix, device=place.device).expand(place.shape[0], -1), spot], dim=1)
     pairs = spot.unsqueeze(2) * bias.shape[-1] + spot.unsqueeze(1)
-    return bias[0].flatten(1)[:, pairs].transpose(0, 1)
+    if bias.shape[0] == 1:
+        return bias[0].flatten(1)[:, pairs].transpose(0, 1)
+    rows = pairs.flatten(1).unsqueeze(1).expand(-1, bias.shape[1], -1)
+    return bias.flatten(2).gather(2, rows).view(*bias.shape[:2], *pairs.shape[1:])
 
 
-def biased_signals(
-    needs: tuple[str, ...], q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, prefix: int, scale: float
-) -> dict[str, Tensor]:
-    """Signals of an attention whose logits carry a bias [1 or B, H, P+N, P+N].
+def with_columns(found: dict[str, Tensor], bias: Tensor | None, scale: float) -> dict[str, Tensor]:
+    """q and k of an attention whose logits carry a bias [1 or B, H, P+N, P+N], so that q @ k^T * scale is logits and bias together.
 
-    class_attn has the bias in it. A recipe that asks for q and k together makes logits of them: the bias is then appended, as more
-    columns of q against unit vectors in k, so that every statistic sees the model's own attention. k alone, a metric, is left as it is.
+    Whoever asks for both makes logits of them: the bias becomes more columns of q, against unit vectors in k, and every statistic
+    sees the model's own attention. k alone is a metric and stays as it is.
     """
-    if bias is None:
-        return {name: value for name, value in (("q", q), ("k", k), ("v", v)) if name in needs or "class_attn" in needs}
+    if bias is None or "q" not in found or "k" not in found:
+        return found
+    q, k = found["q"], found["k"]
     exact = torch.promote_types(q.dtype, torch.float32)
     more = (bias.to(exact) / scale).expand(q.shape[0], q.shape[1], -1, -1)
     unit = torch.eye(k.shape[2], dtype=exact, device=k.device).expand(*k.shape[:2], -1, -1)
-    given = {name: value for name, value in (("k", k), ("v", v)) if name in needs}
-    if "class_attn" in needs:
-        row = torch.cat([q[:, :, :1].to(exact), more[:, :, :1]], dim=-1)
-        given["class_attn"] = class_row(row, torch.cat([k.to(exact), unit], dim=-1), prefix, scale)
-    if "q" in needs:
-        given["q"], given["k"] = torch.cat([q.to(exact), more], dim=-1), torch.cat([k.to(exact), unit], dim=-1)
-    return given
+    return {**found, "q": torch.cat([q.to(exact), more], dim=-1), "k": torch.cat([k.to(exact), unit], dim=-1)}

@@ -1,0 +1,75 @@
+"""transformers' BEiT, bare or with a classifier (on the mean of the patches, or on the class token).
+
+The relative position bias, per layer or shared, follows the tokens that are left on both axes, image by image, and scores see it in
+the attention. A token fused of many has the bias of the class token, which has no place either.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ._positions import take_pairs, with_columns
+from ._remade import with_bias
+from ._transformers import TransformersViT
+
+MASK = "attention_mask"
+
+
+class HFBeit(TransformersViT):
+    """BeitModel and its wrapper: one class token, LayerScale, drop path."""
+
+    name = "transformers BEiT"
+    classes: ClassVar[tuple[str, ...]] = ("BeitModel", "BeitForImageClassification")
+    inner = "beit"
+    positional = True
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.layers)  # type: ignore[arg-type]
+
+    @property
+    def prefix(self) -> int:
+        return 1
+
+    def projection(self) -> nn.Module:
+        return self.model.embeddings.patch_embeddings  # type: ignore[return-value, union-attr]
+
+    def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The bias that all layers share comes as a mask: it is one for all pairs of tokens, in floating point."""
+        mask = kwargs.get(MASK)
+        if args or (mask is not None and (mask.dtype == torch.bool or self.model.shared_position_bias is None)):
+            raise PruneError(f"{type(self.model).__name__} was called with an attention mask; a pruned model takes none")
+
+    def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The bias of the tokens that are there, the layer's own and the shared one added up, as the mask."""
+        layer: Any = self.blocks[index]
+        own, place = None, self.arriving(index)
+        if layer.relative_position_bias is not None:
+            h, w = kwargs["resolution"]
+            tokens = 1 + (h // layer.patch_size) * (w // layer.patch_size)
+            window = (h // layer.patch_size, w // layer.patch_size)
+            own = layer.relative_position_bias(window, kwargs.get("interpolate_pos_encoding", False), dim_size=tokens)
+        total = with_bias(kwargs.get(MASK), own)
+        return {**kwargs, MASK: total if total is None or place is None else take_pairs(total, place, self.prefix)}
+
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        b: Any = block
+        others = {name: value for name, value in kwargs.items() if name not in (MASK, "resolution", "interpolate_pos_encoding")}
+        total = with_bias(kwargs.get(MASK), bias)
+        normal = b.layernorm_before(x)
+        total = None if total is None else total.to(normal.dtype)
+        branch: Tensor = b.drop_path(b.lambda_1 * b.dropout(self.attended(block, normal, total, others)))
+        return branch + x
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        b: Any = block
+        branch: Tensor = b.drop_path(b.lambda_2 * b.dropout(b.mlp(b.layernorm_after(x))))
+        return branch + x
+
+    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        found = super().captured(block, names, kwargs)
+        return with_columns(found, kwargs.get(MASK), self.scale(block))

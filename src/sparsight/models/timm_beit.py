@@ -1,0 +1,75 @@
+"""timm's Beit: BEiT and BEiT v2, with a relative position bias per block or one for all.
+
+Read with timm 1.0.31. The bias belongs to pairs of patches: its rows and columns are taken for the tokens that are left, image by
+image, and scores see it in the attention. A token fused of many has the bias of the class token, which has no place either. The
+attention is made again from its own weights, since timm's knows only the bias of the full grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._positions import take_pairs, with_columns
+from ._remade import Remade, join_heads, split_heads, with_bias
+from ._timm import TimmFamily
+
+SHARED = "shared_rel_pos_bias"
+
+
+class TimmBeit(Remade, TimmFamily):
+    """Beit made of its own `Block` with `Attention`."""
+
+    name = "timm Beit"
+    classes = ("Beit",)
+    positional = True
+    key = SHARED
+
+    def check(self) -> None:
+        super().check()
+        self.check_blocks(("Block",), ("Attention",), "timm's Block and Attention of BEiT")
+
+    def own_bias(self, block: nn.Module) -> Tensor | None:
+        """The block's own bias of the full grid: [1, H, P+N, P+N]."""
+        a: Any = block.attn
+        bias: Tensor | None = None if a.relative_position_bias_table is None else a._get_rel_pos_bias()
+        return bias
+
+    def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The bias of the tokens that are there, the block's own and the shared one added up, in place of the shared one."""
+        total = with_bias(kwargs.get(self.key), self.own_bias(self.blocks[index]))
+        place = self.arriving(index)
+        if total is None:
+            return kwargs
+        total = total if total.dim() == 4 else total.unsqueeze(0)
+        return {**kwargs, self.key: total if place is None else take_pairs(total, place, self.prefix)}
+
+    def project(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a: Any = block.attn
+        bias = None if a.q_bias is None else torch.cat((a.q_bias, a.k_bias, a.v_bias))
+        q, k, v = nn.functional.linear(x, a.qkv.weight, bias).chunk(3, dim=-1)
+        return split_heads(q, a.num_heads), split_heads(k, a.num_heads), split_heads(v, a.num_heads)
+
+    def attention(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        """Output of the block's attention for its input."""
+        a: Any = block.attn
+        out: Tensor = a.proj_drop(a.proj(join_heads(self.remade(block, x, with_bias(kwargs.get(self.key), bias), a.attn_drop.p))))
+        return out
+
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        b: Any = block
+        branch: Tensor = self.attention(block, b.norm1(x), bias, kwargs)
+        branch = b.drop_path1(branch if b.gamma_1 is None else b.gamma_1 * branch)
+        return x + branch
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        b: Any = block
+        branch: Tensor = b.mlp(b.norm2(x))
+        branch = b.drop_path2(branch if b.gamma_2 is None else b.gamma_2 * branch)
+        return x + branch
+
+    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        found = super().captured(block, names, kwargs)
+        return with_columns(found, kwargs.get(self.key), self.scale(block))
