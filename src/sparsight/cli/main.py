@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from ..errors import PruneError
 from .compare import compare
+from .evaluate import evaluate
 from .macs import macs
 from .methods import methods
 from .reproduce import reproduce
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (compare, methods, macs, show, reproduce):
+for verb in (compare, evaluate, methods, macs, show, reproduce):
     app.command()(verb)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..tools.comparison import Comparison, Row
@@ -70,6 +70,39 @@ class Watch:
         if isinstance(error, KeyboardInterrupt):
             rows = f"{self.finished} of {self.total} rows are finished in {self.out}" if self.total else "nothing was measured yet"
             print(f"stopped: {rows}; give the same command again to go on from there", file=sys.stderr)
+            sys.exit(130)
+
+
+class Count:
+    """Listens to a run over images: a bar on a terminal, of the first process only."""
+
+    def __init__(self, out: Path) -> None:
+        from ..tools.ranks import leads
+
+        self.out = out
+        console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f} images"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (console.is_terminal and leads()),
+            transient=True,
+        )
+        self.task = self.bar.add_task("loading", total=None)
+
+    def __call__(self, done: int, total: int | None, text: str) -> None:
+        self.bar.update(self.task, completed=done, total=total, description=text)
+
+    def __enter__(self) -> Count:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+        if isinstance(error, KeyboardInterrupt):
+            print(f"stopped: what is finished is in {self.out}; give the same command again to go on from there", file=sys.stderr)
             sys.exit(130)
 
 

@@ -22,6 +22,8 @@ from .sources import Source, Wanted, spread
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "picture")
 LABELS = ("label", "labels", "fine_label", "cls", "class")
+IMAGENET = 1000
+"""Data sets of ImageNet name their labels in words of their own, but number them in the order of the synsets."""
 PREFERRED = ("test", "validation", "val", "valid", "train")
 
 
@@ -117,7 +119,13 @@ def aligned(source: Kind, classes: Sequence[str] | None, outputs: int) -> Kind:
     if columns.classes is None:
         note = f"labels of {source.title} have no names; they count as places among the checkpoint's classes"
         return replace(source, classes=list(classes) if classes else None, note=note)
-    found = correspond(columns.classes, classes, outputs, f"label of {source.title}", folders=False)
+    try:
+        found = correspond(columns.classes, classes, outputs, f"label of {source.title}", folders=False)
+    except PruneError:
+        if not len(columns.classes) == outputs == IMAGENET:
+            raise
+        note = f"the 1000 labels of {source.title} are taken in the order of ImageNet's synsets"
+        return replace(source, classes=list(classes) if classes else None, note=note)
     if isinstance(found, str):
         return replace(source, columns=replace(columns, label=None), classes=None, note=found)
     places = tuple(found.places.get(name, -1) for name in columns.classes)

@@ -72,13 +72,16 @@ class FolderSource(Source):
         return fingerprint_data(self.folder, True)
 
 
-def open_source(data: str | Path, split: str | None = None, limit: int | None = None) -> Source:
+def open_source(
+    data: str | Path, split: str | None = None, limit: int | None = None, *, nested: bool = False, ignore: Sequence[str] = ()
+) -> Source:
     """Open a data set; nothing is decoded yet.
 
     data: a folder of images (one folder per class, or ImageNet's flat validation folder with its list of labels); a folder written
     by `save_to_disk` of Hugging Face datasets; a Parquet file or a folder of them; or "hf:NAME", "hf:NAME@CONFIG", either
     with ":SPLIT", which is streamed from the Hugging Face Hub. split: DATA/split, or the split of a data set.
-    limit: so many images, spread over the classes; of a stream the first ones. Raises PruneError for what cannot be read.
+    limit: so many images, spread over the classes; of a stream the first ones. nested: in a folder, the class is the whole path
+    to an image; ignore: class folders that do not count. Raises PruneError for what cannot be read.
     """
     if limit is not None and limit < 1:
         raise PruneError(f"limit={limit} leaves no image; give 1 or more, or leave it out for all of {data}")
@@ -92,7 +95,10 @@ def open_source(data: str | Path, split: str | None = None, limit: int | None = 
         from .hub import table
 
         return table(path, split, limit)
-    return FolderSource(labelled_folder(path if split is None else split_folder(path, split), limit), str(data))
+    folder = labelled_folder(path if split is None else split_folder(path, split))
+    if nested or ignore:
+        folder = regroup(folder, nested, ignore)
+    return FolderSource(folder if limit is None else limited(folder, limit), str(data))
 
 
 def is_table(path: Path) -> bool:
@@ -112,13 +118,26 @@ def split_folder(path: Path, split: str) -> Path:
     raise PruneError(f"data folder {path} has no split {split!r}; it has {', '.join(found) or 'no splits: leave --split out'}")
 
 
-def labelled_folder(path: Path, limit: int | None) -> Folder:
+def labelled_folder(path: Path) -> Folder:
     """A folder of images, with ImageNet's own labels where its validation images lie flat."""
     folder = open_folder(path)
     if folder.labels is None and (found := flat_labels(folder.path, [file.name for file in folder.paths])) is not None:
         names = sorted(set(found))
         folder = replace(folder, labels=[names.index(name) for name in found], classes=names)
-    return folder if limit is None else limited(folder, limit)
+    return folder
+
+
+def regroup(folder: Folder, nested: bool, ignore: Sequence[str]) -> Folder:
+    """The folder with classes by the whole path below it (or by its first part), without those to ignore."""
+    parts = [path.relative_to(folder.path).parts[:-1] for path in folder.paths]
+    names = ["/".join(part if nested else part[:1]) for part in parts]
+    kept = [place for place, name in enumerate(names) if name and name not in ignore]
+    if not kept:
+        raise PruneError(f"data folder {folder.path} has no class folders; this data set expects one folder per class")
+    classes = sorted({names[place] for place in kept})
+    index = {name: label for label, name in enumerate(classes)}
+    paths = [folder.paths[place] for place in kept]
+    return replace(folder, paths=paths, labels=[index[names[place]] for place in kept], classes=classes)
 
 
 def limited(folder: Folder, limit: int) -> Folder:

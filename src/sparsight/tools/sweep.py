@@ -54,7 +54,7 @@ class Sweep:
     def run(self, source: Source, part: str, step: Callable[[int], None]) -> int:
         """Fill the chunks that are this process's share and not there yet; returns the number of all chunks.
 
-        part: goes before the recipe in a chunk's name; step hears how many images were read.
+        part: goes before the recipe in a chunk's name; step hears how many images were read, now or before.
         """
         todo: dict[int, list[Recipe | None]] = {}
         last = -1
@@ -65,6 +65,8 @@ class Sweep:
             if number not in todo:
                 mine = self.recipes if self.crew.mine(number) else ()
                 todo[number] = [recipe for recipe in mine if not self.shelf.has(task(part, recipe), number)]
+            if not todo[number] and self.crew.mine(number):
+                step(1)
             return bool(todo[number])
 
         for number, groups in itertools.groupby(self.groups(source, wanted), key=lambda group: group.place // self.pace.stride):
