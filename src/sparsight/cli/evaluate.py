@@ -34,7 +34,7 @@ def evaluate(
     evaluate ..., or torchrun --nproc-per-node N -m sparsight evaluate ...
     """
     from ..tools.evaluate import evaluate as measure
-    from ..tools.ranks import leads
+    from ..tools.crew import leads
     from .progress import Count
 
     with Count(out) as count:

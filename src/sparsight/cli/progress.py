@@ -77,7 +77,7 @@ class Count:
     """Listens to a run over images: a bar on a terminal, of the first process only."""
 
     def __init__(self, out: Path) -> None:
-        from ..tools.ranks import leads
+        from ..tools.crew import leads
 
         self.out = out
         console = Console(stderr=True, highlight=False)

@@ -20,12 +20,12 @@ from .compare import check_settings
 from .comparison import UNPRUNED
 from .evaluation import Evaluation, Score
 from .intervals import METHOD, Interval, paired, share
-from .load import Loaded
+from .load import Loaded, demo_images
 from .measure import Settings, device_name, versions_in_use
 from .predictions import write_predictions
 from .presets import find_preset
 from .probes import classify
-from .ranks import Crew
+from .crew import Crew
 from .resume import claim, digest, fingerprint_model, release, write_text
 from .sources import Source, mark
 from .study import Data, Study, check_recipes, look_of, prepare
@@ -173,7 +173,7 @@ class Job:
         return Evaluation(
             model=study.loaded.name,
             mode=f"knn, k={self.k}" if self.mode == "knn" else self.mode,
-            data=study.source.title if study.loaded.name != "demo" else Path(study.source.title).name,
+            data=study.source.title if study.source.title != str(demo_images()) else "the demo images",
             data_fingerprint=self.sweep.shelf.key,
             preset=self.preset,
             images=len(reference),

@@ -98,7 +98,7 @@ def open_source(
     folder = labelled_folder(path if split is None else split_folder(path, split))
     if nested or ignore:
         folder = regroup(folder, nested, ignore)
-    return FolderSource(folder if limit is None else limited(folder, limit), str(data))
+    return FolderSource(folder if limit is None else limited(folder, limit), str(folder.path))
 
 
 def is_table(path: Path) -> bool:

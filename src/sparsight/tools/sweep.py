@@ -15,7 +15,7 @@ from ..prune import Handle, prune
 from ..recipe import Recipe
 from .chunks import Chunk, Shelf
 from .comparison import UNPRUNED
-from .ranks import Crew
+from .crew import Crew
 from .reading import Group, Transform, by_processes, by_threads
 from .sources import Source
 
