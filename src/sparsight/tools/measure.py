@@ -40,7 +40,7 @@ class Step:
     done: float
     total: int
     text: str
-    row: Row | None = None
+    row: object | None = None
     restored: bool = False
 
     def __str__(self) -> str:
