@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import PruneError
+from .bench_vlm import bench_vlm
 from .compare import compare
 from .evaluate import evaluate
 from .macs import macs
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (compare, evaluate, methods, macs, show, reproduce):
+for verb in (bench_vlm, compare, evaluate, methods, macs, show, reproduce):
     app.command()(verb)
 
 
