@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from .plan import Plan
 from .prune import family_of, prune
 from .recipe import Recipe, Step
 
-Space = Literal["tokens", "features"]
+SPACES = ("tokens", "features")
 FROM_END = 2
 """The block whose output is measured in a vision model, counted from the end: the one that LLaVA takes its features from."""
 
@@ -38,18 +38,38 @@ class Complexity:
     entropy: float
 
 
-def score_of(model: nn.Module, score: Importance | None = None, order: float = 2.0) -> tuple[Importance, Step]:
+def score_of(model: nn.Module, score: str | None = None, order: float = 2.0) -> tuple[str, Step]:
     """The attention whose entropy is asked, and its name: the class token's row where there is one, else the mean column."""
-    name = score or ("class" if family_of(model).class_token else "column_mean")
+    check_choice("score", score or "class", get_args(Importance))
+    name: Any = score or ("class" if family_of(model).class_token else "column_mean")
     function, numbers = importance.named(name, order)
     return name, Step(function, **numbers)
+
+
+def check_choice(word: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise PruneError for a word that is none of the choices."""
+    if value not in choices:
+        raise PruneError(f"{word}={value!r} is not known; choose {', '.join(choices)}")
+
+
+def place_of(model: nn.Module, layer: int | None = None) -> str:
+    """Where `measure` looks, in words."""
+    family = family_of(model)
+    if isinstance(family, LVLM):
+        return "between vision encoder and language model"
+    return f"after block {block_of(family, layer)}"
+
+
+def block_of(family: Family, layer: int | None) -> int:
+    """Block of a vision model, by default the last but one."""
+    return max(0, len(family.blocks) - FROM_END) if layer is None else layer
 
 
 def measure(
     model: nn.Module,
     call: Mapping[str, Any],
     score: Step,
-    space: Space = "tokens",
+    space: str = "tokens",
     like: Recipe | None = None,
     layer: int | None = None,
 ) -> list[Complexity]:
@@ -60,6 +80,7 @@ def measure(
     Raises PruneError where the model does not offer what the score needs.
     """
     family = family_of(model)
+    check_choice("space", space, SPACES)
     if call.get("pixel_values") is None or not len(call["pixel_values"]):
         raise PruneError("no images: give pixel_values of at least one image, as the model's image processor makes them")
     found: list[Complexity] = []
@@ -75,7 +96,7 @@ def measure(
     return of_vision_model(family, probe, call["pixel_values"], layer, found)
 
 
-def recorder(score: Step, space: Space, found: list[Complexity]) -> Recipe:
+def recorder(score: Step, space: str, found: list[Complexity]) -> Recipe:
     """A recipe that keeps everything and notes what it has seen."""
 
     def note(s: Tensor, x: Tensor, feats: Tensor) -> Plan:
@@ -104,9 +125,7 @@ def of_language_model(family: LVLM, probe: Recipe, call: dict[str, Any], found: 
 @torch.no_grad()
 def of_vision_model(family: Family, probe: Recipe, pixels: Tensor, layer: int | None, found: list[Complexity]) -> list[Complexity]:
     """Images after a block of a vision model."""
-    depth = len(family.blocks)
-    block = depth - FROM_END if layer is None else layer
-    at = replace(probe, where="block", schedule=schedule.staged(1.0, (max(0, block) if layer is None else block,)))
+    at = replace(probe, where="block", schedule=schedule.staged(1.0, (block_of(family, layer),)))
     if family.sites:
         raise PruneError("the model is pruned, so its tokens are no longer those of the image; remove the handle first")
     with prune(family.model, at):

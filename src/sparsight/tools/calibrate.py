@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..complexity import Complexity, measure
 from ..errors import PruneError
 from ..prune import family_of, resolve
 from ..recipe import Recipe
+from .data import open_folder
 from .feed import Feed, own_encoder
+from .load_vlm import find_source
 
 AVERAGES = ("erank_avg", "entropy_avg")
 SPANS = ("erank_span", "entropy_span")
@@ -60,10 +63,7 @@ def calibration(
 ) -> Calibration:
     """What `calibrate` measures, with the recipe."""
     recipe = resolve(recipe, options)
-    params = dict(recipe.params)
-    missing = [name for name in AVERAGES if name not in params]
-    if missing:
-        raise PruneError(f"{recipe.name} has no {' and '.join(missing)} to store; calibrate agile or mix")
+    params = check_recipe(recipe)
     if batch_size < 1:
         raise PruneError(f"batch_size={batch_size} must be 1 or more")
     family_of(model)
@@ -72,7 +72,7 @@ def calibration(
     score, space = recipe.steps[0], params["rank_space"]
     found: list[Complexity] = []
     for _, call in feed:
-        found += measure(model, call, score, space, like=recipe)  # type: ignore[arg-type]
+        found += measure(model, call, score, str(space), like=recipe)
     if not found:
         reason = f"{Path(feed.skipped[0][0]).name}: {feed.skipped[0][1]}" if feed.skipped else "none was given"
         raise PruneError(f"no image can be read to calibrate with; {reason}")
@@ -82,3 +82,21 @@ def calibration(
     stored = dict(zip(AVERAGES, values, strict=True))
     stored |= {name: span for name, span in zip(SPANS, spans, strict=True) if name in params and span > 0}
     return Calibration(resolve(recipe, stored), len(found), values[0], spans[0], values[1], spans[1], list(feed.skipped))
+
+
+def check_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's parameters; a PruneError if it has no place for averages."""
+    params = dict(recipe.params)
+    missing = [name for name in AVERAGES if name not in params]
+    if missing:
+        raise PruneError(f"{recipe.name} has no {' and '.join(missing)} to store; calibrate agile or mix")
+    return params
+
+
+def calibrate_named(model: str, images: str | Path, recipe: str, batch_size: int, limit: int | None, device: str) -> Calibration:
+    """`calibration` of a model by name on a folder of images."""
+    check_recipe(resolve(recipe, {}))
+    paths = open_folder(images, limit).paths
+    source = find_source(model, None, None)
+    module = source.load(device, torch.float32, 0)
+    return calibration(module, paths, recipe, processor=source.processor, batch_size=batch_size)

@@ -1,0 +1,41 @@
+"""sparsight rank: effective rank and attention entropy of every image of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def rank(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    model: Annotated[
+        str, typer.Option(help="demo, a timm name, ARCH@FILE.safetensors, a folder, or OWNER/NAME of a vision-language model.")
+    ] = "demo",
+    out: Annotated[Path | None, typer.Option(help="Folder for rank.csv, rank.json and the scatter plot rank.png.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="class, column_mean or col_ln. [default: class where there is a class token]")
+    ] = None,
+    space: Annotated[
+        str, typer.Option(help="Rank of tokens (what a language model gets) or of the encoder's features.")
+    ] = "tokens",
+    layer: Annotated[int | None, typer.Option(help="Block of a vision model. [default: the last but one]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+) -> None:
+    """Print how complex each image is to a model, and how rank and entropy go together over the folder."""
+    from ..tools.rank import rank as measure
+
+    done = measure(
+        model, images, out, score=score, space=space, layer=layer, batch_size=batch_size, limit=limit, device=device,
+    )  # fmt: skip
+    typer.echo(f"{'erank':>8} {'entropy':>8} {'tokens':>6}  image")
+    for row in done.rows:
+        typer.echo(f"{row.erank:8.3f} {row.entropy:8.4f} {row.tokens:6}  {row.image}")
+    for name, reason in done.skipped:
+        typer.echo(f"skipped {name}: {reason}")
+    typer.echo(str(done))
+    if out is not None:
+        typer.echo(f"wrote {', '.join(str(out / f'rank.{ending}') for ending in ('csv', 'json', 'png'))}")
