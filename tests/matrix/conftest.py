@@ -18,7 +18,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def recipe(request: pytest.FixtureRequest, name: str) -> str:
     """A recipe that suits the model; where it does not, the test ends with a check that prune says so."""
     text = RECIPES[request.param]
-    if "class_attn" in needs(text) and not ZOO[name].class_token:
+    if {"class_attn", "attns"} & needs(text) and not ZOO[name].class_token:
         with pytest.raises(sparsight.PruneError, match="has no class token"):
             sparsight.prune(made(name), text)
         pytest.skip("scores by class attention; refused on a model without class token")

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from zoo import DEPTH, ZOO, fixed, images, made, outputs, prune, untouched, without_tokens
 
 import sparsight
+from sparsight.ops.reduce import representatives
 from sparsight.prune import family_of
 
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
+SLOTS = ("patch_merger", "sit", "sinkhorn")
+"""Methods with learned weights for every slot."""
 EQUAL: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
 """Equal: the last bits of a matrix product depend on where in memory its operands lie."""
 FIRST_NORM = ("norm1", "layernorm_before", "layer_norm1", "ln_1")
@@ -55,6 +58,8 @@ def inputs_of(model: nn.Module, run: Any) -> tuple[list[Tensor], list[Tensor]]:
 def expected_counts(recipe: str, patches: int) -> list[int]:
     made_recipe = sparsight.parse(recipe)
     layers = made_recipe.schedule.resolve(DEPTH)
+    if made_recipe.name in SLOTS:
+        patches = 16  # of the model's own image size, whatever comes in
     counts, n = [], patches
     for site in range(len(layers)):
         kept = made_recipe.schedule.count(n, site, len(layers), patches)
@@ -108,8 +113,9 @@ def test_counts_are_the_schedules(name, recipe):
         assert handle.counts == expected_counts(recipe, patches)
         assert handle.grid == (ZOO[name].image[0] // 8, ZOO[name].image[1] // 8)
         left = dict(zip(handle.layers, handle.counts, strict=True))
-    n = left.get(-1, patches)
+    n, ahead = left.get(-1, patches), sparsight.parse(recipe).where == "before"
     for block in range(DEPTH):
+        n = left.get(block, n) if ahead else n
         assert first[block].shape[1] == prefix + n
         after = left.get(block, n)
         assert second[block].shape[1] == prefix + (n if "where=block" in recipe else after)
@@ -121,7 +127,9 @@ def test_prefix_survives_and_survivors_are_untouched(name, recipe):
     """At the first site, rows before it are known from the untouched model, so every row after it can be told."""
     model, x = made(name), images(name)
     prefix = ZOO[name].prefix
-    norm, block = (0, 0) if "input" in recipe else (0, 1) if "where=block" in recipe else (1, 0)
+    parsed = sparsight.parse(recipe)
+    norm, block = (0, 0) if "input" in recipe else (0, 1) if "where=block" in recipe else (1, parsed.schedule.resolve(DEPTH)[0])
+    norm = 0 if parsed.where == "before" else norm
     whole = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
     with prune(model, recipe) as handle:
         left = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
@@ -129,12 +137,20 @@ def test_prefix_survives_and_survivors_are_untouched(name, recipe):
     torch.testing.assert_close(left[:, :prefix], whole[:, :prefix], rtol=0, atol=1e-12)
     assert plan.keep.min() >= 0
     assert plan.keep.max() < ZOO[name].patches == plan.total
-    own, rows = plan.keep.shape[1], plan.gather(whole[:, prefix:])
-    alone = torch.ones_like(rows[..., :1], dtype=torch.bool) if size is None else size[:, :own] == 1
-    torch.testing.assert_close(left[:, prefix : prefix + own].where(alone, 0), rows.where(alone, 0), rtol=0, atol=1e-12)
     if size is not None:
-        assert torch.equal(size.sum(dim=1), torch.full_like(size[:, 0], plan.total))
-    if plan.merged is not None:
+        torch.testing.assert_close(size.sum(dim=1), torch.full_like(size[:, 0], plan.total))
+    own, rows = plan.keep.shape[1], plan.gather(whole[:, prefix:])
+    if plan.mix is not None:  # of the tokens as they are, or of normalised ones
+        mixed = plan.mix @ whole[:, prefix:]
+        assert left.shape == (*whole[:, :prefix].shape[:1], prefix + own, whole.shape[2])
+        if parsed.name not in SLOTS or parsed.name == "sit":
+            torch.testing.assert_close(left[:, prefix:], mixed, rtol=1e-9, atol=1e-9)
+        return
+    alone = torch.ones_like(rows[..., :1], dtype=torch.bool) if size is None else size[:, :own] == 1
+    if parsed.steps[-1].function is representatives:
+        alone = torch.ones_like(alone)
+    torch.testing.assert_close(left[:, prefix : prefix + own].where(alone, 0), rows.where(alone, 0), rtol=0, atol=1e-12)
+    if plan.merged is not None and not alone.all():
         torch.testing.assert_close(plan.fold(whole[:, prefix:]) / size, left[:, prefix:], rtol=1e-9, atol=1e-9)
 
 

@@ -5,9 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from zoo import RECIPES, ZOO, fixed, images, made, needs
-
-import sparsight
+from zoo import RECIPES, ZOO, fixed, images, made, needs, prune
 
 FEW = (
     "timm-registers",
@@ -29,7 +27,7 @@ def in_single(name):
 @torch.no_grad()
 def test_float32_keeps_what_float64_keeps(name, recipe):
     model, single, x = made(name), in_single(name), images(name)
-    with sparsight.prune(model, recipe) as handle, sparsight.prune(single, recipe) as other:
+    with prune(model, recipe) as handle, prune(single, recipe) as other:
         exact, rough = fixed(name, model, x), fixed(name, single, x.float())
         assert all(torch.equal(a.keep, b.keep) for a, b in zip(handle.plans, other.plans, strict=True))
         assert all(torch.equal(a.owner, b.owner) for a, b in zip(handle.plans, other.plans, strict=True))
@@ -45,9 +43,9 @@ def test_half_precision_runs(few, dtype):
     model = copy.deepcopy(made(few)).to(dtype)
     x = images(few).to(dtype)
     for text in RECIPES.values():
-        if "class_attn" in needs(text) and not ZOO[few].class_token:
+        if {"class_attn", "attns"} & needs(text) and not ZOO[few].class_token:
             continue
-        with sparsight.prune(model, text) as handle:
+        with prune(model, text) as handle:
             assert all(value.isfinite().all() and value.dtype == dtype for value in fixed(few, model, x).values()), text
             assert all(s is None or s.dtype in (torch.float32, torch.float64) for s in handle.scores)
 
@@ -59,6 +57,6 @@ def test_autocast_runs(few, method):
     if "class_attn" in needs(RECIPES[method]) and not ZOO[few].class_token:
         pytest.skip("no class token")
     model = in_single(few)
-    with sparsight.prune(model, RECIPES[method]) as handle, torch.autocast("cpu", dtype=torch.bfloat16):
+    with prune(model, RECIPES[method]) as handle, torch.autocast("cpu", dtype=torch.bfloat16):
         assert all(value.isfinite().all() for value in fixed(few, model, images(few).float()).values())
         assert all(s is None or s.dtype == torch.float32 for s in handle.scores)

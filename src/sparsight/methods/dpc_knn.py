@@ -3,7 +3,7 @@
 Reference: the Token Reduction benchmark (JoakimHaurum/TokenReduction), whose counts are int(patches * keep^(site + 1)), before the
 block. Density among the `neighbours` nearest tokens (5). A cluster is the mean of its tokens: `weigh=equal`; `attention`, by the attention
 that they received in the block before; `learned`, by exp of a linear score with the learned weights `score.weight` [1, C] and
-`score.bias` [1], the authors' default, which has to be trained. Weights of a cluster sum to sum / (sum + 1e-6), as theirs.
+`score.bias` [1], the authors' default, which has to be trained. As in their code, 1e-6 is added to the sum of a cluster's weights.
 Deviations: slots stand in the order of their centres; ties go to the lower index instead of noise (pass `noise` to repeat a run).
 """
 
@@ -23,7 +23,6 @@ from ..registry import method
 Weigh = Literal["equal", "attention", "learned"]
 
 FLOOR = 1e-6
-
 
 def declared(width: int, count: int) -> dict[str, Weight]:
     return {"score.weight": Weight((1, width)), "score.bias": Weight((1,), 0.0)}

@@ -49,7 +49,8 @@ def in_order(centres: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shares(member: Tensor, clusters: int, weight: Tensor, floor: float) -> Tensor:
-    """Weights of the mean over every cluster: weight / (sum of the cluster's weights + floor). member, weight [B, N] -> [B, c, N]."""
+    """Weights of the mean over every cluster: weight / (sum of the cluster's weights + floor), 0 for other tokens.
+    member, weight [B, N], weight > 0 -> [B, c, N]."""
     own = member.unsqueeze(1) == torch.arange(clusters, device=member.device).unsqueeze(-1)
     weighed = weight.unsqueeze(1).where(own, 0)
     return weighed / (weighed.sum(dim=-1, keepdim=True) + floor)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import PruneError
 from ..plan import Plan
 from . import reduce
 
 
 def soft_plan(mix: Tensor) -> Plan:
     """The plan of a soft pooler. A token's owner is the slot that takes the largest share of it; `keep` names the heaviest token
-    of each slot, which may be the same for several. mix [B, K, N], not negative."""
+    of each slot, which may be the same for several. mix [B, K, N], not negative.
+
+    K is that of the learned weights, whatever the size of the image; a PruneError where fewer tokens arrive than there are slots."""
+    if mix.shape[1] > mix.shape[2]:
+        raise PruneError(
+            f"the learned weights pool into {mix.shape[1]} tokens, but only {mix.shape[2]} arrive; use the image size they were made for"
+        )
     return Plan(mix.argmax(dim=2), mix.shape[2], mix.argmax(dim=1), mix=mix)
 
 
