@@ -19,6 +19,7 @@ from .models._family import Family
 from .models._inside import inside
 from .models._lvlm import LVLM
 from .models._site import Outcome, Site
+from .models._windowed import reason
 from .ops.schedule import BUDGET, as_tuple
 from .plan import Plan
 from .recipe import IN_BLOCKS, Recipe, Weights
@@ -215,6 +216,9 @@ def family_of(model: nn.Module) -> Family:
                 return working
             found.check()
             return found
+    why = reason(model)
+    if why is not None:
+        raise PruneError(f"tokens cannot leave {type(model).__name__}: {why}")
     supported = "; ".join(f"{family.name} ({', '.join(family.classes)})" for family in families())
     raise PruneError(f"{type(model).__name__} is no known family; supported: {supported}")
 
