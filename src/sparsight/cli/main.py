@@ -9,10 +9,14 @@ import typer
 from .. import __version__
 from ..errors import PruneError
 from .bench_vlm import bench_vlm
+from .calibrate import calibrate
 from .compare import compare
 from .evaluate import evaluate
+from .evaluate_vlm import evaluate_vlm
+from .export import export
 from .macs import macs
 from .methods import methods
+from .rank import rank
 from .reproduce import reproduce
 from .show import show
 
@@ -26,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (bench_vlm, compare, evaluate, methods, macs, show, reproduce):
+for verb in (bench_vlm, calibrate, compare, evaluate, evaluate_vlm, export, macs, methods, rank, reproduce, show):
     app.command()(verb)
 
 

@@ -48,3 +48,13 @@ def share(hits: Sequence[int]) -> Interval:
     middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def paired_means(after: Sequence[float], before: Sequence[float]) -> Interval:
+    """Difference of two means over the same questions, for scores between right and wrong (VQA accuracy): normal approximation."""
+    n = len(after)
+    differences = [a - b for a, b in zip(after, before, strict=True)]
+    middle = sum(differences) / n
+    variance = sum((value - middle) ** 2 for value in differences) / max(1, n - 1)
+    half = Z * math.sqrt(variance / n)
+    return Interval(middle, max(-1.0, middle - half), min(1.0, middle + half))

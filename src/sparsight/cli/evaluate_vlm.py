@@ -1,0 +1,52 @@
+"""sparsight evaluate-vlm: scores of a pruned vision-language model on sets of questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate_vlm(
+    model: Annotated[str, typer.Option(help="Folder of a vision-language model, or OWNER/NAME on the Hugging Face Hub.")],
+    tasks: Annotated[
+        str, typer.Option(help="pope,mme,gqa,... or a paper's table (agile, col_ln ...), FILE.jsonl, FILE.yaml, lmms:TASK.")
+    ],
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Recipe such as vispruner:tokens=64; may be given several times.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and answers.")] = Path("runs/evaluate-vlm"),
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each set.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions per generate.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "bf16",
+    prompt: Annotated[str | None, typer.Option(help="Prompt with {images} and {question}. [default: the chat template]")] = None,
+    square: Annotated[bool, typer.Option("--square", help="Pad images to squares first, as LLaVA-1.5's authors do.")] = False,
+) -> None:
+    """Evaluate a model unpruned and under recipes; sets of the papers run by lmms-eval (pip install 'sparsight[hf,lmms]').
+
+    Interrupted and started again with the same arguments, it goes on after the last answer.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..tools.evaluate_vlm import evaluate_vlm as evaluate
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    done = evaluate(
+        model, recipe or (), names, out, limit=limit, batch_size=batch_size, device=device, precision=precision,
+        prompt=prompt, square=square, listen=lambda news: typer.echo(news, err=True),
+    )  # fmt: skip
+    lines = done.table()
+    sheet = Table(title=str(done), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for place, name in enumerate(lines[0]):
+        sheet.add_column(name, justify="right" if place else "left", overflow="fold")
+    for line in lines[1:]:
+        sheet.add_row(*line)
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 140
+    console.print(sheet)
+    for text in (*done.changes(), *(f"note: {note}" for note in done.notes)):
+        console.print(text, markup=False, soft_wrap=True)
+    console.print(f"wrote {out / 'results.json'}, {out / 'results.csv'}, {out / 'answers'}", markup=False, soft_wrap=True)
