@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,9 @@ class Dual:
     bias: float = 0.0
     pairwise: bool = False
 
-    def to(self, device: str, dtype: torch.dtype) -> Dual:
-        """The same on a device and in a precision."""
-        return replace(self, loaded=replace(self.loaded, model=self.loaded.model.to(device, dtype)))
-
     def classifier(self, classes: Sequence[str], templates: Sequence[Template]) -> Tensor:
         """Rows [K, D] of the classifier of the class names, one after the other."""
-        with torch.inference_mode():
+        with torch.no_grad():
             return text_classifier(self.text, classes, templates)
 
     def answer(self, images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
