@@ -6,15 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import DEPTH, ZOO, fixed, images, made, outputs, prune, untouched, without_tokens
+from zoo import DEPTH, SLOTS, ZOO, fixed, images, made, outputs, prune, untouched, without_tokens
 
 import sparsight
 from sparsight.ops.reduce import representatives
 from sparsight.prune import family_of
 
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
-SLOTS = ("patch_merger", "sit", "sinkhorn")
-"""Methods with learned weights for every slot."""
 EQUAL: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
 """Equal: the last bits of a matrix product depend on where in memory its operands lie."""
 FIRST_NORM = ("norm1", "layernorm_before", "layer_norm1", "ln_1")

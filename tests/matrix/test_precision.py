@@ -5,7 +5,9 @@ from functools import cache
 
 import pytest
 import torch
-from zoo import RECIPES, ZOO, fixed, images, made, needs, prune
+from zoo import RECIPES, SLOTS, ZOO, fixed, images, made, needs, prune
+
+from sparsight import parse
 
 FEW = (
     "timm-registers",
@@ -29,8 +31,12 @@ def test_float32_keeps_what_float64_keeps(name, recipe):
     model, single, x = made(name), in_single(name), images(name)
     with prune(model, recipe) as handle, prune(single, recipe) as other:
         exact, rough = fixed(name, model, x), fixed(name, single, x.float())
-        assert all(torch.equal(a.keep, b.keep) for a, b in zip(handle.plans, other.plans, strict=True))
-        assert all(torch.equal(a.owner, b.owner) for a, b in zip(handle.plans, other.plans, strict=True))
+        for a, b in zip(handle.plans, other.plans, strict=True):
+            if parse(recipe).name in SLOTS:  # their slots are near alike before training
+                torch.testing.assert_close(a.mix.float(), b.mix, rtol=1e-3, atol=1e-4)
+            else:
+                assert torch.equal(a.keep, b.keep)
+                assert torch.equal(a.owner, b.owner)
     for key in exact:
         assert rough[key].dtype == torch.float32
         torch.testing.assert_close(rough[key].double(), exact[key], rtol=1e-3, atol=1e-3)

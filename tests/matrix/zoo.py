@@ -193,6 +193,8 @@ ZOO: dict[str, Entry] = {
     "siglip-classifier": Entry(image_text("SiglipForImageClassification", "SiglipConfig", num_labels=5), 0, class_token=False),
 }
 
+SLOTS = ("patch_merger", "sit", "sinkhorn")
+"""Methods with learned weights for every slot."""
 PARSED = {m.name: sparsight.parse(m.name) for m in sparsight.methods()}
 METHODS = [name for name, recipe in PARSED.items() if recipe.where in ("before", "attn", "block") and not recipe.adaptive]
 RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {

@@ -24,6 +24,7 @@ Weigh = Literal["equal", "attention", "learned"]
 
 FLOOR = 1e-6
 
+
 def declared(width: int, count: int) -> dict[str, Weight]:
     return {"score.weight": Weight((1, width)), "score.bias": Weight((1,), 0.0)}
 

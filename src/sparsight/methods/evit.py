@@ -1,15 +1,50 @@
 """EViT: keep the patches that the class token attends to, fuse the rest into one. Liang et al., ICLR 2022, arXiv:2202.07800.
 
 Reference: youweiliang/evit. The fused token is an ordinary token from then on: counted, scored and prunable.
+Two changes of the Renyi entropy paper ("Rényi Entropy: A New Token Pruning Metric for Vision Transformers"): another `score`
+(col_ln, with its `order`), or class attention corrected by Col-Ln for a share `rescue` of the slots (0.8 there; `budget` as in
+col_ln_rescue). What weighs the fused token then is not stated: class attention by default, as in EViT; `fuse=score` is the other score.
 Deviation: kept tokens stay in ascending order instead of descending score.
 """
 
-from ..ops import reduce, schedule, score, select
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import PruneError
+from ..ops import hybrid, importance, reduce, schedule, select
+from ..ops.importance import Importance
 from ..ops.schedule import Layers
-from ..recipe import Recipe
+from ..plan import Plan
+from ..recipe import Recipe, Step
 from ..registry import method
 
 
+def rescued(
+    s: Tensor, q: Tensor, k: Tensor, prefix: int, scale: float, count: int, rescue: float, budget: hybrid.Budget, order: float
+) -> Plan:
+    """As col_ln_rescue, with a slot for the rest."""
+    plan = hybrid.rescued_by_columns(s, q, k, prefix, scale, count, rescue, budget, order)
+    return replace(plan, fused=count < plan.total)
+
+
 @method
-def evit(keep: float = 0.7, layers: Layers = (3, 6, 9)) -> Recipe:
-    return Recipe(score.class_attention, select.topk_fused, reduce.fuse_rest, schedule.staged(keep, layers))
+def evit(
+    keep: float = 0.7,
+    layers: Layers = (3, 6, 9),
+    score: Importance = "class",
+    rescue: float = 0.0,
+    budget: hybrid.Budget = "kept",
+    fuse: Literal["class", "score"] = "class",
+    order: float = 2.0,
+) -> Recipe:
+    function, numbers = importance.named(score, order)
+    choose = Step(select.topk_fused)
+    if schedule.check_share("rescue", rescue):
+        if score != "class":
+            raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score} or rescue")
+        choose = Step(rescued, rescue=rescue, budget=budget, order=order)
+    own = score == "class" or fuse == "score"
+    fused = reduce.fuse_rest if own else reduce.fuse_rest_by_class
+    return Recipe(Step(function, **numbers), choose, fused, schedule.staged(keep, layers))

@@ -8,32 +8,12 @@ whole attention matrices, one block at a time.
 References: samiraabnar/attention_flow, jacobgil/vit-explain.
 """
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
 from ..errors import PruneError
 from ..ops import reduce, schedule, select
 from ..ops import rollout as flow
 from ..ops.schedule import Layers
-from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..registry import method
-
-
-def accumulated(
-    attns: Sequence[Tensor], moves: Sequence[Plan | None] | None, x: Tensor,
-    fuse: flow.Heads, discard: float, residual: bool, parity: bool,
-) -> Tensor:  # fmt: skip
-    """Rollout of the class token over the tokens x [B, N, C]: [B, N]. attns: [B, H, P+N, P+N] of each block."""
-    if len(attns) == 0:
-        raise PruneError("attns holds no attention matrix; give one for each block up to the site")
-    passed = [None] * (len(attns) - 1) if moves is None else moves
-    mixings = (
-        flow.mixing(attns[block], fuse, discard, residual, "columns" if parity else "rows")
-        for block in range(len(attns) - 1, -1, -1)
-    )
-    return flow.class_row(mixings, passed, attns[len(attns) - 1].shape[-1] - x.shape[1])
 
 
 @method
@@ -47,5 +27,5 @@ def rollout(
 ) -> Recipe:
     if not 0 <= discard < 1:
         raise PruneError(f"discard={discard:g} is outside [0, 1): it is the share of attention entries set to 0")
-    score = Step(accumulated, fuse=fuse, discard=discard, residual=residual, parity=parity)
+    score = Step(flow.accumulated, fuse=fuse, discard=discard, residual=residual, parity=parity)
     return Recipe(score, select.topk, reduce.drop, schedule.staged(keep, layers))

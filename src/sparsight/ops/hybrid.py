@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ..plan import Plan
-from . import cluster, diversity, select
+from . import cluster, diversity, score, select
+
+Budget = Literal["kept", "removed"]
+
+
+def rescue_slots(rescue: float, count: int, total: int, budget: Budget) -> int:
+    """Slots that a second score gets of `count`: a share of those kept, or of the number of tokens removed."""
+    share = rescue * (count if budget == "kept" else total - count)
+    return min(count, math.floor(share + 0.5))
+
+
+def rescued_by_columns(
+    s: Tensor, q: Tensor, k: Tensor, prefix: int, scale: float, count: int, rescue: float, budget: Budget, order: float
+) -> Plan:
+    """First by class attention s [B, N], then round(rescue * (kept or removed)) slots by Col-Ln among the rest."""
+    slots = rescue_slots(rescue, count, s.shape[1], budget)
+    return select.rescued(s, score.column_norm(q, k, prefix, scale, order=order), count, slots)
 
 
 def descending(s: Tensor, taken: Tensor) -> Tensor:

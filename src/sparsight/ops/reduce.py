@@ -28,6 +28,18 @@ def fuse_rest(x: Tensor, plan: Plan, size: Tensor | None, s: Tensor) -> Tokens:
     return torch.cat([kept, weight @ rest.gather(x)], dim=1), torch.cat([kept_size, count], dim=1)
 
 
+def fuse_rest_evenly(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
+    """Survivors, then one token that is the mean of the others, weighted by size. -> [B, K+1, C], [B, K+1, 1]."""
+    size = sizes(x, size)
+    rest = size if not plan.fused else Plan(plan.dropped(), plan.total).gather(size)
+    return fuse_rest(x, plan, size, size.squeeze(-1) / rest.sum(dim=1))
+
+
+def fuse_rest_by_class(x: Tensor, plan: Plan, size: Tensor | None, class_attn: Tensor) -> Tokens:
+    """`fuse_rest` with the class token's attention as weights, whatever chose the survivors. class_attn [B, H, N]."""
+    return fuse_rest(x, plan, size, class_attn.mean(dim=1))
+
+
 def merge_sized(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
     """Mean of the tokens in every slot, weighted by how many tokens each one stands for. -> [B, K, C], [B, K, 1]."""
     size = sizes(x, size)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import PruneError
 from ..plan import Plan
 
 Heads = Literal["mean", "max", "min"]
@@ -30,6 +31,20 @@ class Maps(Sequence[Tensor]):
         q, k = self.queries[block], self.keys[block]
         exact = torch.promote_types(q.dtype, torch.float32)
         return (q.to(exact) * self.scale @ k.to(exact).transpose(-2, -1)).softmax(dim=-1)
+
+
+def accumulated(
+    attns: Sequence[Tensor], moves: Sequence[Plan | None] | None, x: Tensor,
+    fuse: Heads = "mean", discard: float = 0.0, residual: bool = True, parity: bool = False,
+) -> Tensor:  # fmt: skip
+    """Rollout of the class token over the tokens x [B, N, C]: [B, N]. attns: [B, H, P+N, P+N] of each block, moves: see `class_row`,
+    None if no token left. The other numbers are those of `mixing`; parity divides columns."""
+    if len(attns) == 0:
+        raise PruneError("attns holds no attention matrix; give one for each block up to the site")
+    passed = [None] * (len(attns) - 1) if moves is None else moves
+    normalise: Normalise = "columns" if parity else "rows"
+    last_first = (mixing(attns[block], fuse, discard, residual, normalise) for block in range(len(attns) - 1, -1, -1))
+    return class_row(last_first, passed, attns[len(attns) - 1].shape[-1] - x.shape[1])
 
 
 def mixing(attn: Tensor, heads: Heads, discard: float, residual: bool, normalise: Normalise) -> Tensor:

@@ -52,6 +52,25 @@ def rescued(s: Tensor, other: Tensor, count: int, slots: int) -> Plan:
     return Plan(torch.cat([first, second], dim=1).sort(dim=1).values, s.shape[1])
 
 
+def bipartite_by_score(s: Tensor, k: Tensor, prefix: int, count: int) -> Plan:
+    """As `bipartite`, but the lower half of the tokens by score s [B, N] are the sources and the upper half the destinations, and slots
+    stand in ascending order."""
+    n = s.shape[1]
+    removed = min(n - count, n // 2)
+    ranked = s.sort(dim=1, descending=True, stable=True).indices
+    target, source = ranked[:, : n - n // 2], ranked[:, n - n // 2 :]
+    metric = torch.nn.functional.normalize(k.mean(dim=1), dim=-1)[:, prefix:]
+    rows = [metric.gather(1, index.unsqueeze(-1).expand(-1, -1, metric.shape[2])) for index in (source, target)]
+    value, partner = (rows[0] @ rows[1].transpose(-2, -1)).max(dim=-1)
+    going = value.sort(dim=1, descending=True, stable=True).indices[:, :removed]
+    gone = source.gather(1, going)
+    taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, gone, True)
+    keep = taken.to(torch.uint8).sort(dim=1, stable=True).indices[:, : n - removed]
+    slot = torch.zeros_like(ranked).scatter(1, keep, torch.arange(n - removed, device=s.device).expand_as(keep))
+    host = target.gather(1, partner.gather(1, going))
+    return Plan(keep, n, slot.scatter(1, gone, slot.gather(1, host)))
+
+
 def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
     """Merge similar pairs of tokens until `count` are left (at most half can go). k [B, H, P+N, D].
 
