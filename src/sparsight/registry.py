@@ -135,6 +135,8 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
     """Call the method's function, apply the shared words that it does not declare, and stamp name and parameters."""
     declared = {p.name: p.default for p in entry.parameters}
     recipe = entry.make(**{key: value for key, value in values.items() if key in declared})
+    if words and recipe.adaptive and not recipe.schedule.word:
+        raise PruneError(f"{entry.name}: {words[0]}= is given, but here every image finds its own count; leave out one of the two")
     if words and words[0] not in declared:
         recipe = replace(recipe, schedule=recipe.schedule.with_budget(words[0], typing.cast(Amount, values[words[0]])))
     place = recipe.where

@@ -47,7 +47,9 @@ def derivable(name: str, given: dict[str, Any]) -> bool:
         return ("attn" in given or ("q" in given and "k" in given)) and (prefix_of(given) > 0 or name == "token_weight")
     if name == "attns":
         return "attn" in given
-    if name in ("prefix", "scale"):
+    if name == "prefix":
+        return any(source in given for source in ("q", "k", "v", "attn"))
+    if name == "scale":
         return "k" in given or "attn" in given
     if name in ("q", "k"):
         return "attn" in given
@@ -85,9 +87,9 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return given["k"].shape[-1] ** -0.5
     if name == "grid":
         return square(x.shape[1])
-    return attention.class_row(
-        exact(given["q"]), exact(given["k"]), derive("prefix", given), derive("scale", given), given.get("valid")
-    )
+    prefix, valid = derive("prefix", given), given.get("valid")
+    real = None if valid is None else torch.nn.functional.pad(valid, (prefix, 0), value=True)
+    return attention.class_row(exact(given["q"]), exact(given["k"]), prefix, derive("scale", given), valid=real)
 
 
 def from_matrix(name: str, attn: Tensor, prefix: int) -> Any:

@@ -126,6 +126,7 @@ class TransformersViT(Family):
         if not self.averages or size is None:
             return output
         x: Tensor = output.last_hidden_state
+        size = size.to(torch.promote_types(size.dtype, x.dtype))
         weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
         weighed = torch.cat([x[:, : self.prefix], x[:, self.prefix :] * weight], dim=1)
         return dataclasses.replace(output, last_hidden_state=weighed)

@@ -52,3 +52,14 @@ class HFSiglip(HFCLIP):
     @property
     def prefix(self) -> int:
         return 0
+
+    def weigh_pooling(self) -> None:
+        super().weigh_pooling()
+        head = getattr(self.model, "head", None)
+        if head is not None and any(site.adaptive for site in self.sites):
+            self.hooks.append(head.attention.register_forward_pre_hook(self.hide_padding, with_kwargs=True))  # type: ignore[union-attr]
+
+    def hide_padding(self, _attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give attention pooling a mask [B, N] where images have different numbers of tokens."""
+        valid = self.sites[-1].valid
+        return None if valid is None else (args, {**kwargs, "key_padding_mask": ~valid})

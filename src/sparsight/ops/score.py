@@ -44,23 +44,32 @@ def low_entropy(q: Tensor, k: Tensor, prefix: int, scale: float, order: float = 
     return -attention.row_entropy(q, k, prefix, scale, order)
 
 
-def distinctness(feats: Tensor, metric: Metric = "cosine") -> Tensor:
-    """Negated mean similarity to all other patches. feats [B, N, D] -> [B, N]."""
-    others = max(1, feats.shape[1] - 1)
+def distinctness(feats: Tensor, valid: Tensor | None, metric: Metric = "cosine") -> Tensor:
+    """Negated mean similarity to all other patches. feats [B, N, D], valid [B, N] or None (all) -> [B, N]."""
+    others: Tensor | int = max(1, feats.shape[1] - 1)
+    if valid is not None:
+        others = (valid.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     if metric == "l2":
-        return torch.cdist(feats, feats).sum(dim=-1) / others
+        distance = torch.cdist(feats, feats)
+        return (distance if valid is None else distance * valid.unsqueeze(1)).sum(dim=-1) / others
     feats = comparable(feats, metric)
+    feats = feats if valid is None else feats * valid.unsqueeze(-1)
     # the sum over j of x_i . x_j is x_i . sum_j x_j: no N x N matrix
     return -(feats * (feats.sum(dim=1, keepdim=True) - feats)).sum(dim=-1) / others
 
 
 def local_distinctness(
-    feats: Tensor, position: Tensor, grid: tuple[int, int], metric: Metric = "cosine", diversity: float = 1.0
+    feats: Tensor,
+    valid: Tensor | None,
+    position: Tensor,
+    grid: tuple[int, int],
+    metric: Metric = "cosine",
+    diversity: float = 1.0,
 ) -> Tensor:
     """Negated mean similarity to the other patches, weighted by a Gaussian of their distance on the grid.
 
-    feats [B, N, D], position [B, N] -> [B, N]; diversity is the Gaussian's sigma in patches. Fused tokens have no place on the
-    grid (position -1) and are compared with all others alike.
+    feats [B, N, D], valid [B, N] or None, position [B, N] -> [B, N]; diversity is the Gaussian's sigma in patches. Fused tokens have
+    no place on the grid (position -1) and are compared with all others alike.
     """
     feats = comparable(feats, metric)
     similarity = -torch.cdist(feats, feats) if metric == "l2" else feats @ feats.transpose(-2, -1)
@@ -69,6 +78,7 @@ def local_distinctness(
     placeless = (position < 0).unsqueeze(-1) | (position < 0).unsqueeze(-2)
     weight = torch.exp(-apart.masked_fill(placeless, 0) / (2 * diversity**2))
     weight = weight * (1 - torch.eye(feats.shape[1], dtype=weight.dtype, device=weight.device))
+    weight = weight if valid is None else weight * valid.unsqueeze(1)
     return -(weight * similarity).sum(dim=-1) / weight.sum(dim=-1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
