@@ -42,7 +42,7 @@ def bars(rows: Sequence[Bar], names: Sequence[str], title: str) -> str:
         parts.append(f'<text x="{x.at(start) + 8:.1f}" y="{y + THICK / 2 + 5}">{escape(row.note)}</text>')
     middle = (LABEL + WIDTH - RIGHT) / 2
     parts.append(f'<text class="title" x="{middle:.0f}" y="{bottom + FOOT - 8}" text-anchor="middle">{escape(title)}</text>')
-    return "".join([*parts, "</svg>", key(names)])
+    return f"<figure>{''.join(parts)}</svg></figure>{key(names)}"
 
 
 def key(names: Sequence[str]) -> str:

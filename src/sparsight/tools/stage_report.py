@@ -10,11 +10,29 @@ from .bars import Bar, bars
 from .plots import Point, Series, legend, plot
 from .stage_result import StageBench, StageRow
 from .stages import STAGES
-from .timing import Spread
 
 TIMES = "\u00d7"
-HEADS = ("Recipe", "Visual tokens", "Vision ms", "Selection ms", "Prefill ms", "ms per token", "Total ms", "Prefill", "of MAC ratio",
-         "Per token", "Total", "GMACs", "KV cache MB", "Peak MB")  # fmt: skip
+TIMED = (
+    "Recipe",
+    "Vision ms",
+    "Selection ms",
+    "Prefill ms",
+    "ms per token",
+    "All ms",
+    f"Prefill {TIMES}",
+    f"Per token {TIMES}",
+    f"All {TIMES}",
+)
+COUNTED = (
+    "Recipe",
+    "Visual tokens",
+    "GMACs",
+    "MAC ratio",
+    "Measured share",
+    "KV cache MB",
+    "Tokens in the cache",
+    "Peak memory MB",
+)
 NAMES = {"vision": "vision encoder", "selection": "selection", "prefill": "prefill", "other": "other", "decoding": "decoding"}
 
 
@@ -24,8 +42,9 @@ def stage_report(done: StageBench) -> str:
     title = f"{done.model}: {len(done.rows) - 1} recipe{'s' * (len(done.rows) > 2)} by stages"
     body = [
         f"<header><h1>{escape(title)}</h1>{facts(done)}</header>",
-        f"<section><h2>Results</h2>{table(done)}{reading_help(done)}</section>",
-        f"<section><h2>Where the time goes</h2><figure>{stacked(done)}</figure></section>",
+        f"<section><h2>Time</h2>{table(done, TIMED, timed)}{reading_help(done)}</section>",
+        f"<section><h2>Where it goes</h2>{stacked(done)}</section>",
+        f"<section><h2>Work and memory</h2>{table(done, COUNTED, counted)}{counting_help()}</section>",
         f"<section><h2>Measured against counted</h2>{against(done)}</section>",
         small_print(done),
     ]
@@ -53,40 +72,60 @@ def facts(done: StageBench) -> str:
     return f'<p class="facts">{" · ".join(map(escape, filter(None, items)))}</p>'
 
 
-def table(done: StageBench) -> str:
-    """All rows."""
-    head = "".join(f"<th scope=col>{name}</th>" for name in HEADS)
-    first = f"<tr class=unpruned>{cells(done, done.rows[0])}</tr>"
-    rest = "".join(f"<tr>{cells(done, row)}</tr>" for row in done.rows[1:])
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{first}{rest}</tbody></table></div>'
+def table(done: StageBench, heads: tuple[str, ...], cells: Callable[[StageBench, StageRow], list[str]]) -> str:
+    """All rows, the unpruned one first."""
+    head = "".join(f"<th scope=col>{name}</th>" for name in heads)
+    body = "".join(
+        f"<tr{'' if index else ' class=unpruned'}><th scope=row>{escape(row.recipe)}</th>{''.join(cells(done, row))}</tr>"
+        for index, row in enumerate(done.rows)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def cells(done: StageBench, row: StageRow) -> str:
-    """The cells of one row."""
+def cell(text: str, under: str = "") -> str:
+    return f"<td>{text}{f'<small>{under}</small>' if under else ''}</td>"
 
-    def cell(text: str, under: str = "") -> str:
-        return f"<td>{text}{f'<small>{under}</small>' if under else ''}</td>"
+
+def timed(_done: StageBench, row: StageRow) -> list[str]:
+    """Milliseconds and speed-ups."""
 
     def ms(measure: str) -> str:
         found = row.seconds(measure)
         return cell(f"{1e3 * found.median:.1f}", f"{1e3 * found.low:.1f} to {1e3 * found.high:.1f}")
 
-    def gain(found: Spread) -> str:
+    def gain(measure: str) -> str:
+        found = row.gain(measure)
         return cell(f"{found.median:.2f}{TIMES}", f"{found.low:.2f} to {found.high:.2f}")
 
-    parts = [f"<th scope=row>{escape(row.recipe)}</th>", cell(escape(row.tokens))]
-    parts += [ms(name) for name in ("vision", "selection", "prefill", "per_token", "total")]
-    parts += [gain(row.gain("prefill")), cell(f"{done.share(row):.2f}", f"{done.mac_ratio(row):.2f}{TIMES} counted")]
-    parts += [gain(row.gain("per_token")), gain(row.gain("total")), cell(f"{row.macs.reading / 1e9:.3g}")]
-    return "".join([*parts, cell(f"{row.footprint.cache / 1e6:.2f}", escape(row.lengths)), cell(f"{row.footprint.peak / 1e6:.0f}")])
+    stages = [ms(name) for name in ("vision", "selection", "prefill", "per_token", "total")]
+    return [*stages, *map(gain, ("prefill", "per_token", "total"))]
+
+
+def counted(done: StageBench, row: StageRow) -> list[str]:
+    """Multiply-accumulates and memory."""
+    found = [escape(row.tokens), f"{row.macs.reading / 1e9:.3g}", f"{done.mac_ratio(row):.2f}{TIMES}", f"{done.share(row):.2f}"]
+    found += [
+        f"{row.footprint.cache / 1e6:.2f}",
+        escape(row.lengths).replace(" x ", f" {TIMES} "),
+        f"{row.footprint.peak / 1e6:.0f}",
+    ]
+    return list(map(cell, found))
 
 
 def reading_help(done: StageBench) -> str:
     """How to read the table."""
     text = (
-        f"Times are medians over {done.rounds} runs with quartiles under them; speed-ups are taken within each pair of a pruned and an "
-        "unpruned run, the unpruned row's own against itself. The prefill's speed-up and GMACs (per prompt) include the selection. "
-        "Under the KV cache: tokens in it after the prompt, by layers."
+        f"Medians over {done.rounds} runs, quartiles under them. Speed-ups are taken within each pair of a pruned and an unpruned run; the "
+        "unpruned row's is against itself, so it shows the noise. Prefill: the prompt through the language model, selection included."
+    )
+    return f'<p class="note">{text}</p>'
+
+
+def counting_help() -> str:
+    """How to read the second table."""
+    text = (
+        "GMACs of one prompt through the language model's layers, selection included. MAC ratio: unpruned over pruned. Measured share: "
+        "the prefill's speed-up as a share of that ratio. Tokens in the cache after the prompt, by layers."
     )
     return f'<p class="note">{text}</p>'
 
@@ -103,20 +142,22 @@ def stacked(done: StageBench) -> str:
 
 
 def against(done: StageBench) -> str:
-    """Prefill speed-up over the ratio of multiply-accumulates, and time per token over the size of the cache."""
+    """Speed-up of the prefill over the ratio of multiply-accumulates, and of decoding over the size of the cache."""
     first = done.rows[0]
 
     def speed(row: StageRow) -> Point:
         return Point(done.mac_ratio(row), row.gain("prefill").median, str(row))
 
     def token(row: StageRow) -> Point:
-        return Point(row.footprint.cache / 1e6, 1e3 * row.seconds("per_token").median, str(row))
+        return Point(row.footprint.cache / 1e6, row.gain("per_token").median, str(row))
 
     def lines(point: Callable[[StageRow], Point]) -> list[Series]:
         return [Series(row.recipe, look, points=[point(row)]) for look, row in enumerate(done.rows[1:])]
 
-    left = plot(lines(speed), speed(first), f"MACs of the prefill: unpruned over pruned, {TIMES}", f"Measured speed-up, {TIMES}")
-    right = plot(lines(token), token(first), "KV cache after the prompt, MB", "Milliseconds per further token")
+    left = plot(
+        lines(speed), speed(first), f"MACs of the prefill: unpruned over pruned, {TIMES}", f"Speed-up of the prefill, {TIMES}"
+    )
+    right = plot(lines(token), token(first), "KV cache after the prompt, MB", f"Speed-up of each further token, {TIMES}")
     return f'<div class="plots"><figure>{left}</figure><figure>{right}</figure></div>{legend(lines(speed))}'
 
 
