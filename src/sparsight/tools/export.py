@@ -1,0 +1,285 @@
+"""export(model, recipe, out): a pruned model as one ONNX or torch.export file, checked on real images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ..prune import Handle, prune, resolve
+from ..recipe import Recipe
+from .data import open_folder
+from .load import Loaded, demo_images, load_model
+from .measure import versions_in_use
+from .runtimes import Runner, need_module, open_exported
+
+Format = Literal["onnx", "torch-export"]
+ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
+
+TOLERANCE = 1e-4
+"""Largest difference of an output that passes, as a share of the largest output (of 1 if that is smaller)."""
+
+ONE_FILE = 1_900_000_000
+"""Bytes of weights up to which an ONNX file holds them itself; protocol buffers end at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and what the check on `images` images said.
+
+    difference: largest absolute difference of an output from PyTorch's, over images whose kept tokens are the same; scale: largest
+    absolute output; same_kept: share of images whose kept tokens are the same at every site; overlap: share of the tokens kept at the
+    last site that are the same; same_top1: share of images with the same largest output. With int8 they say what quantisation changes.
+    """
+
+    file: str
+    format: str
+    model: str
+    recipe: str
+    image_size: tuple[int, int]
+    int8: bool
+    bytes: int
+    outputs: list[str]
+    images: int
+    difference: float
+    scale: float
+    same_kept: float
+    overlap: float
+    same_top1: float
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        kept = f"the same tokens kept in {100 * self.same_kept:.1f}% ({100 * self.overlap:.1f}% of the tokens)"
+        return (
+            f"{self.file}: {self.recipe}, {self.format}{', int8' if self.int8 else ''}, {self.bytes / 1e6:.1f} MB, outputs "
+            f"{', '.join(self.outputs)}; on {self.images} images {kept}, the same top-1 in {100 * self.same_top1:.1f}%, largest "
+            f"difference {self.difference:.1e} (largest output {self.scale:.1f})"
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def export(
+    model: str | Loaded = "demo",
+    recipe: str | Recipe | None = None,
+    out: str | Path | None = None,
+    *,
+    format: Format = "onnx",
+    data: str | Path | None = None,
+    limit: int = 16,
+    int8: bool = False,
+    kept: bool = False,
+) -> Exported:
+    """Write the pruned model (recipe None: the unpruned one) as a file that takes images [B, 3, H, W] float32 of any batch size.
+
+    out: the file, by default MODEL.onnx or MODEL.pt2. data: folder of images for the check, by default the embedded ones, at most
+    `limit`. int8: weights of the matrix products quantised (ONNX only; onnxruntime's dynamic quantisation). kept: one more output
+    per site, int64 [B, K], the kept patches as indices into the image's grid. The file appears only after it has passed the check:
+    the same outputs as PyTorch within 1e-4 at batch sizes 1 and more. Raises PruneError.
+    """
+    if format not in ENDINGS:
+        raise PruneError(f"format={format!r} is not known; choose {' or '.join(ENDINGS)}")
+    if int8 and format != "onnx":
+        raise PruneError("int8 is for format onnx; quantise a torch.export file with torchao instead")
+    for name in ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ():
+        need_module(name)
+    recipe = None if recipe is None else resolve(recipe, {})
+    target = check_target(out, model if isinstance(model, str) else model.name, format)
+    folder = open_folder(demo_images() if data is None else data, limit)
+    loaded = load_model(model) if isinstance(model, str) else model
+    images = read_images(loaded, folder.paths)
+    with taken_apart(loaded, recipe) as (wrapper, sites), scratch(target) as room, torch.inference_mode():
+        file = room / target.name
+        names = ["logits", *(f"kept_{site}" for site in sites)]
+        with torch.inference_mode(False), torch.no_grad():
+            write_file(wrapper, images[:2], file, format, names)
+        if int8:
+            quantise(file)
+        found = check(wrapper, open_exported(file), images, loose=int8)
+        if not kept and len(names) > 1 and format == "onnx":
+            names = names[:1]
+            strip(file)
+        done = Exported(
+            str(target), format, loaded.name, "unpruned" if recipe is None else str(recipe), loaded.image_size, int8,
+            sum(part.stat().st_size for part in room.iterdir()), names, len(images), *found,
+            versions_in_use(loaded.model) | runtime_versions(format),
+        )  # fmt: skip
+        for part in sorted(room.iterdir(), key=lambda part: part == file):
+            os.replace(part, target.with_name(part.name))
+    return done
+
+
+class WithKept(nn.Module):
+    """The model's logits (or features), then the kept patches of every site."""
+
+    def __init__(self, model: nn.Module, handle: Handle | None) -> None:
+        super().__init__()
+        self.model = model
+        self.handle = [handle]  # in a list: a handle is no module
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        result = self.model(images)
+        handle = self.handle[0]
+        return (output_of(result), *(() if handle is None else (plan.keep for plan in handle.sources())))
+
+
+def output_of(result: Any) -> Tensor:
+    """The logits; for models without a classifier the pooled features, else the tokens."""
+    if isinstance(result, Tensor):
+        return result
+    names = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
+    found: Tensor = next(value for name in names if isinstance(value := getattr(result, name, None), Tensor))
+    return found
+
+
+def check_target(out: str | Path | None, model: str, format: Format) -> Path:
+    """The file to write, its folder made sure of."""
+    ending = ENDINGS[format]
+    target = Path(out).expanduser() if out is not None else Path(Path(model).name.replace(":", "_") + ending)
+    if target.suffix != ending:
+        raise PruneError(f"out={target} must end in {ending} for format {format}")
+    if target.is_dir() or not target.absolute().parent.is_dir() or not os.access(target.absolute().parent, os.W_OK):
+        raise PruneError(f"{target} cannot be written; give a file in a folder that exists and is yours")
+    return target
+
+
+def read_images(loaded: Loaded, paths: list[Path]) -> Tensor:
+    """The images [B, 3, H, W] as the checkpoint's transform makes them; unreadable ones are left out."""
+    from .data import Folder, batches
+
+    files = batches(Folder(paths[0].parent, paths), loaded.transform, len(paths))
+    found = [images for images, _ in files]
+    if not found or len(found[0]) < 2:
+        raise PruneError(f"fewer than 2 images beside {paths[0]} can be read; the check needs at least 2")
+    return torch.cat(found)
+
+
+@contextmanager
+def taken_apart(loaded: Loaded, recipe: Recipe | None) -> Iterator[tuple[WithKept, list[int]]]:
+    """The model wrapped and pruned, and its sites; as it was afterwards."""
+    model = loaded.model.eval()
+    if recipe is None:
+        yield WithKept(model, None), []
+        return
+    with prune(model, recipe) as handle:
+        if not isinstance(handle, Handle) or handle.recipe.where == "decoder":
+            raise PruneError(f"{recipe.name} works in a language model; export takes image models")
+        yield WithKept(model, handle), handle.layers
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A folder beside the target that is gone afterwards, whatever happens."""
+    room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    try:
+        yield room
+    except OSError as error:
+        raise PruneError(f"{target} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def write_file(wrapper: WithKept, example: Tensor, file: Path, format: Format, names: list[str]) -> None:
+    """Trace the model with a free batch size and save it."""
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(wrapper, (example,), dynamic_shapes=({0: batch},), strict=False)
+            if format == "torch-export":
+                torch.export.save(program, file)
+                return
+            made = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=["images"], output_names=names,
+                custom_translation_table=translations(),
+            )  # fmt: skip
+    except (PruneError, OSError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise PruneError(
+            f"the model cannot be traced for {format} ({type(error).__name__}: {reason[0] if reason else ''}); recipes whose token "
+            "count depends on the image have no static graph"
+        ) from error
+    assert made is not None
+    weights = sum(tensor.nbytes for tensor in wrapper.state_dict().values())
+    made.save(str(file), external_data=weights > ONE_FILE)
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """What PyTorch's exporter does not know: a stable sort is ONNX's TopK of all entries, whose ties go to the lower index."""
+    from onnxscript import opset18 as op
+
+    def stable_sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
+        return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
+
+    return {torch.ops.aten.sort.stable: stable_sort}
+
+
+def quantise(file: Path) -> None:
+    """Replace the file by one whose matrix products have int8 weights."""
+    import logging
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = onnx.load(str(file))
+    del whole.graph.value_info[:]  # shapes that the exporter noted before it folded transposes; they are inferred again
+    logging.getLogger().addFilter(advice := lambda record: "pre-processing" not in record.getMessage())
+    part = file.with_suffix(".int8")
+    try:
+        quantize_dynamic(whole, str(part), weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.getLogger().removeFilter(advice)
+    os.replace(part, file)
+
+
+def strip(file: Path) -> None:
+    """Leave only the first output in the graph."""
+    import onnx
+
+    graph = onnx.load(str(file), load_external_data=False)
+    del graph.graph.output[1:]
+    onnx.save(graph, str(file))
+
+
+def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tuple[float, float, float, float, float]:
+    """The five numbers of `Exported` from difference to same_top1; PruneError if the file is too far off."""
+    with torch.no_grad():
+        wanted = wrapper(images)
+    got = [torch.cat(parts) for parts in zip(runner(images[:1]), runner(images[1:]), strict=True)]
+    same, shared = torch.ones(len(images), dtype=torch.bool), torch.ones(len(images))
+    for ours, theirs in zip(wanted[1:], got[1:], strict=True):
+        shared = (ours.unsqueeze(2) == theirs.unsqueeze(1)).any(dim=2).float().mean(dim=1)
+        same &= shared == 1
+    apart = (wanted[0] - got[0]).abs().flatten(1).amax(dim=1)
+    scale = float(wanted[0].abs().max())
+    difference = float(apart[same].max()) if same.any() else float(apart.max())
+    if not loose and difference > TOLERANCE * max(1.0, scale):
+        raise PruneError(
+            f"the exported file differs from PyTorch by {difference:.1e} (outputs up to {scale:.1f}); nothing was written"
+        )
+    top = (wanted[0].flatten(1).argmax(dim=1) == got[0].flatten(1).argmax(dim=1)).float().mean()
+    return difference, scale, float(same.float().mean()), float(shared.mean()), float(top)
+
+
+def runtime_versions(format: Format) -> dict[str, str]:
+    """Versions of what made the file, beside the model's."""
+    if format != "onnx":
+        return {}
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
