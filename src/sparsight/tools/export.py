@@ -220,7 +220,9 @@ def write_file(wrapper: WithKept, example: Tensor, file: Path, format: Format, n
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """What PyTorch's exporter does not know: a stable sort is ONNX's TopK of all entries, whose ties go to the lower index."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18
 
     def stable_sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
