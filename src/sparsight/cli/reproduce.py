@@ -36,11 +36,11 @@ def reproduce(
         show.listing(as_json)
     else:
         from ..tools.reproduce import reproduce as run
-        from .progress import Watch
+        from .progress import Count
 
-        with Watch(out or Path("runs/reproduce") / name) as watch:
+        with Count(out or Path("runs/reproduce") / name) as count:
             done = run(
                 name, model, data, out, only=only, limit=limit, batch_size=batch_size, device=device, precision=precision,
-                seed=seed, listen=watch,
+                seed=seed, listen=count,
             )  # fmt: skip
         show.result(done, as_json)

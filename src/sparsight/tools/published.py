@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 KINDS = ("accuracy", "cost", "metric", "figure", "settings")
-COMMANDS = ("compare", "evaluate", "evaluate-vlm", "bench-vlm", "analyse", "analyse-vlm", "show", "generate", "train", "none")
+COMMANDS = ("compare", "evaluate", "evaluate-vlm", "bench-vlm", "analyse", "rank", "show", "generate", "train", "none")
 """The verb that measures an entry. train: weights have to be fine-tuned first; generate: the model's own generate under `prune`;
 none: nothing can be run."""
 
@@ -51,12 +51,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set and how to get it. images: how many it has, 0 where splits differ or nothing is counted in images."""
+    """A data set and how to get it. images: how many it has, 0 where splits differ or nothing is counted in images.
+    preset: its name in `evaluate`, for zero-shot."""
 
     key: str
     title: str
     get: str
     images: int = 0
+    preset: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import PruneError
-from .measure import Listener, Settings, ignore
-from .published import Entry, Row, entry, index
+from .evaluate import Listener, ignore
+from .measure import Settings
+from .published import RELATIVE, UNPRUNED, Entry, Row, entry, index
 from .resume import write_text
 
 Names = str | Path | Sequence[str] | Mapping[str, str] | None
@@ -88,9 +89,10 @@ class Order:
 
 @dataclass
 class Yield:
-    """What a runner brings: numbers by (model, data, recipe, measure), and remarks."""
+    """What a runner brings: numbers by (model, data, recipe, measure), or by label and measure for rows without a recipe, and remarks."""
 
     numbers: dict[tuple[str, str, str, str], float] = field(default_factory=dict)
+    by_label: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[tuple[str, str, str], str] = field(default_factory=dict)
     differs: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -158,7 +160,7 @@ def assign(what: str, keys: Sequence[str], given: Names) -> dict[str, str]:
 
 def collect(order: Order, brought: Yield) -> Reproduction:
     """Put the numbers beside the published ones."""
-    lines = [line(order.entry, row, brought) for row in order.rows]
+    lines = relate(order.entry, [line(order.entry, row, brought) for row in order.rows])
     settings = f"{order.settings}" + (f", limit {order.limit}" if order.limit else "")
     return Reproduction(
         order.entry,
@@ -176,7 +178,7 @@ def collect(order: Order, brought: Yield) -> Reproduction:
 
 def line(found: Entry, row: Row, brought: Yield) -> Line:
     """One row with its measures; an average is taken where all that it averages is there."""
-    measured = {}
+    measured = {key: value for key, value in brought.by_label.get(row.label, {}).items() if found.measure(key)}
     for measure in found.measures:
         key = (row.model, measure.data or row.data, row.recipe, measure.key)
         if key in brought.numbers:
@@ -188,3 +190,15 @@ def line(found: Entry, row: Row, brought: Yield) -> Line:
     if row.pending:
         note = f"no method {row.method!r} in this version"
     return Line(row, measured, note)
+
+
+def relate(found: Entry, lines: list[Line]) -> list[Line]:
+    """Relative scores by the entry's rule, where the unpruned model was measured on the same sets."""
+    whole = next((item.measured for item in lines if item.row.recipe == UNPRUNED), {})
+    parts = [measure.key for measure in found.measures if measure.data]
+    for item in lines:
+        if found.relative == RELATIVE[1] and "average" in item.measured and whole.get("average"):
+            item.measured["relative"] = 100 * item.measured["average"] / whole["average"]
+        elif found.relative == RELATIVE[0] and parts and all(item.measured.get(key) and whole.get(key) for key in parts):
+            item.measured["relative"] = 100 * sum(item.measured[key] / whole[key] for key in parts) / len(parts)
+    return lines

@@ -1,0 +1,104 @@
+"""sparsight reproduce: what is missing without weights and data, and a table run on the demo model with real images."""
+
+import json
+
+import pytest
+
+import sparsight
+from sparsight.demo import demo_images
+from sparsight.tools.published import entries, entry, index
+from sparsight.tools.reproduce import assign, reproduce
+from sparsight.tools.reproduce_runs import runner
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    """A machine without downloaded weights and without network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_nothing_at_hand(no_cache, tmp_path):
+    """Nothing runs, nothing is written, and the answer says what to bring and from where."""
+    done = reproduce("colln_table02", out=tmp_path / "out")
+    assert not done.measured
+    assert not (tmp_path / "out").exists()
+    said = "\n".join(done.missing)
+    for part in (
+        "data imagenet: ImageNet-1k, validation, from image-net.org", "--data imagenet=DIR",
+        "weights ViT-L/16: timm/vit_large_patch16_224.augreg_in21k_ft_in1k from the Hugging Face Hub, not on this machine",
+        "--model 'ViT-L/16=ARCH@FILE.safetensors'",
+    ):  # fmt: skip
+        assert part in said
+    assert len(done.missing) == 4
+    assert done.lines[1].row.numbers == {"top1": 80.98, "gmacs": 4.2}
+
+
+def test_every_entry_says_what_it_needs(no_cache):
+    for name, item in entries().items():
+        done = reproduce(name)
+        assert done.missing, name
+        if item.command not in ("none", "train"):
+            assert all(any(key in text for text in done.missing) for key in (*item.models, *item.data)), name
+        assert runner(item.command) or any("the command is" in text or "nothing to run" in text for text in done.missing), name
+
+
+def test_a_table_on_a_stand_in(tmp_path):
+    """The demo model and its own images in place of ViT-S on ImageNet: it runs, and says in what it differs."""
+    done = reproduce("colln_table02", "demo", demo_images(), tmp_path, only="class_attention:remove=24", limit=4, batch_size=4)
+    assert [line.row.model for line in done.lines] == ["ViT-S/16", "ViT-B/16", "ViT-L/16"]
+    assert len({str(line.measured) for line in done.lines}) == 1
+    for line in done.lines:
+        assert 0 <= line.measured["top1"] <= 100
+        assert line.measured["top1"] * 4 / 100 == pytest.approx(round(line.measured["top1"] * 4 / 100))
+        assert line.difference("top1") == line.measured["top1"] - line.row.numbers["top1"]
+        assert 2.0 < line.measured["gmacs"] < 6.12
+    said = "\n".join(done.differs)
+    assert "model ViT-S/16: demo instead of vit_small_patch16_224.augreg_in21k_ft_in1k" in said
+    assert "4 images" in said
+    assert "instead of the 50000 of ImageNet-1k, validation" in said
+    assert not done.missing
+    kept = json.loads((tmp_path / "reproduction.json").read_text())
+    assert kept["lines"][0]["difference"]["top1"] == done.lines[0].difference("top1")
+    assert kept["entry"]["paper"]["source"] == "arXiv:2603.27900"
+    assert kept["differs"] == done.differs
+
+
+def test_pictures_of_a_figure(tmp_path):
+    done = reproduce("colln_figure01", "demo", demo_images(), tmp_path, limit=1)
+    assert len(done.files) == 2
+    assert all((tmp_path / file.rpartition("/")[2]).read_bytes().startswith(b"\x89PNG") for file in done.files)
+
+
+def test_own_weights_fail_loudly(tmp_path):
+    """A model that was named has to load; the paper's own is only missing."""
+    with pytest.raises(sparsight.PruneError, match="no checkpoint file"):
+        reproduce("colln_table09", "vit_small_patch16_224@nowhere.safetensors", demo_images(), tmp_path)
+
+
+def test_weights_out_of_reach(no_cache, tmp_path):
+    done = reproduce("colln_table09", data=demo_images(), out=tmp_path, only="layers=0/3/6")
+    assert any("cannot be loaded" in text for text in done.missing)
+    assert not done.measured
+
+
+def test_assign():
+    assert assign("data", ["a", "b"], None) == {"a": "", "b": ""}
+    assert assign("data", ["a", "b"], ["all", "b=only=this"]) == {"a": "all", "b": "only=this"}
+    assert assign("data", ["a"], "c=d") == {"a": "c=d"}
+    assert assign("data", ["a"], {"a": "x"}) == {"a": "x"}
+    with pytest.raises(sparsight.PruneError, match="model 'c' is not used here; there are a"):
+        assign("model", ["a"], {"c": "x"})
+
+
+def test_only():
+    with pytest.raises(sparsight.PruneError, match="no row of colln_table02 contains 'ViT-G'"):
+        reproduce("colln_table02", only="ViT-G")
+    assert len(entry("colln_table02").select("vit-l")) == 7
+
+
+def test_index_has_nothing_unused():
+    used = entries().values()
+    assert set(index().models) == {key for item in used for key in item.models}
+    assert set(index().data) == {key for item in used for key in item.data}
+    assert set(index().measures) == {measure.key for item in used for measure in item.measures}
