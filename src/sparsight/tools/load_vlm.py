@@ -69,7 +69,7 @@ def find_source(model: str | None, config: str | None, layers: int | None) -> So
     cut(found, layers)
     shell = skeleton(found)
     if not isinstance(family_of(shell), LVLM):
-        raise PruneError(f"{type(shell).__name__} is no vision-language model; bench-vlm takes LLaVA and Qwen-VL models")
+        raise PruneError(f"{type(shell).__name__} is no vision-language model; sparsight takes LLaVA and Qwen-VL models")
     return Source(str(model or config), found, shell, model, processor)
 
 
@@ -89,7 +89,7 @@ def read_checkpoint(name: str) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(str(folder if folder.is_dir() else name), **local)
         if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             kind = ", ".join(config.architectures or [type(config).__name__])
-            raise PruneError(f"{name} holds a {kind}, which is no vision-language model; bench-vlm takes LLaVA and Qwen-VL models")
+            raise PruneError(f"{name} holds a {kind}, which is no vision-language model; sparsight takes LLaVA and Qwen-VL models")
         return config, transformers.AutoProcessor.from_pretrained(str(folder if folder.is_dir() else name), **local)
     except PruneError:
         raise
