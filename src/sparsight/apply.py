@@ -62,7 +62,7 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
     if asked > n:
         raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {n} tokens that there are")
     count = recipe.schedule.count(n, 0, 1)
-    if recipe.weights is not None:
+    if recipe.weights is not None and "weights" in wanted:
         check_weights(recipe.name, given["weights"], recipe.weights(given["x"].shape[2], count))
     x, plan, size, score = settle(recipe, lambda n: recipe.schedule.count(n, 0, 1), given)
     x = plan.gather(given["x"]) if x is None else x

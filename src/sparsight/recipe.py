@@ -74,6 +74,8 @@ class Recipe:
     attention    in a vision-language model, of which encoder layer: "making" the features that the projector gets, or "consuming" them.
     per_tile     in a vision-language model, the budget is that of each tile or frame instead of the whole image's.
     adaptive     inside a vision model: images of a batch may keep different numbers of tokens (a Plan with `valid`).
+    remembers    the weights hold a `cache` of class tokens; each site puts the one most like the image's into its block's attention.
+    hides        in training no token leaves: `size` says 1 or 0, and later attention sees a token with 0 only from itself.
     weights      of a learned method: what its steps find in the signal `weights`. The tensors themselves belong to the Handle.
     name, params stamped by the registry: with them the recipe has a string and a JSON form.
     """
@@ -87,6 +89,8 @@ class Recipe:
     attention: Attention = "making"
     per_tile: bool = False
     adaptive: bool = False
+    hides: bool = False
+    remembers: bool = False
     weights: Weights | None = None
     name: str = "custom"
     params: tuple[tuple[str, Value], ...] = ()

@@ -37,7 +37,17 @@ class Site:
     place: Tensor | None = None
     learned: nn.Module | None = None
     adaptive: bool = False
+    hides: bool = False
+    hiding: bool = False
     trail: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def memory(self, x: Tensor) -> Tensor | None:
+        """Of the class tokens that the site remembers, the one most like each image's: x [B, P+N, C] -> [B, 1, C]; None without any."""
+        cache = None if self.learned is None else dict(self.learned.named_parameters()).get("cache")
+        if cache is None:
+            return None
+        alike = torch.nn.functional.cosine_similarity(cache.to(x).unsqueeze(0), x[:, :1], dim=2)
+        return cache.to(x).index_select(0, alike.argmax(dim=1)).unsqueeze(1)
 
     def follows(self, layer: int) -> bool:
         """Whether the site needs the attention of all blocks up to its own, and the block is one of them."""

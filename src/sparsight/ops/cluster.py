@@ -72,6 +72,34 @@ def medoids(x: Tensor, first: Tensor, weight: Tensor, rounds: int) -> tuple[Tens
     return chosen, nearest_of(distance, chosen)
 
 
+def coreset(x: Tensor, first: Tensor, centres: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres far from one another, and weights of the tokens around them. x [B, N, C], first [B] -> centres [B, c], the cluster of each
+    token [B, N], and its weight there [B, N].
+
+    From `first` on, always the token farthest from its nearest centre. Weights are 1 / distance to the centre (1 at distance 0),
+    divided by their sum in the cluster. TCA, arXiv:2410.14729.
+    """
+    chosen = first.unsqueeze(-1)
+    distances = [apart(x, chosen)]
+    nearest = distances[0]
+    for _ in range(1, centres):
+        pick = nearest.argmax(dim=1, keepdim=True)
+        chosen = torch.cat([chosen, pick], dim=1)
+        distances.append(apart(x, pick))
+        nearest = torch.minimum(nearest, distances[-1])
+    member = torch.stack(distances, dim=1).argmin(dim=1)
+    weight = torch.where(nearest == 0, 1.0, 1 / nearest.where(nearest > 0, 1.0))
+    total = torch.zeros_like(chosen, dtype=weight.dtype).scatter_add(1, member, weight)
+    return chosen, member, weight / total.gather(1, member)
+
+
+def apart(x: Tensor, index: Tensor) -> Tensor:
+    """Distance of every token to the one at index [B, 1]; exactly 0 to itself. x [B, N, C] -> [B, N]."""
+    offset = x - x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    distance: Tensor = torch.linalg.vector_norm(offset, dim=-1)
+    return distance
+
+
 def nearest_of(distance: Tensor, chosen: Tensor) -> Tensor:
     """For every token, which of the chosen [B, K] is nearest, by distance [B, N, N]: [B, N]."""
     return distance.gather(1, chosen.unsqueeze(-1).expand(-1, -1, distance.shape[2])).argmin(dim=1)
