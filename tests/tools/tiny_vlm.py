@@ -7,7 +7,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-WORDS = ["<pad>", "<unk>", "<s>", "USER:", "ASSISTANT:", "yes", "no", "is", "there", "a", "dog", "in", "the", "image?", "what", "colour"]
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "<s>",
+    "USER:",
+    "ASSISTANT:",
+    "yes",
+    "no",
+    "is",
+    "there",
+    "a",
+    "dog",
+    "in",
+    "the",
+    "image?",
+    "what",
+    "colour",
+]
 IMAGE = len(WORDS)
 SIDE, PATCH = 16, 4
 

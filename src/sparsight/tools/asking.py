@@ -52,7 +52,8 @@ class Journal:
         for line in path.read_bytes().splitlines(keepends=True):
             try:
                 data = json.loads(line)
-                self.known[data.pop("key")] = Answer(**data)
+                key = data.pop("key")
+                self.known[key] = Answer(**data)
             except (ValueError, KeyError, TypeError, AttributeError):
                 break
             if not line.endswith(b"\n"):
