@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PruneError
-from .recipe import Weight
+from .ops.schedule import Schedule, as_tuple
+from .recipe import Recipe, Weight
 
 Given = str | PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -106,6 +108,32 @@ def check_weights(name: str, found: Any, wanted: dict[str, Weight]) -> None:
         shape = tuple(found[key].shape) if isinstance(found[key], Tensor) else type(found[key]).__name__
         if shape != weight.shape:
             raise PruneError(f"{name}: weight {key} must be a tensor {list(weight.shape)}, got {shape}")
+
+
+def ratio_loss(recipe: Recipe, sites: Sequence[Any]) -> Tensor:
+    """Mean over sites and images of (share kept - share of the budget)^2, of the last training forward. Raises PruneError if there was
+    none. DynamicViT, arXiv:2106.02034."""
+    if not recipe.hides:
+        raise PruneError(f"ratio_loss is for methods that draw their tokens in training, such as dynamicvit, not for {recipe.name}")
+    if not sites or not all(site.hiding and site.size is not None for site in sites):
+        raise PruneError("ratio_loss needs a forward in training mode: call model.train(), then the model")
+    losses = []
+    for index, site in enumerate(sites):
+        n = site.size.shape[1]
+        target = budget(recipe.schedule, n, index, len(sites))
+        losses.append((site.size.mean(dim=(1, 2)) - target).square().mean())
+    return torch.stack(losses).mean()
+
+
+def budget(schedule: Schedule, n: int, site: int, sites: int) -> float:
+    """The share of n tokens that is to be left after a site, without rounding where the budget is a fraction."""
+    if schedule.keep is None or not schedule.compound:
+        left = n
+        for earlier in range(site + 1):
+            left = schedule.count(left, earlier, sites, n)
+        return left / n
+    amounts = as_tuple(schedule.keep)
+    return math.prod(amounts[: site + 1]) if len(amounts) > 1 else amounts[0] ** (site + 1)
 
 
 def described(wanted: dict[str, Weight]) -> str:

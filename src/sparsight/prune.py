@@ -14,7 +14,7 @@ from . import registry
 from .apply import needs, settle
 from .dense import restore
 from .errors import PruneError
-from .learned import Given, build
+from .learned import Given, build, ratio_loss
 from .models._family import Family
 from .models._inside import inside
 from .models._lvlm import LVLM
@@ -81,6 +81,11 @@ class Handle:
         stands for; a dropped one takes its nearest survivor's (ties to the lower index). All handles of the model count.
         """
         return restore(self.family, tokens, after, as_map)
+
+    def ratio_loss(self) -> Tensor:
+        """For training a method that draws its tokens (DynamicViT): how far the shares kept in the last forward are from the budget,
+        a scalar with a gradient. Add it to the task's loss (the authors' weight is 2)."""
+        return ratio_loss(self.recipe, self.sites)
 
     def remove(self) -> None:
         """Give the model back as it was before this handle; other handles stay. Doing it twice does no harm."""
@@ -160,6 +165,10 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     missing = [name for name in wanted if name not in (*family.offers(), "weights", "noise", "first")]
     if missing:
         raise PruneError(f"{recipe.name} needs {', '.join(missing)}; {family.name} offers {', '.join(family.offers())}")
+    if recipe.remembers and family.positional:
+        raise PruneError(
+            f"cache= puts a token without a place into attention, which {family.name} has no position for; leave it out"
+        )
     layers = recipe.schedule.resolve(len(family.blocks))
     inner = [name for name in wanted if name in ("q", "k", "v", "class_attn", "token_weight", "attns")]
     if inner and (layers[0] < 0 or (layers[0] == 0 and recipe.where == "before")):
@@ -184,7 +193,7 @@ def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[
     if recipe.where == "before" and layer >= 0:
         layer -= 1
     place = "input" if layer < 0 else "block" if recipe.where == "before" else recipe.where
-    return Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive)
+    return Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive, hides=recipe.hides)
 
 
 def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], given: Given | None) -> None:

@@ -31,6 +31,7 @@ SIGNALS: dict[str, str] = {
     "token_weight": "[B, N] attention that each token received, summed over heads and queries (derived from q, k)",
     "first": "[B] index of the first centre, where authors draw it at random (derived: 0)",
     "noise": "[B, M] random numbers that break ties in clustering, as authors' code draws them (derived: zeros)",
+    "training": "whether the model trains (derived: false)",
     "valid": "[B, N] bool, which tokens are real where images have different counts, padding last (derived: None, all of them)",
     "weights": "learned tensors of the method by name (shapes: see the method; in a model from prune's weights=)",
 }
@@ -41,7 +42,7 @@ INTERNAL = ("s", "plan", "count")
 
 def derivable(name: str, given: dict[str, Any]) -> bool:
     """Whether the signal is given or follows from what is given."""
-    if name in given or name in ("feats", "size", "position", "noise", "first", "moves", "valid"):
+    if name in given or name in ("feats", "size", "position", "noise", "first", "moves", "valid", "training"):
         return True
     if name in ("class_attn", "token_weight"):
         return ("attn" in given or ("q" in given and "k" in given)) and (prefix_of(given) > 0 or name == "token_weight")
@@ -66,6 +67,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
     x = given["x"]
     if name == "feats":
         return exact(x)
+    if name == "training":
+        return False
     if name in ("size", "moves", "valid"):
         return None
     if name == "first":

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from ._bias import key_bias
+from ._memory import forget, remember
 from ._site import Site, asked, check_order
 from ._tap import record, recorded
 
@@ -111,7 +113,7 @@ class Family(ABC):
 
     def offers(self) -> tuple[str, ...]:
         """Signals that this model can give at a site."""
-        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "token_weight")
+        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight")
         return plain + (("class_attn", "attns", "moves") if self.class_token else ())
 
     def add(self, sites: list[Site]) -> None:
@@ -143,7 +145,7 @@ class Family(ABC):
         if not self.sites:
             return
         self.hooks.append(self.projection().register_forward_pre_hook(self.see_image))
-        first = next((s for s in self.sites if s.proportional or s.adaptive), None)
+        first = next((s for s in self.sites if s.proportional or s.adaptive or s.hides), None)
         for index, block in enumerate(self.blocks):
             here = [site for site in self.sites if site.layer == index or (index == 0 and site.layer < 0)]
             biased = first is not None and index > first.layer
@@ -203,6 +205,7 @@ class Family(ABC):
     def visit(self, site: Site, block: nn.Module, x: Tensor, heads: dict[str, Tensor]) -> Tensor:
         """Run one site on the whole sequence x [B, P+N, C]: set the prefix aside, reduce, put it back. heads: q, k, v of the block."""
         size = site.previous.size if site.previous is not None else None
+        site.hiding = site.hides and block.training
         reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, x[:, self.prefix :], size, heads))
         site.place = site.places() if self.positional else None
         if reduced is None:
@@ -222,6 +225,8 @@ class Family(ABC):
             given["feats"] = self.features(recorded(self.projection()))
         if site.learned is not None:
             given["weights"] = dict(site.learned.named_parameters())
+        if "training" in site.needs:
+            given["training"] = block.training
         if "grid" in site.needs:
             given["grid"] = self.grid
         if "position" in site.needs:
@@ -254,13 +259,9 @@ class Family(ABC):
         return before[-1].restore(x, self.grid) if before else x
 
     def bias(self, index: int, x: Tensor) -> Tensor | None:
-        """For the keys that arrive at a block, [B, 1, 1, P+N]: log(size) if an earlier site merged proportionally, -inf for padding."""
+        """What is added to the attention logits of a block, [B, 1, 1 or P+N, P+N]; None where nothing is."""
         before = [site for site in self.sites if site.layer < index]
-        weight = before[-1].weight(any(site.proportional for site in before)) if before else None
-        if weight is None:
-            return None
-        log = torch.nn.functional.pad(weight.squeeze(-1).log(), (self.prefix, 0))
-        return log[:, None, None].to(x.dtype)
+        return key_bias(before, self.prefix, x)
 
 
 def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -279,8 +280,16 @@ def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Sit
     if "input" in sites:
         x = family.visit(sites["input"], block, x, {})
     kwargs = family.follow(index, kwargs)
-    x = family.attend(block, x, family.bias(index, x), kwargs)
+    site = sites.get("attn") or sites.get("block")
+    memory = None if site is None else site.memory(x)
+    x = (
+        family.attend(block, x, family.bias(index, x), kwargs)
+        if memory is None
+        else remember(family, block, index, kwargs, x, memory)
+    )
     heads = family.hear(block, index, kwargs)
+    if memory is not None:
+        heads = forget(heads, family.prefix, family.scale(block))
     if "attn" in sites:
         x = family.visit(sites["attn"], block, x, heads)
     x = family.feed(block, x)

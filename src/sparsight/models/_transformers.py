@@ -55,8 +55,10 @@ class TransformersViT(Family):
         if backend not in ("sdpa", "eager"):
             if any(site.proportional for site in sites):
                 raise PruneError(f"{backend} takes no bias, which proportional attention needs; {fix}, or set proportional=false")
-            if any(site.adaptive for site in sites):
-                raise PruneError(f"{backend} takes no mask, which images with different numbers of tokens need; {fix}")
+            if any(site.adaptive or site.hides for site in sites):
+                raise PruneError(
+                    f"{backend} takes no mask, which images with different numbers of tokens need, and methods that hide tokens in training; {fix}"
+                )
         super().add(sites)
 
     def patch(self) -> None:

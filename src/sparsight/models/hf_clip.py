@@ -57,7 +57,7 @@ class HFSiglip(HFCLIP):
         super().weigh_pooling()
         head = getattr(self.model, "head", None)
         if head is not None and any(site.adaptive for site in self.sites):
-            self.hooks.append(head.attention.register_forward_pre_hook(self.hide_padding, with_kwargs=True))  # type: ignore[union-attr]
+            self.hooks.append(head.attention.register_forward_pre_hook(self.hide_padding, with_kwargs=True))
 
     def hide_padding(self, _attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give attention pooling a mask [B, N] where images have different numbers of tokens."""

@@ -34,7 +34,7 @@ def by_count(work: Callable[[dict[str, Any]], Outcome], given: dict[str, Any]) -
     given["valid"] [B, N] is taken out; everything else is cut to the images' own tokens."""
     valid: Tensor = given["valid"]
     counts = valid.sum(dim=1)
-    groups = [(int(n), torch.nonzero(counts == n).flatten()) for n in counts.unique().tolist()]
+    groups = [(n, torch.nonzero(counts == n).flatten()) for n in sorted(set(counts.tolist()))]
     rest = {name: value for name, value in given.items() if name != "valid"}
     done = [(rows, work({name: cut(name, value, rows, n, valid) for name, value in rest.items()})) for n, rows in groups]
     return together(done, *valid.shape)
@@ -68,11 +68,14 @@ def together(done: list[tuple[Tensor, Outcome]], batch: int, total: int) -> Outc
     merged = join([plan.owner for plan in plans], total, -1) if fused or any(p.merged is not None for p in plans) else None
     valid = join([real(plan) for plan in plans], slots, 0)
     plan = Plan(keep, total, merged, fused, valid=None if bool(valid.all()) else valid)
-    tokens, sizes, scores = ([outcome[i] for _, outcome in done] for i in (0, 2, 3))
-    x = None if any(part is None for part in tokens) else join([p for p in tokens if p is not None], slots, 0)
-    size = None if any(part is None for part in sizes) else join([p for p in sizes if p is not None], slots, 0)
-    known = [part for part in scores if part is not None]
-    score = join(known, total, float("-inf")) if len(known) == len(scores) else None
+
+    def joined(parts: list[Tensor | None], width: int, fill: float) -> Tensor | None:
+        known = [part for part in parts if part is not None]
+        return join(known, width, fill) if len(known) == len(parts) else None
+
+    x = joined([outcome[0] for _, outcome in done], slots, 0)
+    size = joined([outcome[2] for _, outcome in done], slots, 0)
+    score = joined([outcome[3] for _, outcome in done], total, float("-inf"))
     return x, plan, size, score
 
 
