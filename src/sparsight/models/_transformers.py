@@ -57,7 +57,8 @@ class TransformersViT(Family):
                 raise PruneError(f"{backend} takes no bias, which proportional attention needs; {fix}, or set proportional=false")
             if any(site.adaptive or site.hides for site in sites):
                 raise PruneError(
-                    f"{backend} takes no mask, which images with different numbers of tokens need, and methods that hide tokens in training; {fix}"
+                    f"{backend} takes no mask, which images with different numbers of tokens need, and methods that hide tokens in "
+                    f"training; {fix}"
                 )
         super().add(sites)
 
