@@ -4,7 +4,7 @@ No code is public. Complexity is the effective rank (`by=erank`) or the attentio
 tokens by descending class attention; each one rules out the tokens within a cosine distance of rank * complexity * 0.01. `mix`
 (table 6) shares the slots between attention and diversity, more attention for simple images.
 Not stated in the paper, therefore parameters: `erank_avg`, `entropy_avg` (averages on MME instead of on LLaVA's training images;
-`sparsight.metrics.calibration` measures them for a model), `tau_max` 0.5, `place` (the token's rank in the whole order of attention, or
+`sparsight.calibrate` measures them for a model), `tau_max` 0.5, `place` (the token's rank in the whole order of attention, or
 among the chosen), `space` of the distances (encoder features) and `rank_space` of the effective rank (tokens the language model gets, whose
 width 4096 the paper's cost analysis names). If all tokens are ruled out early, ruled-out ones follow by attention. Output in
 spatial order. `count=adaptive`: tokens * complexity within 0.8 (stated) and `upper` 1.2 (not stated). In `mix`: a line through
@@ -91,7 +91,7 @@ def averages(erank: float, entropy: float) -> dict[str, float]:
     """The two averages by name, checked."""
     if erank <= 0 or entropy <= 0:
         raise PruneError(
-            f"erank_avg={erank:g}, entropy_avg={entropy:g}: averages are above 0; measure them with metrics.calibration"
+            f"erank_avg={erank:g}, entropy_avg={entropy:g}: averages are above 0; measure them with sparsight.calibrate(model, images)"
         )
     return {"erank": erank, "entropy": entropy, "fixed": 1.0}
 
