@@ -55,7 +55,11 @@ class TimmEva(TimmFamily):
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         b: Any = block
-        return {"q": b.attn.q_norm, "k": b.attn.k_norm, "v": b.attn if packed(block) else b.attn.v_proj or b.attn.qkv}
+        return {
+            "q": b.attn.q_norm,
+            "k": b.attn.k_norm,
+            "v": b.attn if packed(block) else getattr(b.attn, "v_proj", None) or b.attn.qkv,
+        }
 
     def tap(self, module: nn.Module) -> None:
         """Of an attention with a packed weight, the input is recorded, from which its values can be made again."""
@@ -71,7 +75,7 @@ class TimmEva(TimmFamily):
         if packed(block):  # what came is the attention's input
             first = 2 * a.num_heads * a.head_dim
             tapped = nn.functional.linear(tapped, a.qkv.weight[first:], a.v_bias)
-        elif a.v_proj is None:
+        elif getattr(a, "v_proj", None) is None:
             tapped = tapped[..., 2 * a.num_heads * a.head_dim :]
         return tapped.view(*tapped.shape[:2], -1, a.head_dim).transpose(1, 2)
 
