@@ -181,6 +181,8 @@ class Turn:
             return after
         batch, count = hidden.shape[:2]
         real = self.all_real(trail, after)
+        if real and count == 1 and self.visual is None and after.own and after.attention is None:
+            return after  # decoding: one query that sees every key of whichever cache needs nothing
         valid = None
         if not real:
             past = self.past_valid(trail, batch)
