@@ -1,6 +1,7 @@
 """The invariants that hold for every method on every family, in float64 with nothing short-cut."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def all_kept(recipe: str) -> str:
-    return recipe.replace("keep=0.6", "keep=1").replace("remove=3", "remove=0")
+    return re.sub(r"keep=[\d.]+", "keep=1", recipe).replace("remove=3", "remove=0")
 
 
 def inputs_of(model: nn.Module, run: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -61,7 +62,12 @@ def expected_counts(recipe: str, patches: int) -> list[int]:
     counts, n = [], patches
     for site in range(len(layers)):
         kept = made_recipe.schedule.count(n, site, len(layers), patches)
-        n = max(kept, n - n // 2) if made_recipe.name == "tome" else kept + (made_recipe.name == "evit" and kept < n)
+        if made_recipe.name == "tome" or "bipartite" in recipe:
+            n = max(kept, n - n // 2)
+        elif made_recipe.name == "tca" and kept < n:
+            n = kept - 2 * (n + 1 - kept) + dict(made_recipe.params)["centres"] + 1
+        else:
+            n = kept + ((made_recipe.name == "evit" or "fuse_rest" in recipe) and kept < n)
         counts.append(n)
     return counts
 
@@ -126,8 +132,8 @@ def test_prefix_survives_and_survivors_are_untouched(name, recipe):
     model, x = made(name), images(name)
     prefix = ZOO[name].prefix
     parsed = sparsight.parse(recipe)
-    norm, block = (0, 0) if "input" in recipe else (0, 1) if "where=block" in recipe else (1, parsed.schedule.resolve(DEPTH)[0])
-    norm = 0 if parsed.where == "before" else norm
+    block = max(0, parsed.schedule.resolve(DEPTH)[0]) + (parsed.where == "block")
+    norm = 1 if parsed.where == "attn" and "input" not in recipe else 0
     whole = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
     with prune(model, recipe) as handle:
         left = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
@@ -140,7 +146,7 @@ def test_prefix_survives_and_survivors_are_untouched(name, recipe):
     own, rows = plan.keep.shape[1], plan.gather(whole[:, prefix:])
     if plan.mix is not None:  # of the tokens as they are, or of normalised ones
         mixed = plan.mix @ whole[:, prefix:]
-        assert left.shape == (*whole[:, :prefix].shape[:1], prefix + own, whole.shape[2])
+        assert left.shape == (len(whole), prefix + plan.slots, whole.shape[2])
         if parsed.name not in SLOTS or parsed.name == "sit":
             torch.testing.assert_close(left[:, prefix:], mixed, rtol=1e-9, atol=1e-9)
         return

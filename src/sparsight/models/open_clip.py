@@ -41,6 +41,10 @@ class OpenCLIP(Remade):
         h, w = model.image_size if self.image == (0, 0) else self.image
         return h // model.patch_size[0], w // model.patch_size[1]
 
+    @property
+    def width(self) -> int:
+        return int(self.model.conv1.out_channels)  # type: ignore[union-attr, arg-type]
+
     def projection(self) -> nn.Module:
         return self.model.conv1  # type: ignore[return-value]
 
