@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ..tools.vlm_scores import VlmEvaluation
 
 
 def evaluate_vlm(
@@ -28,9 +31,6 @@ def evaluate_vlm(
 
     Interrupted and started again with the same arguments, it goes on after the last answer.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from ..tools.evaluate_vlm import evaluate_vlm as evaluate
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -38,6 +38,14 @@ def evaluate_vlm(
         model, recipe or (), names, out, limit=limit, batch_size=batch_size, device=device, precision=precision,
         prompt=prompt, square=square, listen=lambda news: typer.echo(news, err=True),
     )  # fmt: skip
+    print_results(done, out)
+
+
+def print_results(done: VlmEvaluation, out: Path) -> None:
+    """The table, changes of accuracy, notes, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+
     lines = done.table()
     sheet = Table(title=str(done), title_justify="left", box=None, pad_edge=False, header_style="dim")
     for place, name in enumerate(lines[0]):

@@ -46,22 +46,27 @@ def rank(
     if out is not None:
         need_plot()
     name, module, encode = opened(model, processor, device)
-    kind, step = score_of(module, score)
     feed = Feed(items, encode, next(module.parameters()), batch_size)
-    rows = []
-    for names, call in feed:
-        found = measure(module, call, step, space, layer=layer)
-        rows += [Row(short(n, root), one.tokens, one.erank, one.entropy) for n, one in zip(names, found, strict=True)]
-    if not rows:
-        file, reason = feed.skipped[0] if feed.skipped else ("images", "none were given")
-        raise PruneError(f"no image can be read; {file}: {reason}")
-    ranks, entropies = [row.erank for row in rows], [row.entropy for row in rows]
-    skipped = [(short(file, root), reason) for file, reason in feed.skipped]
-    correlations = pearson(ranks, entropies), spearman(ranks, entropies)
-    done = Ranking(name, str(root or "given"), kind, space, place_of(module, layer), *correlations, skipped, rows)
+    done = ranked(name, module, feed, root, score, space, layer)
     if out is not None:
         done.save(Path(out).expanduser())
     return done
+
+
+def ranked(name: str, model: nn.Module, feed: Feed, root: Path | None, score: str | None, space: str, layer: int | None) -> Ranking:
+    """Measure every image that can be read."""
+    kind, step = score_of(model, score)
+    rows = [
+        Row(short(file, root), one.tokens, one.erank, one.entropy)
+        for names, call in feed
+        for file, one in zip(names, measure(model, call, step, space, layer=layer), strict=True)
+    ]
+    if not rows:
+        raise PruneError(f"no image can be read; {': '.join(feed.skipped[0]) if feed.skipped else 'none were given'}")
+    ranks, entropies = [row.erank for row in rows], [row.entropy for row in rows]
+    skipped = [(short(file, root), reason) for file, reason in feed.skipped]
+    correlations = pearson(ranks, entropies), spearman(ranks, entropies)
+    return Ranking(name, str(root or "given"), kind, space, place_of(model, layer), *correlations, skipped, rows)
 
 
 def short(name: str, root: Path | None) -> str:
