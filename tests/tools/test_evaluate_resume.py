@@ -1,17 +1,16 @@
 """Interrupted, killed, out of room, in several processes: evaluate() always ends with the rows of one quiet run."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from compare_data import ARCHITECTURE, make_images, make_model
-from safetensors.torch import save_file
+from compare_data import make_images, make_model
 
 from sparsight.errors import PruneError
 from sparsight.tools.evaluate import evaluate
@@ -123,7 +122,7 @@ def test_a_full_disk(loaded, folder, quiet, tmp_path):
     with tiny_disk(out):
         (out / "chunks").mkdir()
         (out / "ballast").write_bytes(bytes(12 * 1024))
-        with pytest.raises(PruneError, match="no room for .* make room and give the same command again"):
+        with pytest.raises(PruneError, match=r"no room for .* make room and give the same command again"):
             evaluate(loaded, folder, RECIPES, out, **SMALL)
         assert stamps(out)
         assert not list(out.rglob("*.part"))
@@ -177,60 +176,62 @@ def test_a_killed_loading_process(loaded, folder, quiet, tmp_path):
     assert rows(tmp_path / "out") == quiet
 
 
-PROGRAM = """
-    import os, signal, sys
-    import torch
+def member(rank, port, kill, report, arguments):
+    """One of two processes, told by accelerate and torchrun who it is; reports how many processes there were and what it asked."""
+    place = {
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+    }
+    os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
-    from sparsight.tools.evaluate import evaluate
-    from sparsight.tools.sweep import Sweep
-
-    model, data, out, kill, *recipes = sys.argv[1:]
-    ask = Sweep.answer
-    asked = []
+    ask, asked = Sweep.answer, []
 
     def answer(self, recipe, group):
         asked.append(recipe)
-        if len(asked) > 4 and kill == "kill" and os.environ["RANK"] == "1":
+        if kill and rank == 1 and len(asked) > 4:
             os.kill(os.getpid(), signal.SIGKILL)
         return ask(self, recipe, group)
 
     Sweep.answer = answer
-    done = evaluate(model, data, recipes, out, batch_size=2, chunk=2, device="cpu")
-    print(done.processes, done.images, len(asked), flush=True)
-"""
+    try:
+        done = evaluate(*arguments, device="cpu", **SMALL)
+        report.put((done.processes, done.images, len(asked)))
+    except PruneError as error:
+        report.put(str(error))
 
 
-def launch(tmp_path, *arguments):
-    """The program in two processes, as torchrun starts them."""
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", str(program)]
-    return subprocess.run(
-        [*start, *map(str, arguments)], capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def launch(kill, *arguments):
+    """evaluate() in two processes: what each reports, and their exit codes. Forked, as importing timm once more takes its time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    report = context.Queue()
+    crew = [context.Process(target=member, args=(rank, port, kill, report, arguments)) for rank in range(2)]
+    for process in crew:
+        process.start()
+    said = [report.get(timeout=200) for _ in range(1 if kill else 2)]
+    for process in crew:
+        process.join(60)
+    return said, [process.exitcode for process in crew]
 
 
 def test_two_processes_give_the_rows_of_one_even_after_a_kill(loaded, folder, quiet, tmp_path):
     pytest.importorskip("accelerate")
-    save_file(loaded.model.state_dict(), tmp_path / "tiny.safetensors")
-    model = f"{ARCHITECTURE}@{tmp_path / 'tiny.safetensors'}"
-    images = make_images(tmp_path / "images", ("c0", "c1", "c2"))
-    (images / "c1" / "broken.png").write_bytes(b"no image")
-    out = tmp_path / "out"
-    broken = launch(tmp_path, model, images, out, "kill", *RECIPES)
-    assert broken.returncode
-    assert not list(out.glob("predictions*"))
-    before = stamps(out)
-    assert before
-    whole = launch(tmp_path, model, images, out, "live", *RECIPES)
-    assert whole.returncode == 0, whole.stderr
-    answers = [line.split() for line in whole.stdout.splitlines()]
-    assert [line[:2] for line in answers] == [["2", "6"], ["2", "6"]]
-    assert sum(int(line[2]) for line in answers) == 12 - len(before)
-    assert {path: stamps(out)[path] for path in before} == before
-    assert not list(out.rglob("*.part"))
-    names = {b"cat/": b"c0/", b"dog/": b"c1/", b"owl/": b"c2/"}
-    expected = quiet["predictions.csv"]
-    for old, new in names.items():
-        expected = expected.replace(old, new)
-    assert (out / "predictions.csv").read_bytes() == expected
+    (message,), codes = launch(True, loaded, folder, RECIPES, tmp_path)
+    assert message.startswith("another process of this run has ended")
+    assert codes[1] == -signal.SIGKILL
+    assert not list(tmp_path.glob("predictions*"))
+    before = stamps(tmp_path)
+    assert len(before) >= 6 + 3
+    said, codes = launch(False, loaded, folder, RECIPES, tmp_path)
+    assert codes == [0, 0]
+    assert [line[:2] for line in said] == [(2, 6), (2, 6)]
+    assert sum(line[2] for line in said) == 12 - len(before)
+    assert {path: stamps(tmp_path)[path] for path in before} == before
+    assert not list(tmp_path.rglob("*.part"))
+    assert rows(tmp_path) == quiet

@@ -18,6 +18,7 @@ from .macs import macs
 from .methods import methods
 from .rank import rank
 from .reproduce import reproduce
+from .robustness import robustness
 from .show import show
 
 # Typer has had a copy of click inside since 0.17, and click itself before; either way this is the base of its complaints.
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (bench_vlm, calibrate, compare, evaluate, evaluate_vlm, export, macs, methods, rank, reproduce, show):
+for verb in (bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, macs, methods, rank, reproduce, show):
     app.command()(verb)
 
 

@@ -18,6 +18,7 @@ from .answers import TOP, hits
 from .chunks import FOLDER, Chunk, Shelf
 from .compare import check_settings
 from .comparison import UNPRUNED
+from .crew import Crew
 from .evaluation import Evaluation, Score
 from .intervals import METHOD, Interval, paired, share
 from .load import Loaded, demo_images
@@ -25,7 +26,6 @@ from .measure import Settings, device_name, versions_in_use
 from .predictions import write_predictions
 from .presets import find_preset
 from .probes import classify
-from .crew import Crew
 from .resume import claim, digest, fingerprint_model, release, write_text
 from .sources import Source, mark
 from .study import Data, Study, check_recipes, look_of, prepare
@@ -66,16 +66,13 @@ def evaluate(
     model: a name that `load_model` takes (`load_dual` for zero-shot), or a loaded one. data, split, limit: see `open_source`. preset: a
     name of `presets.PRESETS`. mode: "classify" (the checkpoint's classifier), "zero-shot" (class names in `templates`), "knn" (`k`
     neighbours) or "probe" (linear), the last two on features of `train`. workers: processes that read images, 0 for threads.
-    Answers are kept every `chunk` images: called again with the same arguments it goes on from there, with any number of workers or of
-    processes started by accelerate or torchrun. Raises PruneError, before any heavy work for all that can be known by then.
+    Answers are kept every `chunk` images: called again it goes on from there, with any number of workers or of processes started by
+    accelerate or torchrun. Raises PruneError, before any heavy work for all that can be known by then.
     """
-    settings = check_settings(Settings(batch_size, precision, device, seed, 0), 0)
-    if workers < 0 or chunk < 1 or k < 1:
-        raise PruneError(f"workers={workers}, chunk={chunk}, k={k}: workers must not be negative, the others at least 1")
+    pace, settings = check_pace(batch_size, chunk, workers, k), check_settings(Settings(batch_size, precision, device, seed, 0), 0)
     wanted = Data(data, split, limit, train, find_preset(preset) if preset else None)
-    crew = Crew.join(settings.device)
+    crew, folder = Crew.join(settings.device), Path(out).expanduser()
     settings = replace(settings, device=crew.device)
-    folder = Path(out).expanduser()
     made = claim(folder, FOLDER) if crew.rank == 0 else []
     try:
         study = prepare(model, wanted, mode, settings, templates)
@@ -83,8 +80,16 @@ def evaluate(
     except PruneError:
         release(made)
         raise
-    job = Job(study, mode, preset, k, settings, make_sweep(study, chosen, Pace(batch_size, chunk, workers), settings, crew, folder))
-    return job.run(folder, listen or ignore)
+    return Job(study, mode, preset, k, settings, make_sweep(study, chosen, pace, settings, crew, folder)).run(
+        folder, listen or ignore
+    )
+
+
+def check_pace(batch_size: int, chunk: int, workers: int, k: int = 1) -> Pace:
+    """How images are read; a PruneError for what cannot be."""
+    if workers < 0 or chunk < 1 or k < 1:
+        raise PruneError(f"workers={workers}, chunk={chunk}, k={k}: workers must not be negative, the others at least 1")
+    return Pace(batch_size, chunk, workers)
 
 
 def make_sweep(study: Study, recipes: list[Recipe], pace: Pace, settings: Settings, crew: Crew, out: Path) -> Sweep:

@@ -1,0 +1,42 @@
+"""sparsight robustness: what common corruptions of images do, unpruned and under recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def robustness(
+    model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
+    data: Annotated[str | None, typer.Option(help="A folder, a saved data set, Parquet, or hf:NAME[@CONFIG][:SPLIT].")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="A recipe such as evit:keep=0.7; may be given several times.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("runs/robustness"),
+    corruptions: Annotated[str, typer.Option(help="all, or names joined by commas: fog,jpeg_compression ...")] = "all",
+    severity: Annotated[str, typer.Option(help="1 to 5, joined by commas.")] = "1,3",
+    split: Annotated[str | None, typer.Option(help="Folder or split of the data set.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 32,
+    workers: Annotated[int, typer.Option(help="Processes that read images; 0 reads in threads.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Effect of the fifteen common corruptions on accuracy, effective rank and kept patches: table, JSON and figure."""
+    from ..tools.crew import leads
+    from ..tools.robustness import robustness as measure
+    from .compare import items
+    from .progress import Count
+
+    try:
+        levels = [int(level) for level in items(severity)]
+    except ValueError:
+        raise typer.BadParameter(f"{severity!r} is no list of whole numbers", param_hint="--severity") from None
+    with Count(out) as count:
+        done = measure(
+            model, data, recipe or (), out, corruptions=items(corruptions), severities=levels, split=split, limit=limit,
+            batch_size=batch_size, workers=workers, device=device, precision=precision, seed=seed, listen=count,
+        )  # fmt: skip
+    if leads():
+        typer.echo(f"{done}\nwrote {out / 'results.json'} and {out / 'robustness.png'}")
