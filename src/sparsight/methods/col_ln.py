@@ -20,6 +20,8 @@ def col_ln(
     heads: Heads = "mean",
     rows: Rows = "patches",
     diagonal: bool = True,
+    stride: int = 1,
 ) -> Recipe:
-    norm = Step(score.column_norm, order=score.check_order(order), heads=heads, rows=rows, diagonal=diagonal)
+    numbers = {"order": score.check_order(order), "stride": score.check_stride(stride)}
+    norm = Step(score.column_norm, heads=heads, rows=rows, diagonal=diagonal, **numbers)
     return Recipe(norm, select.topk, reduce.drop, schedule.staged(keep, layers))

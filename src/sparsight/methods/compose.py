@@ -37,7 +37,7 @@ Reduce = Literal["drop", "fuse_rest", "merge"]
 
 SCORES: dict[str, Callable[[float, int], Step | None]] = {
     "class_attention": lambda order, seed: Step(scores.class_attention),
-    "col_ln": lambda order, seed: Step(scores.column_norm, order=order, heads="mean", rows="patches", diagonal=True),
+    "col_ln": lambda order, seed: Step(scores.column_norm, order=order, heads="mean", rows="patches", diagonal=True, stride=1),
     "column_mean": lambda order, seed: Step(importance.column_mean),
     "shannon": lambda order, seed: Step(scores.low_entropy, order=1.0),
     "renyi": lambda order, seed: Step(scores.low_entropy, order=order),

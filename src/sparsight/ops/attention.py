@@ -1,110 +1,289 @@
-"""Statistics of softmax attention from queries and keys, without keeping the [B, H, N, N] matrix.
+"""Statistics of softmax attention from queries and keys, without the [B, H, N, N] matrix.
 
-Shapes everywhere: q, k [B, H, P+N, D], prefix tokens (class, distillation, register) first; scale multiplies the logits.
-The matrix is made in pieces that fit the processor's cache and is thrown away piece by piece.
+Shapes everywhere: q [B, H, P+N, D], k [B, G, P+N, D] with H a multiple of G (grouped queries), prefix tokens (class, distillation,
+register) first; scale multiplies the logits. Optional everywhere:
+mask    expands to [B, H, P+N, P+N] as in scaled_dot_product_attention: True where a query may look, or numbers added to the logits.
+valid   [B, P+N] bool: real tokens ([B, N]: all prefix tokens are). Padding is not looked at, and its own rows do not count: 0 in columns, infinite entropy.
+A query that may look at nothing counts as padding. Half precision is computed in float32. Memory is that of one block of rows.
+`backend` says which code runs, docs/attention.md why.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..errors import PruneError
+from . import attention_torch as plain
+from .attention_torch import Rows as Work
+
 Heads = Literal["mean", "joint", "average"]
 Rows = Literal["all", "patches"]
-
-PIECE = 1 << 19
-"""Matrix elements per piece: 2 MiB of float32, about one core's second-level cache."""
+Backend = Literal["explicit", "streamed", "triton"]
 
 
-def class_row(q: Tensor, k: Tensor, prefix: int, scale: float, valid: Tensor | None = None) -> Tensor:
+def class_row(q: Tensor, k: Tensor, prefix: int, scale: float, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
     """Attention that the class token (position 0) pays to every patch, of the softmax over all keys; not renormalised.
-    q, k [B, H, P+N, D] -> [B, H, N]; 0 where valid [B, N] says that there is padding."""
-    row = (q[:, :, :1] * scale) @ k.transpose(-2, -1)
-    if valid is not None:
-        padding = torch.nn.functional.pad(~valid, (prefix, 0))
-        row = row.masked_fill(padding[:, None, None], float("-inf"))
-    return row.softmax(dim=-1)[:, :, 0, prefix:]
+    q, k [B, H, P+N, D] -> [B, H, N]."""
+    valid = real(valid, k)
+    mask = visible(q, k, mask, valid)
+    row = chosen_rows(q[:, :, :1], k, scale, None if mask is None else mask[:, :, :1])
+    return row[:, :, 0, prefix:]
 
 
-def column_norm(q: Tensor, k: Tensor, prefix: int, scale: float, order: float, heads: Heads, rows: Rows, diagonal: bool) -> Tensor:
+def query_rows(
+    q: Tensor, k: Tensor, scale: float, index: Tensor, mask: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """Softmax rows over all keys of the queries at positions `index` [T]; 0 for a query that may look at nothing. -> [B, H, T, P+N]"""
+    valid = real(valid, k)
+    mask = visible(q, k, mask, valid)
+    return chosen_rows(q.index_select(2, index), k, scale, None if mask is None else mask.index_select(2, index))
+
+
+def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """Rows that are few enough to be made at once. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
+    rows = Work(exact(q), exact(k), scale).full_keys()
+    logits = (rows.q * scale) @ rows.k.transpose(-2, -1)
+    if mask is None:
+        return logits.softmax(dim=-1)
+    logits = plain.masked(logits, mask)
+    return logits.softmax(dim=-1).masked_fill(logits <= plain.FLOOR / 2, 0)
+
+
+def column_norm(
+    q: Tensor,
+    k: Tensor,
+    prefix: int,
+    scale: float,
+    order: float,
+    heads: Heads = "mean",
+    rows: Rows = "patches",
+    diagonal: bool = True,
+    *,
+    stride: int = 1,
+    mask: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
     """p-norm of the attention column of every patch: ||A_:j||_p, columns not normalised. q, k [B, H, P+N, D] -> [B, N].
 
-    heads: "mean" of the per-head norms, "joint" norm over heads and rows, norm of the "average" matrix.
-    rows: query rows of the "patches" alone or of "all" tokens. diagonal: whether A_jj counts.
+    order: any number above 0, infinity too. heads: "mean" of the per-head norms, "joint" norm over heads and rows, norm of the
+    "average" matrix. rows: query rows of the "patches" alone or of "all" tokens. diagonal: whether A_jj counts.
+    stride: above 1 an approximation: every stride-th row stands for that many; the diagonal is added for all, its logits exact, its
+    normalisers estimated from every stride-th key. Raises PruneError for a stride below 1.
     """
-    first = prefix if rows == "patches" else 0
-
-    def powers(piece: Tensor, start: int) -> Tensor:
-        columns = piece[..., prefix:]
-        if not diagonal:
-            columns = columns.masked_fill(own_column(columns, start, prefix), 0)
-        if heads == "average":
-            columns = columns.mean(dim=1, keepdim=True)
-        if math.isinf(order):
-            return columns.amax(dim=-2)
-        return columns.square().sum(dim=-2) if order == 2 else columns.pow(order).sum(dim=-2)
-
-    join = torch.maximum if math.isinf(order) else torch.add
-    total = over_pieces(q[:, :, first:] * scale, k, first, lambda s, start: powers(s.softmax(-1), start), join)
-    if math.isinf(order):
-        return total.amax(dim=1) if heads == "joint" else total.mean(dim=1)
-    return total.sum(dim=1).pow(1 / order) if heads == "joint" else total.pow(1 / order).mean(dim=1)
+    if stride < 1:
+        raise PruneError(f"stride={stride} must be 1 (every query row) or more")
+    valid = real(valid, k)
+    mask = visible(q, k, mask, valid)
+    work = setting(q, k, scale, mask, valid)
+    start = prefix if rows == "patches" else 0
+    average = heads == "average"
+    if stride == 1:
+        norms = columns(cut(work, start, 1), order, diagonal, average)
+    else:
+        norms = sampled_columns(work, start, stride, order, diagonal, average)
+    norms = norms[..., prefix:]
+    return together(norms, order) if heads == "joint" else norms.mean(dim=1)
 
 
-def row_entropy(q: Tensor, k: Tensor, prefix: int, scale: float, order: float) -> Tensor:
+def column_mean(
+    q: Tensor,
+    k: Tensor,
+    prefix: int,
+    scale: float,
+    rows: Rows = "patches",
+    *,
+    mask: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Mean attention that each patch receives from the rows that count, mean over heads. q, k [B, H, P+N, D] -> [B, N]."""
+    start = prefix if rows == "patches" else 0
+    valid = real(valid, k)
+    count = q.shape[2] - start if valid is None else valid[:, start:].sum(dim=1, keepdim=True).clamp(min=1)
+    return column_norm(q, k, prefix, scale, 1.0, "mean", rows, mask=mask, valid=valid) / count
+
+
+def row_entropy(
+    q: Tensor, k: Tensor, prefix: int, scale: float, order: float, *, mask: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
     """Renyi entropy (nats) of every patch's attention over the patches, mean over heads; order 1 is Shannon's.
 
     The row is the softmax over the patch keys alone, the diagonal included. q, k [B, H, P+N, D] -> [B, N].
     """
+    valid = real(valid, k)
+    mask = visible(q, k, mask, valid)
+    work = cut(setting(q, k[:, :, prefix:], scale, mask, valid), prefix, 1)
+    if work.mask is not None:
+        work = replace(work, mask=work.mask[..., prefix:])
+    match backend(work):
+        case "streamed":
+            found = plain.row_pass(work, order)
+        case "triton":
+            from . import attention_triton
 
-    def entropy(logits: Tensor, _start: int) -> Tensor:
-        if order == 1:
-            return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
-        if order == 2:
-            return -logits.softmax(-1).square().sum(-1).log()
-        if math.isinf(order):
-            return logits.logsumexp(-1) - logits.amax(-1)
-        return ((order * logits).logsumexp(-1) - order * logits.logsumexp(-1)) / (1 - order)
-
-    pieces = row_pieces(q[:, :, prefix:] * scale, k[:, :, prefix:], 0)
-    parts: dict[int, list[Tensor]] = {}
-    for batch, start, logits in pieces:
-        parts.setdefault(batch, []).append(entropy(logits, start))
-    return torch.cat([torch.cat(rows, dim=-1) for rows in parts.values()]).mean(dim=1)
-
-
-def over_pieces(
-    q: Tensor, k: Tensor, first: int, work: Callable[[Tensor, int], Tensor], join: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Apply `work` to pieces of the logits and join the results of the pieces of one image."""
-    done: dict[int, Tensor] = {}
-    for batch, start, logits in row_pieces(q, k, first):
-        part = work(logits, start)
-        done[batch] = join(done[batch], part) if batch in done else part
-    return torch.cat(list(done.values()))
+            found = attention_triton.row_values(work, order)
+        case "explicit":
+            found = plain.entropies(work, order)
+    return found.mean(dim=1)
 
 
-def row_pieces(q: Tensor, k: Tensor, first: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Pieces of q @ k^T: (first image, first row as a position in the sequence, logits [b, H, rows, keys])."""
-    batch, heads, rows, _ = q.shape
-    keys = k.transpose(-2, -1)
-    if torch.compiler.is_compiling() or q.device.type != "cpu":
-        yield 0, first, q @ keys
-        return
-    per_image = heads * rows * k.shape[2]
-    images = max(1, PIECE // max(1, per_image))
-    step = rows if images > 1 else max(1, PIECE // max(1, heads * k.shape[2]))
-    for image in range(0, batch, images):
-        for row in range(0, rows, step):
-            yield image, first + row, q[image : image + images, :, row : row + step] @ keys[image : image + images]
+def row_normalisers(q: Tensor, k: Tensor, scale: float, *, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    """log of the softmax denominator of every row (lse), -inf for padding. q, k [B, H, P+N, D] -> [B, H, P+N]."""
+    valid = real(valid, k)
+    return lse(setting(q, k, scale, visible(q, k, mask, valid), valid))
 
 
-def own_column(columns: Tensor, start: int, prefix: int) -> Tensor:
-    """Mask of the diagonal in a piece whose first row is position `start` and whose first column is position `prefix`."""
-    row = torch.arange(columns.shape[-2], device=columns.device).unsqueeze(-1) + start
-    column = torch.arange(columns.shape[-1], device=columns.device) + prefix
-    return row == column
+def lse(work: Work) -> Tensor:
+    match backend(work):
+        case "streamed":
+            return plain.row_pass(work, None)
+        case "triton":
+            from . import attention_triton
+
+            return attention_triton.row_values(work, None)
+    return plain.normalisers(work)
+
+
+def columns(work: Work, order: float, diagonal: bool, average: bool) -> Tensor:
+    """Norms of all columns, [B, H, P+N], or [B, 1, P+N] of the average over heads, which every back end leaves to `explicit`."""
+    if average:
+        return plain.columns(replace(work, q=exact(work.q), k=exact(work.k)), order, diagonal, True)
+    match backend(work):
+        case "streamed":
+            return plain.column_pass(work, order, diagonal)
+        case "triton":
+            from . import attention_triton
+
+            return attention_triton.columns(work, order, diagonal)
+    return plain.columns(work, order, diagonal, False)
+
+
+def sampled_columns(work: Work, start: int, stride: int, order: float, diagonal: bool, average: bool) -> Tensor:
+    """Column norms from every stride-th row from `start` on, and the diagonal of all rows from there."""
+    some = cut(work, start, stride)
+    rows, taken = work.q.shape[2] - start, some.q.shape[2]
+    others = columns(some, order, False, average)
+    # each column's other rows: one less is in the sample where its own row is
+    sampled = sampled_places(work, start, stride)
+    others = others * ((rows - 1) / (taken - sampled.to(others.dtype)).clamp(min=1)) ** (1 / order)
+    if not diagonal:
+        return others
+    own = own_attention(replace(work, q=exact(work.q), k=exact(work.k)), start, stride)
+    own = own.mean(dim=1, keepdim=True) if average else own
+    return together(torch.stack([others, own], dim=1), order)
+
+
+def own_attention(work: Work, start: int, stride: int) -> Tensor:
+    """Diagonal A_jj, 0 before `start`; the denominator is estimated from every stride-th key, all before `start`, and the own one.
+    -> [B, H, P+N]"""
+    full = work.full_keys()
+    logit = (full.q * full.k).sum(-1) * full.scale
+    if full.mask is not None:
+        logit = plain.masked(logit, full.mask.diagonal(dim1=-2, dim2=-1))
+    place = torch.arange(full.q.shape[2], device=full.q.device)
+    keys = torch.cat([place[:start], place[start::stride]])
+    times = max(1, place.shape[0] - start - 1) / (keys.shape[0] - start)
+    weight = torch.where(keys < start, 0.0, math.log(times)).to(logit.dtype)
+    mask = weight.expand(*logit.shape, -1) if full.mask is None else weighed(full.mask, keys, weight)
+    denominator = lse(replace(full, k=full.k[:, :, keys], mask=mask))
+    # the own key counts once: of sampled rows it is in the sum several times, of the others not at all
+    own_times = torch.where(sampled_places(work, start, stride), 1 - times, 1.0)
+    share = ((denominator - logit).exp() + own_times).clamp(min=1).reciprocal()
+    own: Tensor = share.masked_fill((place < start) | denominator.isneginf(), 0)
+    return own
+
+
+def sampled_places(work: Work, start: int, stride: int) -> Tensor:
+    """Positions of which every stride-th one from `start` on is True. [P+N]"""
+    place = torch.arange(work.q.shape[2], device=work.q.device)
+    return (place >= start) & ((place - start) % stride == 0)
+
+
+def weighed(mask: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
+    """The mask of some keys with a logarithmic weight for each."""
+    mask = mask.index_select(-1, keys)
+    return torch.where(mask, weight, plain.FLOOR) if mask.dtype == torch.bool else mask + weight
+
+
+def together(norms: Tensor, order: float) -> Tensor:
+    """p-norm over dimension 1 of norms, whose largest is divided out so that no power underflows."""
+    if math.isinf(order):
+        return norms.amax(dim=1)
+    top = norms.amax(dim=1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)
+    return (norms / top).pow(order).sum(dim=1).pow(1 / order) * top.squeeze(1)
+
+
+def cut(work: Work, start: int, step: int) -> Work:
+    """Every step-th row from `start` on."""
+    return Work(
+        work.q[:, :, start::step],
+        work.k,
+        work.scale,
+        None if work.mask is None else work.mask[:, :, start::step],
+        None if work.alive is None else work.alive[:, start::step],
+        start,
+        step,
+    )
+
+
+def real(valid: Tensor | None, k: Tensor) -> Tensor | None:
+    """valid [B, P+N]; from [B, N] with real prefix tokens in front."""
+    if valid is None or valid.dim() != 2:
+        return valid
+    return torch.nn.functional.pad(valid, (max(0, k.shape[2] - valid.shape[1]), 0), value=True)
+
+
+def visible(q: Tensor, k: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """Mask and padding as one mask, expanded (not copied) to [B, H, P+N, P+N]. Raises PruneError if it does not fit."""
+    if q.shape[1] % k.shape[1]:
+        raise PruneError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads: not a multiple")
+    shape = (*q.shape[:3], k.shape[2])
+    if valid is not None:
+        if valid.shape != (q.shape[0], k.shape[2]) or valid.dtype != torch.bool:
+            raise PruneError(f"valid must be bool [B, P+N] = {[q.shape[0], k.shape[2]]}, got {valid.dtype} {list(valid.shape)}")
+        seen = valid[:, None, None]
+        mask = seen if mask is None else mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, plain.FLOOR)
+    if mask is None:
+        return None
+    try:
+        return mask.expand(shape)
+    except RuntimeError:
+        raise PruneError(f"mask {list(mask.shape)} does not expand to [B, H, P+N, P+N] = {list(shape)}") from None
+
+
+def exact(x: Tensor) -> Tensor:
+    """float32, or float64 if it is that already."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def setting(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, valid: Tensor | None) -> Work:
+    """All queries as rows. Half precision stays only for the kernels, which multiply it without loss."""
+    work = Work(q, k, scale, mask, valid)
+    return work if q.dtype == k.dtype and backend(work) == "triton" else replace(work, q=exact(q), k=exact(k))
+
+
+def backend(work: Work) -> Backend:
+    """Which code computes a statistic; docs/attention.md has the measurements behind the rules."""
+    traced = torch.compiler.is_compiling() or work.q.device.type == "meta"
+    learning = torch.is_grad_enabled() and (work.q.requires_grad or work.k.requires_grad)
+    if traced or learning:
+        return "explicit"
+    if work.q.device.type == "cuda" and kernels_fit(work):
+        return "triton"
+    return "streamed" if work.q.device.type == "cpu" and not plain.small(work) else "explicit"
+
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def kernels_fit(work: Work) -> bool:
+    """Whether the Triton kernels take these tensors."""
+    return has_triton() and work.q.dtype != torch.float64 and work.q.shape[3] <= 128

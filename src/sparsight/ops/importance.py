@@ -17,8 +17,7 @@ Importance = Literal["class", "col_ln", "column_mean"]
 
 def column_mean(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
     """Mean attention that each patch receives from the patches. q, k [B, H, P+N, D] -> [B, N]."""
-    rows = q.shape[2] - prefix
-    return attention.column_norm(q, k, prefix, scale, 1.0, "mean", "patches", True) / rows
+    return attention.column_mean(q, k, prefix, scale)
 
 
 def named(kind: Importance, order: float = 2.0) -> tuple[Callable[..., Tensor], dict[str, Any]]:
@@ -27,7 +26,7 @@ def named(kind: Importance, order: float = 2.0) -> tuple[Callable[..., Tensor], 
         return class_attention, {}
     if kind == "column_mean":
         return column_mean, {}
-    return column_norm, {"order": check_order(order), "heads": "mean", "rows": "patches", "diagonal": True}
+    return column_norm, {"order": check_order(order), "heads": "mean", "rows": "patches", "diagonal": True, "stride": 1}
 
 
 def joined(x: Tensor) -> Tensor:

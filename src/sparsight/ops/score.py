@@ -20,6 +20,13 @@ def check_order(order: float) -> float:
     return order
 
 
+def check_stride(stride: int) -> int:
+    """Every how manieth query row is taken, if that is possible."""
+    if stride < 1:
+        raise PruneError(f"stride={stride} must be 1 (every query row) or more")
+    return stride
+
+
 def class_attention(class_attn: Tensor) -> Tensor:
     """Mean over heads of the attention that the class token pays. class_attn [B, H, N] -> [B, N]."""
     return class_attn.mean(dim=1)
@@ -34,9 +41,10 @@ def column_norm(
     heads: attention.Heads = "mean",
     rows: attention.Rows = "patches",
     diagonal: bool = True,
+    stride: int = 1,
 ) -> Tensor:
-    """p-norm of each patch's attention column (Col-Ln, eq. 3). q, k [B, H, P+N, D] -> [B, N]."""
-    return attention.column_norm(q, k, prefix, scale, order, heads, rows, diagonal)
+    """p-norm of each patch's attention column (Col-Ln, eq. 3), from every stride-th query row. q, k [B, H, P+N, D] -> [B, N]."""
+    return attention.column_norm(q, k, prefix, scale, order, heads, rows, diagonal, stride=stride)
 
 
 def low_entropy(q: Tensor, k: Tensor, prefix: int, scale: float, order: float = 2.0) -> Tensor:

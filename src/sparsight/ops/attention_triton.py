@@ -1,0 +1,191 @@
+"""Attention statistics as Triton kernels, forward only: a row pass (flash style, running maximum) and a column pass that reads its lse.
+
+One program holds one block of rows (or of columns) of one head and walks over the other side; nothing N x N is written.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention_torch import FLOOR, Rows
+
+BLOCK = 64
+"""Rows and columns per tile; with heads up to 128 wide this fits any GPU's shared memory."""
+
+WIDEST = 128
+"""Largest head dimension that the kernels take."""
+
+LSE, SHANNON, RENYI, MINIMUM = 0, 1, 2, 3
+ANY, INFINITE = 0, -1
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def load_tile(base, start, total, stride_row, stride_width, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows start .. start + BLOCK of a [total, width] matrix, zeros outside."""
+    row = start + tl.arange(0, BLOCK)
+    column = tl.arange(0, WIDTH)
+    place = base + row[:, None].to(tl.int64) * stride_row + column[None, :] * stride_width
+    return tl.load(place, mask=(row[:, None] < total) & (column[None, :] < width), other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def tile(q, k, row, key, n_rows, n_keys, scale, mask, stride_mr, stride_mk, MASKED: tl.constexpr, FLOOR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Logits [rows, keys] in float32; keys that are hidden have FLOOR, those past the end 2 * FLOOR: finite, so that 0 * it is 0."""
+    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    inside = (row[:, None] < n_rows) & (key[None, :] < n_keys)
+    if MASKED:
+        place = mask + row[:, None].to(tl.int64) * stride_mr + key[None, :].to(tl.int64) * stride_mk
+        logits = tl.maximum(logits + tl.load(place, mask=inside, other=0.0).to(tl.float32), FLOOR)
+    return tl.where(key[None, :] < n_keys, logits, 2 * FLOOR)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def row_kernel(  # type: ignore[no-untyped-def]
+    q, k, mask, out, sqb, sqh, sqr, sqd, skb, skh, skr, skd, smb, smh, smr, smk, heads, repeat, n_rows, n_keys, width, scale, order,
+    MASKED: tl.constexpr, WHAT: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    start, image, head = tl.program_id(0) * BLOCK, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    row = start + tl.arange(0, BLOCK)
+    queries = load_tile(q + image * sqb + head * sqh, start, n_rows, sqr, sqd, width, BLOCK, WIDTH)
+    hidden = mask + image * smb + head * smh
+    keys = k + image * skb + (head // repeat) * skh
+    top = tl.full([BLOCK], FLOOR, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    extra = tl.zeros([BLOCK], tl.float32)
+    for at in range(0, n_keys, BLOCK):
+        key = at + tl.arange(0, BLOCK)
+        block = load_tile(keys, at, n_keys, skr, skd, width, BLOCK, WIDTH)
+        logits = tile(queries, block, row, key, n_rows, n_keys, scale, hidden, smr, smk, MASKED, FLOOR)
+        higher = tl.maximum(top, tl.max(logits, 1))
+        apart = logits - higher[:, None]
+        weight = tl.exp(apart)
+        fade = tl.exp(top - higher)
+        if WHAT == 1:
+            extra = fade * (extra + total * (top - higher)) + tl.sum(weight * apart, 1)
+        if WHAT == 2:
+            extra = extra * tl.exp(order * (top - higher)) + tl.sum(tl.exp(order * apart), 1)
+        total = total * fade + tl.sum(weight, 1)
+        top = higher
+    found = top + tl.log(total)
+    dead = float("-inf")
+    if WHAT == 1:
+        found = tl.log(total) - extra / total
+    if WHAT == 2:
+        found = (tl.log(extra) - order * tl.log(total)) / (1 - order)
+    if WHAT == 3:
+        found = tl.log(total)
+    if WHAT > 0:
+        dead = float("inf")
+    found = tl.where(top > FLOOR / 2, found, dead)
+    tl.store(out + tl.program_id(1).to(tl.int64) * n_rows + row, found, mask=row < n_rows)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def column_kernel(  # type: ignore[no-untyped-def]
+    q, k, mask, lse, out, sqb, sqh, sqr, sqd, skb, skh, skr, skd, smb, smh, smr, smk, heads, repeat, n_rows, n_keys, width, scale, order,
+    first, step, MASKED: tl.constexpr, DIAGONAL: tl.constexpr, ORDER: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    start, image, head = tl.program_id(0) * BLOCK, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    key = start + tl.arange(0, BLOCK)
+    keys = load_tile(k + image * skb + (head // repeat) * skh, start, n_keys, skr, skd, width, BLOCK, WIDTH)
+    queries = q + image * sqb + head * sqh
+    hidden = mask + image * smb + head * smh
+    top = tl.full([BLOCK], FLOOR, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for at in range(0, n_rows, BLOCK):
+        row = at + tl.arange(0, BLOCK)
+        block = load_tile(queries, at, n_rows, sqr, sqd, width, BLOCK, WIDTH)
+        logits = tile(block, keys, row, key, n_rows, n_keys, scale, hidden, smr, smk, MASKED, FLOOR)
+        norm = tl.load(lse + tl.program_id(1).to(tl.int64) * n_rows + row, mask=row < n_rows, other=float("inf"))
+        logits = logits - norm[:, None]
+        if not DIAGONAL:
+            logits = tl.where((first + step * row)[:, None] == key[None, :], float("-inf"), logits)
+        if ORDER > 0:
+            total += tl.sum(tl.exp(ORDER * logits), 0)
+        else:
+            if ORDER == 0:
+                logits = logits * order
+            higher = tl.maximum(top, tl.max(logits, 0))
+            if ORDER == 0:
+                total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[None, :]), 0)
+            top = higher
+    found = total
+    if ORDER == 2:
+        found = tl.sqrt(total)
+    if ORDER == 0:
+        found = tl.exp((top + tl.log(total)) / order)
+    if ORDER == -1:
+        found = tl.exp(top)
+    tl.store(out + tl.program_id(1).to(tl.int64) * n_keys + key, found, mask=key < n_keys)
+
+
+def arguments(rows: Rows) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
+    """What both kernels are given: the tensors; strides and sizes; constants. A mask becomes numbers to add, where it is not yet."""
+    heads, total, width = rows.q.shape[1:]
+    mask = rows.mask
+    if mask is not None and mask.dtype == torch.bool:
+        mask = additive(mask)
+    strides = (0, 0, 0, 0) if mask is None else mask.stride()
+    sizes = (heads, heads // rows.k.shape[1], total, rows.k.shape[2], width, rows.scale)
+    constants = {
+        "MASKED": mask is not None,
+        "FLOOR": FLOOR,
+        "BLOCK": BLOCK,
+        "WIDTH": max(16, triton.next_power_of_2(width)),
+    }
+    tensors = (rows.q, rows.k, rows.q if mask is None else mask)
+    return tensors, (*rows.q.stride(), *rows.k.stride(), *strides, *sizes), constants
+
+
+def additive(mask: Tensor) -> Tensor:
+    """0 where a bool mask is True, FLOOR elsewhere; expanded dimensions stay expanded."""
+    shape = mask.shape
+    for place, stride in enumerate(mask.stride()):
+        if stride == 0:
+            mask = mask.narrow(place, 0, 1)
+    return torch.where(mask, 0.0, FLOOR).expand(shape)
+
+
+def row_values(rows: Rows, order: float | None) -> Tensor:
+    """Renyi entropy of every row, or its lse for order None; +inf (lse: -inf) for a row that does not count. -> [B, H, R] float32"""
+    batch, heads, total, _ = rows.q.shape
+    out = torch.empty(batch, heads, total, dtype=torch.float32, device=rows.q.device)
+    what = LSE if order is None else SHANNON if order == 1 else MINIMUM if math.isinf(order) else RENYI
+    tensors, numbers, constants = arguments(rows)
+    grid = (triton.cdiv(total, BLOCK), batch * heads)
+    row_kernel[grid](*tensors, out, *numbers, order if what == RENYI else 1.0, WHAT=what, **constants)
+    if rows.alive is None:
+        return out
+    return out.masked_fill_(~rows.alive.unsqueeze(1), -math.inf if order is None else math.inf)
+
+
+def columns(rows: Rows, order: float, diagonal: bool) -> Tensor:
+    """p-norms of the columns. -> [B, H, K] float32"""
+    batch, heads, _, _ = rows.q.shape
+    keys = rows.k.shape[2]
+    lse = row_values(rows, None)
+    lse = lse.masked_fill_(lse == -math.inf, math.inf)
+    out = torch.empty(batch, heads, keys, dtype=torch.float32, device=rows.q.device)
+    kind = int(order) if order in (1, 2) else INFINITE if math.isinf(order) else ANY
+    tensors, numbers, constants = arguments(rows)
+    grid = (triton.cdiv(keys, BLOCK), batch * heads)
+    column_kernel[grid](
+        *tensors,
+        lse,
+        out,
+        *numbers,
+        order if kind == ANY else 1.0,
+        rows.first,
+        rows.step,
+        DIAGONAL=diagonal,
+        ORDER=kind,
+        **constants,
+    )
+    return out
