@@ -96,6 +96,10 @@ def export(
     for name in ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ():
         need_module(name)
     recipe = None if recipe is None else resolve(recipe, {})
+    if recipe is not None and recipe.adaptive:
+        raise PruneError(
+            f"{recipe} keeps another number of tokens in every image, which no static graph can hold; give it a fixed budget"
+        )
     target = check_target(out, model if isinstance(model, str) else model.name, format)
     folder = open_folder(demo_images() if data is None else data, limit)
     loaded = load_model(model) if isinstance(model, str) else model

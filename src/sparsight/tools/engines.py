@@ -1,0 +1,77 @@
+"""Ways to run an image model: eagerly, compiled, as an ONNX file, as an int8 ONNX file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ..prune import Handle, prune
+from ..recipe import Recipe
+from .export import export
+from .load import Loaded
+from .runtimes import need_module, open_exported
+
+Run = Callable[[Tensor], object]
+
+BACKENDS = {
+    "eager": "the model as it is",
+    "compile": "torch.compile(fullgraph=True)",
+    "onnxruntime": "an ONNX file made by sparsight export",
+    "onnxruntime-int8": "the same with int8 weights in the matrix products",
+}
+
+
+def check_backends(backends: list[str], precisions: list[str], device: str) -> None:
+    """Raise a PruneError for names that are not known and combinations that cannot run."""
+    unknown = [name for name in backends if name not in BACKENDS]
+    if unknown:
+        raise PruneError(f"backend {', '.join(unknown)} is not known; choose {', '.join(BACKENDS)}")
+    by_file = [name for name in backends if name.startswith("onnx")]
+    if by_file:
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            need_module(name)
+        if "fp32" not in precisions:
+            raise PruneError(f"{by_file[0]} runs fp32 files; add fp32 to the precisions, or leave it out")
+        if device != "cpu":
+            raise PruneError(f"{by_file[0]} is timed on the CPU only; give device=cpu, or leave it out")
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the model that shares its weights."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def build(loaded: Loaded, recipe: Recipe | None, backend: str, folder: Path) -> tuple[Run, nn.Module | None, Handle | None]:
+    """The engine, and where it is PyTorch's own the module and its handle. Exported files are kept in the folder."""
+    if backend.startswith("onnxruntime"):
+        return exported(loaded, recipe, backend.endswith("int8"), folder), None, None
+    model = twin(loaded.model)
+    # what a learned method has learned does not change its speed
+    handle = None if recipe is None else prune(model, recipe, weights=None if recipe.weights is None else "random")
+    run: Run = torch.compile(model, fullgraph=True) if backend == "compile" else model
+    return run, model, handle
+
+
+def exported(loaded: Loaded, recipe: Recipe | None, int8: bool, folder: Path) -> Run:
+    """A session on a file of its own, gone as soon as the session has read it."""
+    file = folder / "engine.onnx"
+    try:
+        export(loaded, recipe, file, int8=int8)
+        run = open_exported(file)
+    finally:
+        file.unlink(missing_ok=True)
+        file.with_name(f"{file.name}.data").unlink(missing_ok=True)
+    return run
+
+
+def quiet(backend: str) -> AbstractContextManager[object]:
+    """Where engines run: without gradients. A compiled graph for inference tensors differs from the one without gradients."""
+    return torch.no_grad() if backend == "compile" else torch.inference_mode() if backend == "eager" else nullcontext()
