@@ -63,11 +63,10 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy of the unpruned model and of every recipe; writes results.json and the predictions for every image into `out`.
 
-    model: a name that `load_model` takes (`load_dual` for zero-shot), or a loaded one. data, split, limit: see `open_source`. preset: a
-    name of `presets.PRESETS`. mode: "classify" (the checkpoint's classifier), "zero-shot" (class names in `templates`), "knn" (`k`
-    neighbours) or "probe" (linear), the last two on features of `train`. workers: processes that read images, 0 for threads.
-    Answers are kept every `chunk` images: called again it goes on from there, with any number of workers or of processes started by
-    accelerate or torchrun. Raises PruneError, before any heavy work for all that can be known by then.
+    model: a name for `load_model` (`load_dual` in zero-shot), or a loaded one. data, split, limit: see `open_source`. preset: one of
+    `PRESETS`. mode: "classify", "zero-shot" (class names in `templates`), "knn" (`k` neighbours) or "probe" (linear), the last two on
+    features of `train`. workers: processes that read images, 0 for threads. Answers are kept every `chunk` images: called again it goes
+    on from there, with any number of workers or of processes started by accelerate or torchrun. Raises PruneError.
     """
     pace, settings = check_pace(batch_size, chunk, workers, k), check_settings(Settings(batch_size, precision, device, seed, 0), 0)
     wanted = Data(data, split, limit, train, find_preset(preset) if preset else None)
