@@ -17,7 +17,7 @@ from sparsight.tools import shapes
 from sparsight.tools.bench_vlm import bench_vlm
 from sparsight.tools.stage_report import stage_report
 from sparsight.tools.stage_result import StageBench
-from sparsight.tools.stages import Meter, Times, count_macs, generate, metered, peak_memory, time_stages
+from sparsight.tools.stages import Meter, Times, count_macs, generate, metered, peak_memory, prefill_macs, time_stages
 
 LAYERS, WIDTH, INNER, TEXT = 8, 64, 172, 64
 QUICK = {"new_tokens": 2, "rounds": 2}
@@ -185,6 +185,11 @@ def test_metering_changes_nothing_and_leaves_nothing():
             assert size == 2 * 4 * 16 * sum(lengths)
         assert set(model.model.__dict__) == before
     assert answers == [True, True]
+    plain, short = prefill_macs(model, inputs), prefill_macs(model, inputs, "fastervlm:tokens=4")
+    layer = 4 * 16 * 16 + 3 * 16 * 24  # width 16, inner width 24, three layers
+    assert [m.prefill for m in (plain, short)] == [3 * (n * layer + 2 * n * n * 16) for n in (20, 8)]
+    with pytest.raises(PruneError, match="no vision-language model"):
+        prefill_macs(model.model.vision_tower, inputs)
     assert not model._forward_hooks
     assert not model.model.language_model._forward_hooks
     assert peak_memory(model, inputs, 2) > sum(p.nbytes for p in model.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import PruneError
 from ..models._decoder import Decoder
 from ..models._lvlm import LVLM
-from ..prune import Handle
+from ..prune import Handle, family_of, prune
+from ..recipe import Recipe
 from .timing import Alive
 
 Inputs = dict[str, Any]
@@ -218,6 +220,18 @@ def count_macs(model: nn.Module, family: LVLM, handle: Handle | None, inputs: In
     macs = Macs(*(int(meter.spent[stage]) // prompts for stage in ("vision", "selection", "prefill")))
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     return macs, [int(keys.shape[-2]) for keys, _ in layers], sum(keys.nbytes + values.nbytes for keys, values in layers)
+
+
+def prefill_macs(model: nn.Module, inputs: Inputs, recipe: Recipe | str | None = None) -> Macs:
+    """Multiply-accumulates per prompt of a vision-language model on what its processor gives. recipe None = as the model is now.
+
+    Runs the model once, because methods look at the data. Raises PruneError as `prune` does.
+    """
+    family = family_of(model)
+    if not isinstance(family, LVLM):
+        raise PruneError(f"{type(model).__name__} is no vision-language model; sparsight.macs counts vision models")
+    with nullcontext() if recipe is None else prune(model, recipe) as handle:
+        return count_macs(model, family, handle, inputs)[0]
 
 
 def peak_memory(model: nn.Module, inputs: Inputs, tokens: int) -> int:
