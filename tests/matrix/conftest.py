@@ -4,9 +4,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from zoo import RECIPES, ZOO, made, needs
+from zoo import FEW, RECIPES, ZOO, made, needs
 
 import sparsight
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Variants of a family run with a few recipes."""
+    given = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
+    spare = [p.get("name") in ZOO and ZOO[p["name"]].variant and p.get("recipe", FEW[0]) not in FEW for p in given]
+    config.hook.pytest_deselected(items=[item for item, gone in zip(items, spare, strict=True) if gone])
+    items[:] = [item for item, gone in zip(items, spare, strict=True) if not gone]
 
 
 @pytest.fixture(params=ZOO)

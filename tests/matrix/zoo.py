@@ -25,6 +25,8 @@ class Entry:
     class_token: bool = True
     image: tuple[int, int] = (32, 32)
     call: dict[str, Any] = field(default_factory=dict)
+    variant: bool = False
+    """Another shape of a family that is here already: a few recipes will do."""
 
     @property
     def patches(self) -> int:
@@ -52,6 +54,13 @@ def timm_model(module: str, name: str, **options: Any) -> Callable[[], nn.Module
         return kind(**sizes, mlp_ratio=2.0, **options)
 
     return build
+
+
+def naflex() -> nn.Module:
+    from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+
+    sizes = {"patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "pos_embed_grid_size": (4, 4)}
+    return NaFlexVit(NaFlexVitCfg(**sizes, global_pool="avg", init_values=0.1), num_classes=5)
 
 
 def open_clip(custom: bool = False, **options: Any) -> Callable[[], nn.Module]:
@@ -153,18 +162,23 @@ ZOO: dict[str, Entry] = {
     "timm-gated": Entry(gated, 1),
     "timm-unfused": Entry(unfused, 1),
     "timm-dynamic": Entry(timm_vit(dynamic_img_size=True), 1, image=(48, 24)),
-    "timm-eva": Entry(timm_model("eva", "Eva", init_values=0.1, drop_path_rate=0.2, head_init_scale=1.0), 1),
+    "timm-eva": Entry(timm_model("eva", "Eva", init_values=0.1, drop_path_rate=0.2, head_init_scale=1.0), 1, variant=True),
     "timm-eva02": Entry(timm_model("eva", "Eva", **EVA02), 1),
-    "timm-eva02-post": Entry(timm_model("eva", "Eva", use_post_norm=True, **EVA), 1),
+    "timm-eva02-post": Entry(timm_model("eva", "Eva", use_post_norm=True, **EVA), 1, variant=True),
     "timm-beit": Entry(timm_model("beit", "Beit", use_rel_pos_bias=True, init_values=0.1, drop_path_rate=0.2, **BEIT), 1),
     "timm-beit-shared": Entry(
-        timm_model("beit", "Beit", use_shared_rel_pos_bias=True, swiglu_mlp=True, global_pool="token", **BEIT), 1
+        timm_model("beit", "Beit", use_shared_rel_pos_bias=True, swiglu_mlp=True, global_pool="token", **BEIT), 1, variant=True
     ),
     "timm-relpos": Entry(timm_model("vision_transformer_relpos", "VisionTransformerRelPos", init_values=0.1), 0, class_token=False),
-    "timm-relpos-token": Entry(timm_model("vision_transformer_relpos", "VisionTransformerRelPos", qk_norm=True, **RELPOS), 1),
+    "timm-relpos-token": Entry(
+        timm_model("vision_transformer_relpos", "VisionTransformerRelPos", qk_norm=True, **RELPOS), 1, variant=True
+    ),
+    "timm-naflex": Entry(naflex, 0, class_token=False, image=(48, 24), variant=True),
     "timm-dinov3": Entry(timm_model("eva", "Eva", global_pool="token", init_values=0.1, **DINOV3, **EVA), 5),
-    "timm-perception": Entry(timm_model("eva", "Eva", **PE, **EVA), 1),
-    "timm-rope-mixed": Entry(timm_model("eva", "Eva", dynamic_img_size=True, **MIXED, **EVA), 0, class_token=False, image=(48, 24)),
+    "timm-perception": Entry(timm_model("eva", "Eva", **PE, **EVA), 1, variant=True),
+    "timm-rope-mixed": Entry(
+        timm_model("eva", "Eva", dynamic_img_size=True, **MIXED, **EVA), 0, class_token=False, image=(48, 24), variant=True
+    ),
     "vit": Entry(hf("ViTForImageClassification", "ViTConfig", **VIT, **DROPS), 1),
     "vit-model-eager": Entry(hf("ViTModel", "ViTConfig", "eager", **VIT), 1, image=(48, 24), call=OTHER),
     "deit": Entry(hf("DeiTForImageClassification", "DeiTConfig", **VIT, **DROPS), 2),
@@ -177,7 +191,9 @@ ZOO: dict[str, Entry] = {
     "dinov3": Entry(hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=3, **DINOV3_HF), 4, image=(48, 24)),
     "beit": Entry(hf("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True, drop_path_rate=0.2, **VIT), 1),
     "beit-shared-eager": Entry(
-        hf("BeitModel", "BeitConfig", "eager", use_shared_relative_position_bias=True, use_mean_pooling=False, **VIT), 1
+        hf("BeitModel", "BeitConfig", "eager", use_shared_relative_position_bias=True, use_mean_pooling=False, **VIT),
+        1,
+        variant=True,
     ),
     "clip": Entry(image_text("CLIPModel", "CLIPConfig", projection_dim=16), 1, call=WORDS),
     "clip-vision": Entry(hf("CLIPVisionModel", "CLIPVisionConfig", attention_dropout=0.2, **VIT), 1, image=(48, 24), call=OTHER),
@@ -185,7 +201,7 @@ ZOO: dict[str, Entry] = {
     "clip-classifier": Entry(image_text("CLIPForImageClassification", "CLIPConfig", num_labels=5), 1),
     "openclip": Entry(open_clip(), 1, call=TOKENS),
     "openclip-custom-avg": Entry(
-        open_clip(True, qk_norm=True, ls_init_value=0.1, pool_type="avg", scale_attn_inner=True), 1, call=TOKENS
+        open_clip(True, qk_norm=True, ls_init_value=0.1, pool_type="avg", scale_attn_inner=True), 1, call=TOKENS, variant=True
     ),
     "siglip": Entry(image_text("SiglipModel", "SiglipConfig"), 0, class_token=False, call=WORDS),
     "siglip-vision": Entry(hf("SiglipVisionModel", "SiglipVisionConfig", **VIT), 0, class_token=False),
@@ -205,10 +221,22 @@ RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {
     "k_medoids": "k_medoids:keep=0.6,layers=1/3",
     "k_medoids-equal": "k_medoids:keep=0.6,layers=0/2,weigh=equal",
     "dpc_knn-learned": "dpc_knn:keep=0.6,layers=1/2,weigh=learned",
+    "evit-col_ln": "evit:keep=0.6,layers=0/2,score=col_ln",
+    "evit-rescue": "evit:keep=0.6,layers=0/2,rescue=0.8",
+    "compose-diverse": "compose:keep=0.6,layers=0/2,score=col_ln,select=diverse,reduce=fuse_rest",
+    "compose-bipartite": "compose:keep=0.6,layers=0/2,score=renyi,select=bipartite,reduce=merge",
+    "compose-rescue": "compose:keep=0.6,layers=1/2,score=rollout,select=rescue,other=similarity,reduce=merge,where=block",
+    "compose-thinned": "compose:keep=0.6,layers=0/2,score=column_mean,select=thinned",
+    "tca": "tca:keep=0.8,layers=0/2",
+    "tca-rescue": "tca:keep=0.8,layers=0,rescue=0.5,centres=2",
+    "tca-col_ln": "tca:keep=0.8,layers=1,score=col_ln",
     "rollout-max": "rollout:keep=0.6,layers=1/2,fuse=max,discard=0.5",
     "similarity-cells": "similarity:keep=0.6,layers=0/2,cells=2",
 }
 """Recipes for models of four blocks; a method that is new gets two sites."""
+
+FEW = ("col_ln", "evit", "tome", "similarity-input")
+"""Recipes for variants: between them they drop, fuse, merge and choose before the first block."""
 
 ADAPTIVE = {
     "ats": "ats:keep=0.8,layers=0/2",
@@ -216,7 +244,7 @@ ADAPTIVE = {
     "similarity-threshold": "similarity:threshold=0.02,layers=0/1",
     "similarity-adaptive": "similarity:threshold=adaptive,kappa=0.2,layers=0/2,metric=l2",
     "similarity-adaptive-input": "similarity:threshold=adaptive,kappa=-0.2,diversity=1.5",
-    "similarity-adaptive-cells": "similarity:threshold=adaptive,kappa=-0.8,layers=1/2,cells=2",
+    "similarity-adaptive-cells": "similarity:threshold=adaptive,kappa=0.2,layers=1/2,cells=2",
 }
 """Recipes under which images keep different numbers of tokens."""
 

@@ -14,6 +14,7 @@ from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTran
 
 import sparsight
 from sparsight import PruneError
+from sparsight.models._memory import remember
 from sparsight.models._positions import take_pairs, take_rows
 from sparsight.prune import family_of
 
@@ -257,3 +258,28 @@ def test_masks_are_refused_where_biases_are_masks(x):
     mask[0, 5] = 0
     with sparsight.prune(model, "col_ln:keep=0.5,layers=1"), pytest.raises(PruneError, match="attention mask"):
         model(x, attention_mask=mask)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["eva02", "eva02-post-norm", "dinov3", "beit", "openclip", "transformers-dinov3", "transformers-beit"]
+)
+def test_a_remembered_class_token_fits_the_positions(name, x):
+    """TCA's cache puts one more token in front of the attention. Where it is the image's own class token, every other token sees that
+    one twice: the model itself does with log 2 on the class token's logits."""
+    model = busy(MASKED[name]())
+    family = family_of(model)
+    block, seen = family.blocks[0], []
+    with sparsight.prune(model, "random:keep=0.9,layers=0"):
+        hook = block.register_forward_pre_hook(lambda _m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+        class_token(model, x)
+        hook.remove()
+        working = family_of(model)
+        args, kwargs = seen[0][0], {**seen[0][1]}
+        tokens = args[0] if args else kwargs.pop("hidden_states")
+        kwargs = working.follow(0, kwargs)
+        twice, _ = remember(working, block, 0, kwargs, tokens, tokens[:, :1])
+        double = torch.zeros(1, 1, 1, tokens.shape[1], dtype=tokens.dtype)
+        double[..., 0] = 2
+        expected = working.attend(block, tokens, double.clamp(min=1).log(), kwargs)
+    torch.testing.assert_close(twice, expected, rtol=1e-9, atol=1e-9)

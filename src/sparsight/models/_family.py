@@ -282,11 +282,10 @@ def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Sit
     kwargs = family.follow(index, kwargs)
     site = sites.get("attn") or sites.get("block")
     memory = None if site is None else site.memory(x)
-    x = (
-        family.attend(block, x, family.bias(index, x), kwargs)
-        if memory is None
-        else remember(family, block, index, kwargs, x, memory)
-    )
+    if memory is None:
+        x = family.attend(block, x, family.bias(index, x), kwargs)
+    else:
+        x, kwargs = remember(family, block, index, kwargs, x, memory)
     heads = family.hear(block, index, kwargs)
     if memory is not None:
         heads = forget(heads, family.prefix, family.scale(block))
