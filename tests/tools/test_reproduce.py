@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import tiny_vlm
 
 import sparsight
 from sparsight.demo import demo_images
 from sparsight.tools.published import entries, entry, index
-from sparsight.tools.reproduce import assign, reproduce
+from sparsight.tools.reproduce import Line, assign, relate, reproduce
 from sparsight.tools.reproduce_runs import runner
 
 
@@ -68,6 +69,42 @@ def test_pictures_of_a_figure(tmp_path):
     done = reproduce("colln_figure01", "demo", demo_images(), tmp_path, limit=1)
     assert len(done.files) == 2
     assert all((tmp_path / file.rpartition("/")[2]).read_bytes().startswith(b"\x89PNG") for file in done.files)
+
+
+def test_questions_on_a_stand_in(tmp_path, monkeypatch):
+    """A tiny LLaVA of 100 image tokens and two questions in place of LLaVA-1.5 and POPE: the row that asks for 128 tokens says so."""
+    monkeypatch.setattr(tiny_vlm, "SIDE", 40)
+    model, questions = tiny_vlm.save_tiny(tmp_path / "model"), tiny_vlm.save_questions(tmp_path / "questions", 2)
+    done = reproduce("agile_table06", str(model), f"pope={questions}", tmp_path / "out", only="divprune:", batch_size=2)
+    many, few = done.lines
+    assert (many.row.recipe, few.row.recipe) == ("divprune:tokens=128", "divprune:tokens=64")
+    assert not many.measured
+    assert "128" in many.note
+    assert set(few.measured) == {"pope"}
+    assert few.difference("pope") == few.measured["pope"] - 85.5
+    assert f"data pope: the questions of {questions} instead of POPE" in done.differs
+    assert [text.partition(":")[0] for text in done.missing] == ["data gqa", "data sqa", "data mme"]
+
+
+def test_relative_scores_are_taken_by_the_entry_s_rule():
+    """All sets measured as printed: the relative scores are then the printed ones, by either rule."""
+    for name, label in (("colln_table12", "VisPruner"), ("agile_table06", "DivPrune")):
+        item = entry(name)
+        parts = [measure.key for measure in item.measures if measure.data]
+        lines = [Line(row, {key: row.numbers[key] for key in (*parts, "average") if key in row.numbers}) for row in item.rows]
+        found = next(line for line in relate(item, lines) if line.row.label == label)
+        assert found.measured["relative"] == pytest.approx(found.row.numbers["relative"], abs=0.06)
+
+
+def test_complexity_of_a_folder(tmp_path):
+    """Figure 7's rows are mean, median and quartiles of the images' numbers."""
+    done = reproduce("agile_figure07", "demo", demo_images(), tmp_path, limit=4)
+    kept = [row["erank"] for row in json.loads((tmp_path / "rank.json").read_text())["rows"]]
+    found = {line.row.label: line.measured for line in done.lines}
+    assert found["mean"]["erank"] == pytest.approx(sum(kept) / 4)
+    assert found["median"]["erank"] == pytest.approx(sum(sorted(kept)[1:3]) / 2)
+    assert found["lower quartile"]["erank"] < found["median"]["erank"] < found["upper quartile"]["erank"]
+    assert set(found["mean"]) == {"erank", "attention_entropy"}
 
 
 def test_own_weights_fail_loudly(tmp_path):

@@ -198,10 +198,22 @@ def complexity(order: Order, brought: Yield) -> None:
                 brought.differs.append(f"model {key}: {name} instead of {index().models[key].name}")
             brought.files += [str(order.out / f"rank.{ending}") for ending in ("csv", "json", "png")]
             values = {"erank": [row.erank for row in done.rows], "attention_entropy": [row.entropy for row in done.rows]}
-            for row in order.rows:
-                numbers = {} if done.pearson is None else {"pearson": done.pearson}
-                numbers |= {measure: summary(row.label, found) for measure, found in values.items()}
-                brought.by_label[row.label] = numbers
+            record(order, brought, key, data, values, done.pearson)
+
+
+def record(order: Order, brought: Yield, key: str, data: str, values: dict[str, list[float]], pearson: float | None) -> None:
+    """Give rows without recipe their statistic; a row of the unpruned model the mean, if it is the only one on this data set."""
+    whole = [row for row in order.rows if row.recipe == UNPRUNED and row.data == data]
+    for row in order.rows:
+        if not row.recipe:
+            found = {measure: summary(row.label, numbers) for measure, numbers in values.items()}
+            brought.by_label[row.label] = found | ({} if pearson is None else {"pearson": pearson})
+        elif row in whole and len(whole) == 1:
+            keep(brought, order, row, data, {measure: fmean(numbers) for measure, numbers in values.items()})
+        elif row in whole:
+            brought.notes[key, data, row.recipe] = (
+                f"{len(whole)} rows are about parts of {data}; choose one with --only and give its images"
+            )
 
 
 def summary(label: str, values: list[float]) -> float:

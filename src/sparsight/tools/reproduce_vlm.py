@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import PruneError
+from ..prune import prune
+from ..recipe import Recipe
 from .published import Row, index
 from .reproduce import Order, Yield
 
@@ -29,7 +31,7 @@ def one_model(order: Order, brought: Yield, key: str, name: str, rows: list[Row]
     from .evaluate_vlm import evaluate_vlm
 
     own = index().models[key].name
-    recipes = {row.recipe: recipe for row in rows if not row.pending and (recipe := row.parsed()) is not None}
+    recipes = possible(name or own, rows, brought)
     for data, place in order.data.items():
         wanted = [measure.key for measure in order.entry.measures if (measure.data or rows[0].data) == data]
         if not place or not wanted:
@@ -49,6 +51,22 @@ def one_model(order: Order, brought: Yield, key: str, name: str, rows: list[Row]
             for score in result.scores if result is not None else ():
                 for measure in [score.set] if place == HARNESS else wanted:
                     brought.numbers[key, data, row.recipe, measure] = score.score
+
+
+def possible(name: str, rows: list[Row], brought: Yield) -> dict[str, Recipe]:
+    """The recipes that this model can carry out, by their text; of the others a note says why not."""
+    from .load_vlm import find_source
+
+    shell, found = find_source(name, None, None).shell, {}
+    for row in rows:
+        recipe = None if row.pending else row.parsed()
+        if recipe is not None and row.recipe not in found:
+            try:
+                prune(shell, recipe).remove()
+                found[row.recipe] = recipe
+            except PruneError as error:
+                brought.notes[row.model, row.data, row.recipe] = str(error)
+    return found
 
 
 def remarks(order: Order, key: str, name: str, data: str, place: str) -> list[str]:
