@@ -23,7 +23,7 @@ from .comparison import UNPRUNED
 from .data import Folder, batches, open_folder
 from .engines import Run, build, check_backends, quiet
 from .load import Loaded, demo_images, load_model
-from .macs import macs
+from .macs import macs, mean_counts
 from .measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
 from .resume import Shelf, claim, digest, fingerprint_model, release, write_text
 from .timing import MEMORY, Pairs, clock, peak_memory
@@ -153,9 +153,9 @@ class Job:
             found = race(base.run, mine.run, images[:size], base.backend, self.settings.seconds)
             timings.append(Timing(size, found.second, found.first))
             step((index + 1) / (len(self.sizes) + 1))
-        work = macs(self.loaded.model, recipe, self.loaded.image_size)
         inside = mine.look(images)
-        tokens = [] if mine.handle is None else list(mine.handle.counts)
+        tokens = [] if mine.handle is None else mean_counts(mine.handle.counts)
+        work = macs(self.loaded.model, recipe, self.loaded.image_size, counts=tokens)
         return BenchRow(
             UNPRUNED if recipe is None else str(recipe), base.precision, base.backend, tokens, work, whole / work, timings, *inside
         )

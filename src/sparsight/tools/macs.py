@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any, Literal
@@ -13,6 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import PruneError
+from ..ops import select
+from ..ops.schedule import Schedule
 from ..prune import prune, resolve
 from ..recipe import Recipe, Step
 
@@ -28,18 +30,21 @@ def macs(
     image_size: int | tuple[int, int] = 224,
     *,
     convention: Convention = "all",
+    counts: Sequence[Any] | None = None,
 ) -> int:
     """Multiply-accumulates per image, from torch.utils.flop_counter on the meta device; attention inside SDPA is counted.
 
     model: a module (it is copied, not touched) or a timm name (no weights are loaded). recipe None = as the model is now.
     convention "all" counts every matrix product, the score's own included. "published" counts as the tables of the token
     pruning papers do (fvcore): LayerNorm at 5 per element is added, and the score is free because it reads an attention
-    matrix that is there anyway. Raises PruneError as `prune` does.
+    matrix that is there anyway. counts: for methods that leave a different number of tokens in each image, the `Handle.counts` of a
+    forward on real images; their mean at every site is what is counted. Raises PruneError as `prune` does.
     """
     if convention not in ("all", "published"):
         raise PruneError(f"convention={convention!r} is not known; choose all or published")
     if recipe is not None:
         recipe = resolve(recipe, {})
+        recipe = typical(recipe, counts) if recipe.adaptive else recipe
     shell = skeleton(model, image_size)
     counter = FlopCounterMode(display=False)
     free = [0]
@@ -89,6 +94,22 @@ def named(name: str, image_size: int | tuple[int, int]) -> nn.Module:
             model = timm.create_model(name)
     assert isinstance(model, nn.Module)
     return model
+
+
+def typical(recipe: Recipe, counts: Sequence[Any] | None) -> Recipe:
+    """The recipe with the mean count of an adaptive one as a fixed budget."""
+    if not counts:
+        raise PruneError(
+            f"{recipe.name} leaves a different number of tokens in each image, so its MACs depend on the images: run some, and give "
+            "counts=handle.counts; `sparsight compare` does that"
+        )
+    budget = Schedule(recipe.schedule.layers, tokens=tuple(mean_counts(counts)))
+    return replace(recipe, select=Step(select.topk), schedule=budget, adaptive=False)
+
+
+def mean_counts(counts: Sequence[Any]) -> list[int]:
+    """`Handle.counts` with the mean over the images, to the nearest whole number, where they differ."""
+    return [max(1, round(sum(n) / len(n))) if isinstance(n, list) else int(n) for n in counts]
 
 
 def metered(recipe: Recipe, counter: FlopCounterMode, free: list[int]) -> Recipe:

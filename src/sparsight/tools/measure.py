@@ -23,7 +23,7 @@ from .comparison import UNPRUNED, Comparison, Outcomes, Row
 from .data import Folder, batches
 from .intervals import METHOD
 from .load import Loaded
-from .macs import macs
+from .macs import macs, mean_counts
 from .resume import Shelf, digest, fingerprint_data, fingerprint_model, write_text
 from .timing import MEMORY, pair, peak_memory
 
@@ -151,7 +151,7 @@ class Job:
             answers = reference if recipe is None else self.collect(listen, index, name)
             listen(Step(index + READING, self.total, f"{name} (timing)"))
             memory = peak_memory(model, batch)
-            tokens = list(handle.counts) if handle is not None else []
+            tokens = mean_counts(handle.counts) if handle is not None else []
         if answers.index != reference.index:
             raise PruneError(f"the images in {self.folder.path} have changed during the run; start again")
         with torch.inference_mode():
@@ -162,7 +162,7 @@ class Job:
             **{**found, "outcomes": Outcomes(**found["outcomes"])},
             tokens=tokens,
             images=len(answers),
-            macs=macs(model, recipe, self.loaded.image_size),
+            macs=macs(model, recipe, self.loaded.image_size, counts=tokens),
             images_per_second=len(batch) / times.median,
             speedup=times.speedup,
             peak_memory=memory,
