@@ -198,7 +198,8 @@ def member(rank, port, kill, report, arguments):
 
     Sweep.answer = answer
     try:
-        done = evaluate(*arguments, device="cpu", **SMALL)
+        model, data, recipes, outs = arguments
+        done = evaluate(model, data, recipes, outs[rank], device="cpu", **SMALL)
         report.put((done.processes, done.images, len(asked)))
     except PruneError as error:
         report.put(str(error))
@@ -222,16 +223,27 @@ def launch(kill, *arguments):
 
 def test_two_processes_give_the_rows_of_one_even_after_a_kill(loaded, folder, quiet, tmp_path):
     pytest.importorskip("accelerate")
-    (message,), codes = launch(True, loaded, folder, RECIPES, tmp_path)
+    (message,), codes = launch(True, loaded, folder, RECIPES, (tmp_path, tmp_path))
     assert message.startswith("another process of this run has ended")
     assert codes[1] == -signal.SIGKILL
     assert not list(tmp_path.glob("predictions*"))
     before = stamps(tmp_path)
     assert len(before) >= 6 + 3
-    said, codes = launch(False, loaded, folder, RECIPES, tmp_path)
+    said, codes = launch(False, loaded, folder, RECIPES, (tmp_path, tmp_path))
     assert codes == [0, 0]
     assert [line[:2] for line in said] == [(2, 6), (2, 6)]
     assert sum(line[2] for line in said) == 12 - len(before)
     assert {path: stamps(tmp_path)[path] for path in before} == before
     assert not list(tmp_path.rglob("*.part"))
     assert rows(tmp_path) == quiet
+
+
+def test_machines_that_share_no_disk(loaded, folder, quiet, tmp_path):
+    pytest.importorskip("accelerate")
+    said, codes = launch(False, loaded, folder, RECIPES, (tmp_path / "first", tmp_path / "second"))
+    assert codes == [0, 0]
+    assert sum(line[2] for line in said) == 12
+    assert len(stamps(tmp_path / "first")) == 12
+    assert len(stamps(tmp_path / "second")) == 6
+    assert rows(tmp_path / "first") == quiet
+    assert not (tmp_path / "second" / "predictions.csv").exists()
