@@ -73,3 +73,27 @@ def test_keep_all_makes_no_fused_token():
 def test_ties_go_to_the_lower_index():
     out = sparsight.reduce("class_attention:tokens=4", x=torch.randn(1, 64, 4), class_attn=torch.zeros(1, 3, 64))
     assert out.plan.keep.tolist() == [[0, 1, 2, 3]]
+
+
+QK = dict(zip("qk", torch.randn(2, 2, 3, 41, 8, generator=torch.Generator().manual_seed(0)), strict=True))
+X = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("option", "other"), [("score=col_ln,order=3", "col_ln:keep=0.6,order=3"), ("rescue=0.8", "col_ln_rescue:keep=0.6")]
+)
+def test_col_ln_chooses_and_class_attention_weighs_the_fused_token(option, other):
+    done = sparsight.reduce(f"evit:keep=0.6,{option}", x=X, **QK)
+    assert torch.equal(done.plan.keep, sparsight.reduce(other, x=X, **QK).plan.keep)
+    weight = sparsight.reduce("class_attention", x=X, **QK).score.gather(1, done.plan.dropped())
+    rest = X.gather(1, done.plan.dropped().unsqueeze(-1).expand(-1, -1, 8))
+    torch.testing.assert_close(done.x[:, -1], (weight.unsqueeze(-1) * rest).sum(dim=1))
+
+
+def test_fused_by_the_other_score():
+    done = sparsight.reduce("evit:keep=0.6,score=col_ln,fuse=score", x=X, **QK)
+    weight = sparsight.reduce("col_ln", x=X, **QK).score.gather(1, done.plan.dropped())
+    rest = X.gather(1, done.plan.dropped().unsqueeze(-1).expand(-1, -1, 8))
+    torch.testing.assert_close(done.x[:, -1], (weight.unsqueeze(-1) * rest).sum(dim=1))
+    with pytest.raises(sparsight.PruneError, match="leave out score=col_ln or rescue"):
+        sparsight.parse("evit:score=col_ln,rescue=0.8")

@@ -7,6 +7,7 @@ from ..ops.schedule import show
 from ..registry import Method, methods
 
 PLACE = {
+    "before": "before vision blocks",
     "attn": "inside vision blocks",
     "block": "inside vision blocks",
     "encoder": "before the projector of a vision-language model",
@@ -32,7 +33,8 @@ def row(entry: Method) -> str:
     recipe = entry.make()
     parameters = ", ".join(f"`{p.name}={recipe_value(p.default)}`" + alternatives(p.choices) for p in entry.parameters)
     signals = ", ".join(f"`{name}`" for name in needs(recipe) if name not in ("x", "size", "prefix", "scale"))
-    cells = [f"`{entry.name}`", entry.summary, parameters, signals, PLACE[recipe.where], entry.source]
+    summary = entry.summary + (" (learned weights)" if recipe.weights else "")
+    cells = [f"`{entry.name}`", summary, parameters, signals, PLACE[recipe.where], entry.source]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
