@@ -53,7 +53,7 @@ def test_calibrate_prints_a_recipe(command, model, photos):
 def test_rank_prints_and_writes(command, model, photos, tmp_path):
     code, text, _ = command("rank", "--model", model, "--images", photos, "--out", tmp_path / "rank")
     assert code == 0
-    assert "0.png" in text
+    assert "0.jpg" in text
     assert "4 images: effective rank" in text
     assert "(Spearman)" in text
     assert sorted(file.name for file in (tmp_path / "rank").iterdir()) == ["rank.csv", "rank.json", "rank.png"]

@@ -95,7 +95,7 @@ def test_files(done):
     assert VlmEvaluation.from_json((out / "results.json").read_text()) == result
     table = (out / "results.csv").read_text().splitlines()
     assert len(table) == 4
-    assert table[2].startswith("vispruner:tokens=4,dogs,")
+    assert table[2].startswith("vispruner:tokens=4,photos,")
     assert sorted(file.suffix for file in (out / "rows").iterdir()) == [".json"] * 3
 
 
@@ -113,7 +113,7 @@ def test_going_on(model, questions, tmp_path):
     got = lines(tmp_path / again.rows[1].scores[0].answers)
     assert [line["answer"] for line in got[:3]] == ["no no"] * 3
     assert got[3:] == answers[3:]
-    assert news.count("unpruned, dogs") == 1
+    assert news.count("unpruned, photos") == 1
     assert sorted((tmp_path / "rows").iterdir()) == rows
     other = evaluate_vlm(model, [], [str(questions)], tmp_path, limit=2, device="cpu", precision="fp32")
     assert other.rows[0].scores[0].questions == 2
@@ -121,7 +121,7 @@ def test_going_on(model, questions, tmp_path):
 
 def test_an_unreadable_image_is_left_out(model, questions, tmp_path):
     shutil.copytree(questions.parent, tmp_path / "q")
-    (tmp_path / "q" / "2.png").write_bytes(b"no image")
+    (tmp_path / "q" / "2.jpg").write_bytes(b"no image")
     result = evaluate_vlm(model, RECIPES[:1], [str(tmp_path / "q")], tmp_path / "out", batch_size=4, device="cpu", precision="fp32")
     for row in result.rows:
         assert row.scores[0].questions == 7
@@ -139,7 +139,7 @@ def test_the_command(model, questions, tmp_path, monkeypatch, capsys):
     assert "vispruner:tokens=4" in text
     assert "points against unpruned" in text
     assert "wrote" in text
-    assert "unpruned, dogs: " in news
+    assert "unpruned, photos: " in news
 
 
 def test_answers_of_words(tmp_path):
@@ -170,14 +170,14 @@ def test_categories_are_splits(tmp_path):
     [
         ("", "holds no questions"),
         ("{", "line 1 is no JSON object"),
-        ('{"image": "0.png", "question": "a"}', "line 1 has no 'answer'"),
-        ('{"image": "9.png", "question": "a", "answer": "no"}', "no image file .*9.png; paths are relative"),
-        ('{"image": "0.png", "question": " ", "answer": "no"}', "empty question"),
-        ('{"id": 1, "image": "0.png", "question": "a", "answer": "no"}\n' * 2, "the same id"),
+        ('{"image": "0.jpg", "question": "a"}', "line 1 has no 'answer'"),
+        ('{"image": "9.jpg", "question": "a", "answer": "no"}', "no image file .*9.jpg; paths are relative"),
+        ('{"image": "0.jpg", "question": " ", "answer": "no"}', "empty question"),
+        ('{"id": 1, "image": "0.jpg", "question": "a", "answer": "no"}\n' * 2, "the same id"),
     ],
 )
 def test_bad_questions(questions, tmp_path, text, says):
-    shutil.copy(questions.parent / "0.png", tmp_path)
+    shutil.copy(questions.parent / "0.jpg", tmp_path)
     (tmp_path / "q.jsonl").write_text(text)
     with pytest.raises(PruneError, match=says):
         read_set(tmp_path / "q.jsonl")
@@ -232,6 +232,14 @@ def test_without_lmms_eval_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     with pytest.raises(PruneError, match=r"own_task runs by lmms-eval.*pip install 'sparsight\[hf,lmms\]'"):
         find_tasks(["lmms:own_task"], None)
+
+
+def test_a_judge_that_is_missing_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "lmms-lab-encoder___mmvet").mkdir()
+    with pytest.raises(PruneError, match=r"mmvet is judged by a language model .* OPENAI_API_KEY"):
+        find_tasks(["mmvet"], None)
 
 
 def test_every_set_of_the_papers_has_a_name():
@@ -365,4 +373,6 @@ def test_by_lmms_eval(model, questions, tmp_path):
         assert by_harness.kept == own.kept
         texts = [[line["answer"] for line in lines(tmp_path / "out" / score.answers)] for score in row.scores]
         assert texts[0] == texts[1]
+        left = [[line["kept"] for line in lines(tmp_path / "out" / score.answers)] for score in row.scores]
+        assert left[0] == left[1]
     assert result.row(RECIPES[0]).scores[0].accuracy_change is not None

@@ -1,11 +1,10 @@
-"""A tiny LLaVA with random weights that answers yes or no, saved with its processor, and questions about generated photos."""
+"""A tiny LLaVA with random weights that answers yes or no, saved with its processor, and questions about real photos."""
 
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 WORDS = [
     "<pad>",
@@ -74,14 +73,17 @@ def save_tiny(folder: Path) -> Path:
 
 
 def save_questions(folder: Path, count: int = 8, **more) -> Path:
-    """Yes/no questions about smooth random photos of different shapes."""
-    draw = np.random.default_rng(0)
+    """Yes/no questions about the package's own photos: is there what there is, and is there something else."""
+    from sparsight.demo import demo_images
+
     folder.mkdir(parents=True, exist_ok=True)
+    photos = sorted(demo_images().rglob("*.jpg"))[:count]
     lines = []
-    for i in range(count):
-        pixels = draw.integers(0, 255, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((30 + 3 * i, 40)).save(folder / f"{i}.png")
-        line = {"image": f"{i}.png", "question": "is there a dog in the image?", "answer": ("yes", "no")[i % 2], **more}
-        lines.append(json.dumps({"id": f"q{i}", **line}))
-    (folder / "dogs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "dogs.jsonl"
+    for i, photo in enumerate(photos):
+        shutil.copy(photo, folder / f"{i}.jpg")
+        asked = photos[(i + i % 2) % len(photos)].parent.name
+        answer = "yes" if asked == photo.parent.name else "no"
+        line = {"id": f"q{i}", "image": f"{i}.jpg", "question": f"is there a {asked} in the image?", "answer": answer}
+        lines.append(json.dumps({**line, **more}))
+    (folder / "photos.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "photos.jsonl"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..errors import PruneError
 
-JUDGE = "a language model judges the answers: set OPENAI_API_KEY (and OPENAI_API_URL) as lmms-eval documents"
+JUDGE = "a language model is asked about answers that are no letter, if OPENAI_API_KEY is set; else they count as wrong"
 SERVER = "the AgilePruner paper reports the test split, scored by the set's server; this is the validation split, which has answers"
 
 
@@ -21,7 +21,7 @@ class Benchmark:
 
     task, metric  of lmms-eval (0.7.3); `metric` may name a filter after a comma.   rule  "harness", or "pope" / "mme": scored from the
     answers by `sparsight.metrics`, as the papers do.   scale  of lmms-eval's number to the published one.   full  highest score.
-    relative  whether it counts in the relative score.   prompt  changes to lmms-eval's prompt.   judge  whether an API is asked.
+    relative  whether it counts in the relative score.   prompt  changes to lmms-eval's prompt.   judge  whether every answer needs an API.
     """
 
     name: str
@@ -55,10 +55,10 @@ SETS = (
     Benchmark("mme", "MME", "mme", "total", f"{HUB}/MME", 1, 2800, "mme", note="perception and cognition"),
     Benchmark("mme_perception", "MME perception", "mme", "perception", f"{HUB}/MME", 1, 2000, "mme"),
     Benchmark("mme_cognition", "MME cognition", "mme", "cognition", f"{HUB}/MME", 1, 800, "mme"),
-    Benchmark("mmb", "MMBench", "mmbench_en_dev", "gpt_eval_score", f"{HUB}/MMBench", 1, judge=True, note=JUDGE),
+    Benchmark("mmb", "MMBench", "mmbench_en_dev", "gpt_eval_score", f"{HUB}/MMBench", 1, note=JUDGE),
     Benchmark("mmb_static", "MMBench (no judge)", "mmbench_en_dev_static", "gpt_eval_score", f"{HUB}/MMBench", 1),
-    Benchmark("mmb_cn", "MMBench-CN", "mmbench_cn_dev", "gpt_eval_score", f"{HUB}/MMBench", 1, judge=True, note=JUDGE),
-    Benchmark("mmvet", "MM-Vet", "mmvet", "gpt_eval_score", f"{HUB}/MMVet", 1, judge=True, note=JUDGE),
+    Benchmark("mmb_cn", "MMBench-CN", "mmbench_cn_dev", "gpt_eval_score", f"{HUB}/MMBench", 1, note=JUDGE),
+    Benchmark("mmvet", "MM-Vet", "mmvet", "gpt_eval_score", f"{HUB}/MMVet", 1, judge=True, note="a language model judges every answer"),
     Benchmark("chartqa", "ChartQA", "chartqa", "relaxed_overall", f"{HUB}/ChartQA"),
     Benchmark("ai2d", "AI2D", "ai2d", "exact_match,flexible-extract", f"{HUB}/ai2d"),
     Benchmark("ocrbench", "OCRBench", "ocrbench", "ocrbench_accuracy", "echo840/OCRBench"),

@@ -17,7 +17,7 @@ from ..recipe import Recipe
 from .asking import Asker, Journal
 from .benchmarks import Benchmark, find
 from .comparison import UNPRUNED
-from .harness import Harness, check_data, check_installed
+from .harness import Harness, check_data, check_installed, check_judge
 from .intervals import Interval, paired, paired_means
 from .load_vlm import Source, find_source
 from .measure import PRECISIONS, device_name, versions_in_use
@@ -112,6 +112,7 @@ def find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], tup
             check_data(one.name, one.dataset)
     for one in found:
         if isinstance(one, Benchmark):
+            check_judge(one)
             check_installed(one.name)
     names = [one.name for one in found]
     double = next((name for name in names if names.count(name) > 1), None)
@@ -232,9 +233,12 @@ class Job:
         if metric not in done.scores:
             raise PruneError(f"{one.task} has no score {metric!r}; it gives {', '.join(done.scores) or 'none that is a number'}")
         hits = [sample["right"] for sample in done.samples]
-        left = kept([answer.kept for answer in journal.known.values()])
+        left = {key.split("/")[-2]: answer.kept for key, answer in journal.known.items()}
+        samples = [{**sample, "kept": left.get(str(sample["id"]), [])} for sample in done.samples]
         value = one.scale * done.scores[metric]
-        return made(one.name, one.title, value, one.full, one.relative, done.scores, hits, [], left, file), done.samples
+        return made(
+            one.name, one.title, value, one.full, one.relative, done.scores, hits, [], kept(list(left.values())), file
+        ), samples
 
     def model_key(self) -> str:
         """What tells this model from others: name, configuration, files."""

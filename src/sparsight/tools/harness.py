@@ -47,6 +47,15 @@ def check_installed(what: str) -> None:
         )
 
 
+def check_judge(bench: Benchmark) -> None:
+    """Raise PruneError if every answer needs a judge and there is none: all would count as wrong."""
+    if bench.judge and os.environ.get("API_TYPE", "openai") == "openai" and not os.environ.get("OPENAI_API_KEY"):
+        raise PruneError(
+            f"{bench.name} is judged by a language model behind an API: set OPENAI_API_KEY (OPENAI_API_URL for a server of your own), "
+            "or leave the set out"
+        )
+
+
 def check_data(name: str, dataset: str) -> None:
     """Raise PruneError, without waiting long, if a data set is neither in the cache nor within reach."""
     from huggingface_hub import constants
