@@ -32,7 +32,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, macs, methods, rank, reproduce, show):
+for verb in (
+    bench,
+    bench_vlm,
+    calibrate,
+    compare,
+    evaluate,
+    robustness,
+    evaluate_vlm,
+    export,
+    macs,
+    methods,
+    rank,
+    reproduce,
+    show,
+):
     app.command()(verb)
 
 
