@@ -1,0 +1,56 @@
+"""No statistic and no method makes the attention matrix: the highest point of memory at 4,097 tokens."""
+
+import pytest
+import torch
+
+import sparsight
+from sparsight.apply import needs
+from sparsight.ops import attention
+from sparsight.registry import methods
+from sparsight.tools.timing import Alive
+
+TOKENS, HEADS, WIDTH = 4097, 6, 16
+MATRIX = 4 * HEADS * TOKENS**2
+"""Bytes of the explicit matrix in float32."""
+
+
+@pytest.fixture
+def signals(rng):
+    q, k = (torch.randn(1, HEADS, TOKENS, WIDTH, generator=rng) for _ in range(2))
+    return q, k
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "statistic", ["column 2", "column 3", "entropy 1", "entropy 2", "lse", "column 2, average", "column 2, shifted"]
+)
+def test_statistics(signals, statistic):
+    q, k = signals
+    work = {
+        "column 2": lambda: attention.column_norm(q, k, 1, 0.25, 2),
+        "column 3": lambda: attention.column_norm(q, k, 1, 0.25, 3, stride=4),
+        "entropy 1": lambda: attention.row_entropy(q, k, 1, 0.25, 1),
+        "entropy 2": lambda: attention.row_entropy(q, k, 1, 0.25, 2),
+        "lse": lambda: attention.row_normalisers(q, k, 0.25),
+        "column 2, average": lambda: attention.column_norm(q, k, 1, 0.25, 2, "average", stride=8),
+        "column 2, shifted": lambda: attention.column_norm(3 * q, 3 * k, 1, 0.25, 2),
+    }[statistic]
+    with Alive() as alive:
+        work()
+    assert alive.peak <= 0.05 * MATRIX
+
+
+def asks_for_attention(name):
+    wanted = set(needs(sparsight.parse(name)))
+    return bool(wanted & {"q", "token_weight"}) and not wanted & {"attn", "attns", "weights", "text_attn"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [entry.name for entry in methods() if asks_for_attention(entry.name)])
+def test_methods(signals, name):
+    """What a method makes beside: up to N x N numbers once (similarities), but never a matrix per head."""
+    q, k = signals
+    x = torch.randn(1, TOKENS - 1, 8)
+    with Alive() as alive:
+        sparsight.reduce(name, x=x, q=q, k=k, v=k, feats=x, class_token=x[:, :1], grid=(64, 64))
+    assert alive.peak < 0.9 * MATRIX
