@@ -63,7 +63,7 @@ def counts(name: str | None, only: str | None, as_json: bool) -> None:
     if not verdicts:
         typer.echo(f"{name} has no GFLOPs")
     else:
-        typer.echo(", ".join(f"{number} {verdict}" for verdict, number in verdicts.items()))
+        typer.echo(", ".join(f"{verdict}: {number}" for verdict, number in verdicts.items()))
 
 
 def count_line(item: Count) -> str:
