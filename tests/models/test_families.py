@@ -283,3 +283,13 @@ def test_a_remembered_class_token_fits_the_positions(name, x):
         double[..., 0] = 2
         expected = working.attend(block, tokens, double.clamp(min=1).log(), kwargs)
     torch.testing.assert_close(twice, expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_the_mean_inside_transformers_beit_weighs_by_size(x):
+    model = busy(MASKED["transformers-beit"]())
+    with sparsight.prune(model, "tome:remove=4,layers=0/1") as handle:
+        out, size = model(x), handle.sites[-1].size
+        mean = (out.last_hidden_state[:, 1:] * size).sum(1) / size.sum(1)
+    assert size.max() > 1
+    torch.testing.assert_close(model.pooler.layernorm(mean), out.pooler_output, rtol=1e-9, atol=1e-9)

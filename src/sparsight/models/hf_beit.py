@@ -70,6 +70,21 @@ class HFBeit(TransformersViT):
         branch: Tensor = b.drop_path(b.lambda_2 * b.dropout(b.mlp(b.layernorm_after(x))))
         return branch + x
 
+    def weigh_pooling(self) -> None:
+        super().weigh_pooling()
+        pooler: Any = self.model.pooler
+        if pooler is not None and pooler.layernorm is not None:
+            self.hooks.append(pooler.register_forward_pre_hook(self.weigh_mean))
+
+    def weigh_mean(self, _pooler: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Scale the patch tokens that the pooler averages so that their plain mean is the one weighted by size, without padding."""
+        size = self.last_size()
+        if size is None:
+            return None
+        x: Tensor = args[0]
+        weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
+        return (torch.cat([x[:, : self.prefix], x[:, self.prefix :] * weight], dim=1), *args[1:])
+
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         found = super().captured(block, names, kwargs)
         return with_columns(found, kwargs.get(MASK), self.scale(block))

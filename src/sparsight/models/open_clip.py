@@ -95,6 +95,8 @@ class OpenCLIP(Remade):
 
     def weigh_pooling(self) -> None:
         model: Any = self.model
+        if model.attn_pool is not None and any(site.adaptive for site in self.sites):
+            raise PruneError("open_clip's attention pooling takes no mask, which images with different numbers of tokens need")
         model.forward_intermediates = types.MethodType(full_intermediates, model)
         if model.attn_pool is None and model.pool_type == "avg":
             model._global_pool = types.MethodType(sized_pool, model)
