@@ -4,9 +4,7 @@ import copy
 
 import pytest
 import torch
-from zoo import fixed, images, made, outputs
-
-import sparsight
+from zoo import fixed, images, made, outputs, prune
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +24,16 @@ def fresh():
         ("timm-token-avg", "tome:remove=3,layers=1/2"),
         ("vit", "evit:keep=0.6,layers=1"),
         ("dinov2", "tome:remove=3,layers=1/2"),
+        ("vit", "sinkhorn:keep=0.6,layers=1/2"),
+        ("dinov2", "k_medoids:keep=0.6,layers=1/2"),
+        ("vit", "rollout:keep=0.6,layers=1/2"),
+        ("timm-token-avg", "tca:keep=0.8,layers=1,cache=3"),
+        ("vit", "compose:keep=0.6,layers=1,score=col_ln,select=diverse,reduce=fuse_rest"),
     ],
 )
 def test_fullgraph(name, recipe):
     model, x = copy.deepcopy(made(name)), images(name)
-    with sparsight.prune(model, recipe) as handle:
+    with prune(model, recipe) as handle:
         eager, plans = fixed(name, model, x), handle.plans
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
         for _ in range(2):

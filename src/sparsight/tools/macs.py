@@ -47,11 +47,10 @@ def macs(
         recipe = typical(recipe, counts) if recipe.adaptive else recipe
     shell = skeleton(model, image_size)
     counter = FlopCounterMode(display=False)
-    free = [0]
+    free, norms = [0], [0]
     if recipe is not None:
         counted = metered(recipe, counter, free) if convention == "published" else recipe
         prune(shell, counted, weights="random" if recipe.weights else None)
-    norms = [0]
     if convention == "published":
         for module in shell.modules():
             if isinstance(module, nn.LayerNorm):
