@@ -42,8 +42,7 @@ def macs(
     """
     if convention not in ("all", "published"):
         raise PruneError(f"convention={convention!r} is not known; choose all or published")
-    if recipe is not None:
-        recipe = resolve(recipe, {})
+    recipe = None if recipe is None else resolve(recipe, {})
         recipe = typical(recipe, counts) if recipe.adaptive else recipe
     shell = skeleton(model, image_size)
     counter = FlopCounterMode(display=False)
