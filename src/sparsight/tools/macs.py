@@ -42,14 +42,14 @@ def macs(
     """
     if convention not in ("all", "published"):
         raise PruneError(f"convention={convention!r} is not known; choose all or published")
-    recipe = None if recipe is None else resolve(recipe, {})
+    if recipe is not None:
+        recipe = resolve(recipe, {})
         recipe = typical(recipe, counts) if recipe.adaptive else recipe
     shell = skeleton(model, image_size)
     counter = FlopCounterMode(display=False)
     free, norms = [0], [0]
     if recipe is not None:
-        counted = metered(recipe, counter, free) if convention == "published" else recipe
-        prune(shell, counted, weights="random" if recipe.weights else None)
+        install(shell, metered(recipe, counter, free) if convention == "published" else recipe)
     if convention == "published":
         for module in shell.modules():
             if isinstance(module, nn.LayerNorm):
@@ -64,6 +64,11 @@ def macs(
                 raise
             raise PruneError(f"{type(shell).__name__} does not take images of {h} x {w}: {error}") from None
     return int(counter.get_total_flops() - free[0]) // 2 + NORM_COST * norms[0]
+
+
+def install(model: nn.Module, recipe: Recipe) -> None:
+    """Prune the model; weights that a method learns are only counted."""
+    prune(model, recipe, weights="random" if recipe.weights else None)
 
 
 def skeleton(model: nn.Module | str, image_size: int | tuple[int, int]) -> nn.Module:
