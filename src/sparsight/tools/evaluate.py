@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -63,25 +64,31 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy of the unpruned model and of every recipe; writes results.json and the predictions for every image into `out`.
 
-    model: a name for `load_model` (`load_dual` in zero-shot), or a loaded one. data, split, limit: see `open_source`. preset: one of
-    `PRESETS`. mode: "classify", "zero-shot" (class names in `templates`), "knn" (`k` neighbours) or "probe" (linear), the last two on
-    features of `train`. workers: processes that read images, 0 for threads. Answers are kept every `chunk` images: called again it goes
-    on from there, with any number of workers or of processes started by accelerate or torchrun. Raises PruneError.
+    model: a name for `load_model` (`load_dual` in zero-shot), or a loaded one. data, split, limit: see `open_source`. preset: see
+    `PRESETS`. mode: "classify", "zero-shot" (class names in `templates`), "knn" (`k` neighbours) or "probe", both on features of `train`.
+    workers: processes that read images, 0 for threads. Answers are kept every `chunk` images: called again it goes on from there, with
+    any number of workers or of processes started by accelerate or torchrun. Raises PruneError.
     """
     pace, settings = check_pace(batch_size, chunk, workers, k), check_settings(Settings(batch_size, precision, device, seed, 0), 0)
     wanted = Data(data, split, limit, train, find_preset(preset) if preset else None)
     crew, folder = Crew.join(settings.device), Path(out).expanduser()
     settings = replace(settings, device=crew.device)
-    made = claim(folder, FOLDER) if crew.rank == 0 else []
-    try:
+    with reserved(folder, crew):
         study = prepare(model, wanted, mode, settings, templates)
         chosen = check_recipes(recipes, study.loaded.model)
+    sweep = make_sweep(study, chosen, pace, settings, crew, folder)
+    return Job(study, mode, preset, k, settings, sweep).run(folder, listen or ignore)
+
+
+@contextmanager
+def reserved(out: Path, crew: Crew) -> Iterator[None]:
+    """The first process makes OUT, and takes it back if what follows finds a fault."""
+    made = claim(out, FOLDER) if crew.rank == 0 else []
+    try:
+        yield
     except PruneError:
         release(made)
         raise
-    return Job(study, mode, preset, k, settings, make_sweep(study, chosen, pace, settings, crew, folder)).run(
-        folder, listen or ignore
-    )
 
 
 def check_pace(batch_size: int, chunk: int, workers: int, k: int = 1) -> Pace:

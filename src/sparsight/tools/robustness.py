@@ -15,17 +15,17 @@ from ..ops.rank import effective_rank
 from ..prune import Handle, family_of
 from ..recipe import Recipe
 from .answers import hits
-from .chunks import FOLDER, Chunk
+from .chunks import Chunk
 from .compare import check_settings
 from .comparison import UNPRUNED
 from .corruptions import Corrupted, check_names
 from .crew import Crew
 from .damage import Damage, Robustness, draw
-from .evaluate import Listener, check_pace, ignore, make_sweep
+from .evaluate import Listener, check_pace, ignore, make_sweep, reserved
 from .intervals import METHOD, paired, share
 from .load import Loaded
 from .measure import Settings, device_name, versions_in_use
-from .resume import claim, release, write, write_text
+from .resume import write, write_text
 from .study import Data, Study, check_recipes, prepare
 from .sweep import Ask, Sweep
 
@@ -60,13 +60,9 @@ def robustness(
     variants = check_names(corruptions, severities)
     crew = Crew.join(settings.device)
     settings, folder = replace(settings, device=crew.device), Path(out).expanduser()
-    made = claim(folder, FOLDER) if crew.rank == 0 else []
-    try:
+    with reserved(folder, crew):
         study = prepare(model, Data(data, split, limit), "classify", settings, None)
         chosen = check_recipes(recipes, study.loaded.model)
-    except PruneError:
-        release(made)
-        raise
     study = replace(study, ask=watch(study.loaded.model, study.ask), key=f"{study.key} with rank and places")
     sweep = make_sweep(study, chosen, pace, settings, crew, folder)
     counts = run(study, sweep, variants, seed, listen or ignore)
