@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .apply import decide, needs, only_drops, run
 from .errors import PruneError
-from .models._decoder import Decoder, DecoderSite, decoder_of
+from .models._decoder import Decoder as Decoder
+from .models._decoder import DecoderSite, decoder_of
 from .ops.text import DecoderSchedule
 from .plan import Plan
 from .prune import Handle

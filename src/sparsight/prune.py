@@ -17,7 +17,7 @@ from .errors import PruneError
 from .learned import Given, build, ratio_loss
 from .models._family import Family
 from .models._inside import inside
-from .models._lvlm import LVLM
+from .models._lvlm import LVLM as LVLM
 from .models._site import Outcome, Site
 from .models._windowed import reason
 from .ops.schedule import BUDGET, as_tuple

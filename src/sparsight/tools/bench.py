@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from .load import Loaded, demo_images, load_model
 from .macs import macs, mean_counts
 from .measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
 from .resume import Shelf, claim, digest, fingerprint_model, release, write_text
+from .site_cost import site_share
 from .timing import MEMORY, Pairs, clock, peak_memory
 
 LEAST, MOST = 6, 60
@@ -59,11 +59,10 @@ def bench(
     The forward alone is timed, on images that lie on the device. Called again with the same arguments it goes on after the last
     finished row. Raises PruneError before any heavy work.
     """
-    usual = QUICK_RECIPES if quick else [f"{name}:{budget}" for budget in BUDGETS for name in USUAL]
-    wanted = list({str(found): found for found in (resolve(recipe, {}) for recipe in recipes or usual)}.values())
+    wanted = spell(recipes, quick)
     sizes = sorted(set(batch_sizes or (QUICK_BATCHES if quick else BATCHES)))
-    spell = seconds if seconds is not None else 1.0 if quick else 4.0
-    found = [check_settings(Settings(sizes[0], precision, device, 0, spell), 0) for precision in dict.fromkeys(precisions)]
+    lasting = seconds if seconds is not None else 1.0 if quick else 4.0
+    found = [check_settings(Settings(sizes[0], precision, device, 0, lasting), 0) for precision in dict.fromkeys(precisions)]
     check_backends(list(backends), list(precisions), found[0].device)
     folder = open_folder(demo_images() if data is None else data, sizes[-1])
     made = claim(Path(out).expanduser())
@@ -72,14 +71,25 @@ def bench(
         family = family_of(loaded.model)
         for recipe in wanted:
             plan_sites(family, recipe)
-        engines = [
-            (s.precision, b) for s in found for b in dict.fromkeys(backends) if s.precision == "fp32" or not b.startswith("onnx")
-        ]
-        job = Job.make(loaded, read(folder, loaded, sizes[-1]), wanted, engines, sizes, found[0], Path(out).expanduser())
+        job = Job.make(
+            loaded, read(folder, loaded, sizes[-1]), wanted, pairs(found, backends), sizes, found[0], Path(out).expanduser()
+        )
     except PruneError:
         release(made)
         raise
     return job.run(listen or ignore)
+
+
+def spell(recipes: Sequence[str | Recipe], quick: bool) -> list[Recipe]:
+    """The recipes, each once; the usual ones if there are none."""
+    usual = QUICK_RECIPES if quick else [f"{name}:{budget}" for budget in BUDGETS for name in USUAL]
+    return list({str(found): found for found in (resolve(recipe, {}) for recipe in recipes or usual)}.values())
+
+
+def pairs(settings: Sequence[Settings], backends: Sequence[str]) -> list[tuple[str, str]]:
+    """Engines, each once: every backend in every precision that it knows."""
+    names = [(found.precision, backend) for found in settings for backend in dict.fromkeys(backends)]
+    return [(precision, backend) for precision, backend in names if precision == "fp32" or not backend.startswith("onnx")]
 
 
 def read(folder: Folder, loaded: Loaded, count: int) -> Tensor:
@@ -226,46 +236,3 @@ def race(first: Run, second: Run, images: Tensor, backend: str, seconds: float) 
             elif turn >= LEAST and turn % 2 == 0 and time.perf_counter() - start >= seconds:
                 break
     return Pairs(*logs)
-
-
-def site_share(module: nn.Module, handle: Handle, images: Tensor, rounds: int = 5) -> float:
-    """Part of the time of the blocks with sites that scoring, choosing and reducing takes: the median over some forwards."""
-    device = images.device
-    spent = {"sites": 0.0, "blocks": 0.0}
-    steps = [site.step for site in handle.sites]
-
-    def timed(step: Callable[..., Any]) -> Callable[..., Any]:
-        def run(given: dict[str, Any]) -> Any:
-            kept: list[Any] = []
-            spent["sites"] += clock(lambda: kept.append(step(given)), device)
-            return kept[0]
-
-        return run
-
-    blocks = [handle.family.blocks[max(0, layer)] for layer in handle.layers]
-    forwards = [block.forward for block in blocks]
-
-    def timed_block(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            kept: list[Any] = []
-            spent["blocks"] += clock(lambda: kept.append(forward(*args, **kwargs)), device)
-            return kept[0]
-
-        return run
-
-    shares = []
-    try:
-        for site, step in zip(handle.sites, steps, strict=True):
-            site.step = timed(step)
-        for block, forward in zip(blocks, forwards, strict=True):
-            block.forward = timed_block(forward)
-        for _ in range(rounds):
-            spent.update(sites=0.0, blocks=0.0)
-            module(images)
-            shares.append(spent["sites"] / spent["blocks"])
-    finally:
-        for site, step in zip(handle.sites, steps, strict=True):
-            site.step = step
-        for block, forward in zip(blocks, forwards, strict=True):
-            block.forward = forward
-    return sorted(shares)[rounds // 2]

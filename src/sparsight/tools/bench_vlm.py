@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from ..errors import PruneError
-from ..models._decoder import Decoder
-from ..models._lvlm import LVLM
-from ..prune import Handle, family_of, prune, resolve
+from ..in_llm import Decoder
+from ..prune import LVLM, Handle, family_of, prune, resolve
 from ..recipe import Recipe
 from .compare import check_settings
 from .comparison import UNPRUNED
@@ -59,8 +58,7 @@ def bench_vlm(
     """
     wanted = spell(recipes, new_tokens, rounds)
     settings = settle(batch_size, precision, device, seed)
-    folder = Path(out).expanduser()
-    made = claim(folder)
+    made = claim(folder := Path(out).expanduser())
     try:
         source = find_source(model, config, layers)
         for recipe in wanted:

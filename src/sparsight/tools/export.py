@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +18,17 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
+from .comparison import UNPRUNED
 from .data import open_folder
 from .load import Loaded, demo_images, load_model
 from .measure import versions_in_use
 from .runtimes import Runner, need_module, open_exported
+from .tracing import Format, quantise, strip, write_file
 
-Format = Literal["onnx", "torch-export"]
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 TOLERANCE = 1e-4
 """Largest difference of an output that passes, as a share of the largest output (of 1 if that is smaller)."""
-
-ONE_FILE = 1_900_000_000
-"""Bytes of weights up to which an ONNX file holds them itself; protocol buffers end at 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -89,40 +86,55 @@ def export(
     per site, int64 [B, K], the kept patches as indices into the image's grid. The file appears only after it has passed the check:
     the same outputs as PyTorch within 1e-4 at batch sizes 1 and more. Raises PruneError.
     """
+    check_format(format, int8)
+    recipe = None if recipe is None else fixed(resolve(recipe, {}))
+    target = check_target(out, model if isinstance(model, str) else model.name, format)
+    folder = open_folder(demo_images() if data is None else data, limit)
+    loaded = load_model(model) if isinstance(model, str) else model
+    images = read_images(loaded, folder.paths)
+    with taken_apart(loaded, recipe) as (wrapper, sites), scratch(target) as room:
+        names = ["logits", *(f"kept_{site}" for site in sites)]
+        with torch.no_grad():
+            write_file(wrapper, images[:2], room / target.name, format, names)
+        found, names = finish(wrapper, room / target.name, images, names, int8, kept)
+        size = sum(part.stat().st_size for part in room.iterdir())
+        for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):
+            os.replace(part, target.with_name(part.name))
+    versions = versions_in_use(loaded.model) | runtime_versions(format)
+    name = UNPRUNED if recipe is None else str(recipe)
+    return Exported(str(target), format, loaded.name, name, loaded.image_size, int8, size, names, len(images), *found, versions)
+
+
+def finish(
+    wrapper: WithKept, file: Path, images: Tensor, names: list[str], int8: bool, kept: bool
+) -> tuple[tuple[float, float, float, float, float], list[str]]:
+    """Quantise if wanted, check, and take the kept tokens out again if they are not wanted: what the check said, and the outputs."""
+    if int8:
+        quantise(file)
+    found = check(wrapper, open_exported(file), images, loose=int8)
+    if kept or len(names) == 1 or file.suffix != ENDINGS["onnx"]:
+        return found, names
+    strip(file)
+    return found, names[:1]
+
+
+def fixed(recipe: Recipe) -> Recipe:
+    """The recipe, if its token counts are known before the image is."""
+    if recipe.adaptive:
+        raise PruneError(
+            f"{recipe} keeps another number of tokens in every image, which no static graph can hold; give a fixed budget"
+        )
+    return recipe
+
+
+def check_format(format: str, int8: bool) -> None:
+    """Raise a PruneError for a format that is not known or lacks a package."""
     if format not in ENDINGS:
         raise PruneError(f"format={format!r} is not known; choose {' or '.join(ENDINGS)}")
     if int8 and format != "onnx":
         raise PruneError("int8 is for format onnx; quantise a torch.export file with torchao instead")
     for name in ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ():
         need_module(name)
-    recipe = None if recipe is None else resolve(recipe, {})
-    if recipe is not None and recipe.adaptive:
-        raise PruneError(
-            f"{recipe} keeps another number of tokens in every image, which no static graph can hold; give it a fixed budget"
-        )
-    target = check_target(out, model if isinstance(model, str) else model.name, format)
-    folder = open_folder(demo_images() if data is None else data, limit)
-    loaded = load_model(model) if isinstance(model, str) else model
-    images = read_images(loaded, folder.paths)
-    with taken_apart(loaded, recipe) as (wrapper, sites), scratch(target) as room, torch.inference_mode():
-        file = room / target.name
-        names = ["logits", *(f"kept_{site}" for site in sites)]
-        with torch.inference_mode(False), torch.no_grad():
-            write_file(wrapper, images[:2], file, format, names)
-        if int8:
-            quantise(file)
-        found = check(wrapper, open_exported(file), images, loose=int8)
-        if not kept and len(names) > 1 and format == "onnx":
-            names = names[:1]
-            strip(file)
-        done = Exported(
-            str(target), format, loaded.name, "unpruned" if recipe is None else str(recipe), loaded.image_size, int8,
-            sum(part.stat().st_size for part in room.iterdir()), names, len(images), *found,
-            versions_in_use(loaded.model) | runtime_versions(format),
-        )  # fmt: skip
-        for part in sorted(room.iterdir(), key=lambda part: part == file):
-            os.replace(part, target.with_name(part.name))
-    return done
 
 
 class WithKept(nn.Module):
@@ -193,73 +205,6 @@ def scratch(target: Path) -> Iterator[Path]:
         raise PruneError(f"{target} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(room, ignore_errors=True)
-
-
-def write_file(wrapper: WithKept, example: Tensor, file: Path, format: Format, names: list[str]) -> None:
-    """Trace the model with a free batch size and save it."""
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(wrapper, (example,), dynamic_shapes=({0: batch},), strict=False)
-            if format == "torch-export":
-                torch.export.save(program, file)
-                return
-            made = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=["images"], output_names=names,
-                custom_translation_table=translations(),
-            )  # fmt: skip
-    except (PruneError, OSError):
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise PruneError(
-            f"the model cannot be traced for {format} ({type(error).__name__}: {reason[0] if reason else ''}); recipes whose token "
-            "count depends on the image have no static graph"
-        ) from error
-    assert made is not None
-    weights = sum(tensor.nbytes for tensor in wrapper.state_dict().values())
-    made.save(str(file), external_data=weights > ONE_FILE)
-
-
-def translations() -> dict[Any, Callable[..., Any]]:
-    """What PyTorch's exporter does not know: a stable sort is ONNX's TopK of all entries, whose ties go to the lower index."""
-    from onnxscript import opset18
-
-    op: Any = opset18
-
-    def stable_sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-        size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
-        return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
-
-    return {torch.ops.aten.sort.stable: stable_sort}
-
-
-def quantise(file: Path) -> None:
-    """Replace the file by one whose matrix products have int8 weights."""
-    import logging
-
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    whole = onnx.load(str(file))
-    del whole.graph.value_info[:]  # shapes that the exporter noted before it folded transposes; they are inferred again
-    logging.getLogger().addFilter(advice := lambda record: "pre-processing" not in record.getMessage())
-    part = file.with_suffix(".int8")
-    try:
-        quantize_dynamic(whole, str(part), weight_type=QuantType.QInt8, per_channel=True)
-    finally:
-        logging.getLogger().removeFilter(advice)
-    os.replace(part, file)
-
-
-def strip(file: Path) -> None:
-    """Leave only the first output in the graph."""
-    import onnx
-
-    graph = onnx.load(str(file), load_external_data=False)
-    del graph.graph.output[1:]
-    onnx.save(graph, str(file))
 
 
 def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tuple[float, float, float, float, float]:

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ..errors import PruneError
-from ..models._lvlm import LVLM
-from ..prune import family_of
+from ..prune import LVLM, family_of
 from .checkpoint import check_reach, complain, one_line
 from .data import open_folder
 from .load import need

@@ -14,9 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import PruneError
-from ..models._decoder import Decoder
-from ..models._lvlm import LVLM
-from ..prune import Handle, family_of, prune
+from ..in_llm import Decoder
+from ..prune import LVLM, Handle, family_of, prune
 from ..recipe import Recipe
 from .timing import Alive
 
