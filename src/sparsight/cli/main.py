@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import PruneError
+from .analyse import analyse
 from .bench import bench
 from .bench_vlm import bench_vlm
 from .calibrate import calibrate
@@ -33,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
+    analyse,
     bench,
     bench_vlm,
     calibrate,

@@ -76,10 +76,10 @@ class Watch:
 class Count:
     """Listens to a run over images: a bar on a terminal, of the first process only."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, resumes: bool = True) -> None:
         from ..tools.crew import leads
 
-        self.out = out
+        self.out, self.resumes = out, resumes
         console = Console(stderr=True, highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -102,7 +102,8 @@ class Count:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
         if isinstance(error, KeyboardInterrupt):
-            print(f"stopped: what is finished is in {self.out}; give the same command again to go on from there", file=sys.stderr)
+            rest = f"what is finished is in {self.out}; give the same command again to go on from there"
+            print(f"stopped: {rest if self.resumes else 'nothing was written'}", file=sys.stderr)
             sys.exit(130)
 
 

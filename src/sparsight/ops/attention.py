@@ -116,6 +116,13 @@ def row_entropy(
 
     The row is the softmax over the patch keys alone, the diagonal included. q, k [B, H, P+N, D] -> [B, N].
     """
+    return head_entropy(q, k, prefix, scale, order, mask, valid).mean(dim=1)
+
+
+def head_entropy(
+    q: Tensor, k: Tensor, prefix: int, scale: float, order: float, mask: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """`row_entropy` of every head: -> [B, H, N]."""
     valid = real(valid, k)
     mask = visible(q, k, mask, valid)
     work = cut(setting(q, k[:, :, prefix:], scale, mask, valid), prefix, 1)
@@ -123,14 +130,12 @@ def row_entropy(
         work = replace(work, mask=work.mask[..., prefix:])
     match backend(work):
         case "streamed":
-            found = plain.row_pass(work, order)
+            return plain.row_pass(work, order)
         case "triton":
             from . import attention_triton
 
-            found = attention_triton.row_values(work, order)
-        case "explicit":
-            found = plain.entropies(work, order)
-    return found.mean(dim=1)
+            return attention_triton.row_values(work, order)
+    return plain.entropies(work, order)
 
 
 def row_normalisers(q: Tensor, k: Tensor, scale: float, *, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:

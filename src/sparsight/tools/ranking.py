@@ -104,12 +104,12 @@ def places(values: Sequence[float]) -> list[float]:
     return [float(place) for place in (last - (count + 1) / 2)[group]]
 
 
-def need_plot() -> None:
+def need_plot(what: str = "the scatter plot") -> None:
     """Raise PruneError, before any heavy work, if no plot can be drawn."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise PruneError("the scatter plot needs matplotlib; pip install 'sparsight[viz]'") from None
+        raise PruneError(f"{what} needs matplotlib; pip install 'sparsight[viz]'") from None
 
 
 def scatter(ranking: Ranking, path: Path) -> None:

@@ -1,0 +1,41 @@
+"""sparsight analyse: attention and scores of a model, block by block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def analyse(
+    model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
+    data: Annotated[Path | None, typer.Option(help="Folder of images. The demo model brings its own.")] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="A recipe such as col_ln:keep=0.5; may be given several times. Its layers do not matter."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figures, tables and the page report.html.")] = Path("runs/analyse"),
+    orders: Annotated[str, typer.Option(help="Orders of the entropy, joined by commas; 1 is Shannon's.")] = "1,2,4,inf",
+    layers: Annotated[str, typer.Option(help="Blocks joined by '/', or all.")] = "all",
+    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
+    images: Annotated[int, typer.Option(help="Images with heat maps.")] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens that ranks are compared with.")] = 0,
+) -> None:
+    """Entropy and reach of the attention, score heat maps, agreement of kept tokens and their effective rank, block by block."""
+    from ..tools.analyse import analyse as measure
+    from .compare import items
+    from .progress import Count
+
+    try:
+        wanted = [float(order) for order in items(orders)]
+    except ValueError:
+        raise typer.BadParameter(f"{orders!r} is no list of numbers", param_hint="--orders") from None
+    with Count(out, resumes=False) as count:
+        done = measure(
+            model, data, recipe or (), out, orders=wanted, layers=layers, limit=limit, shown=images, batch_size=batch_size,
+            device=device, seed=seed, listen=count,
+        )  # fmt: skip
+    typer.echo(f"{done}\nwrote {out / 'report.html'} with its figures and tables")
