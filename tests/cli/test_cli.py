@@ -154,11 +154,11 @@ def test_an_interrupted_run_says_how_to_go_on(sparsight, long_job, tmp_path, mon
 
     count, calls = measure.macs, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
-        return count(*arguments)
+        return count(*arguments, **options)
 
     monkeypatch.setattr(measure, "macs", interrupted)
     code, _, news = sparsight(*long_job)

@@ -88,10 +88,14 @@ def test_static_sites_follow(name, later):
     model, x = made(name), images(name, 4)
     if "class_attn" in needs(AFTER[later]) and not ZOO[name].class_token:
         pytest.skip("scores by class attention")
-    first = "similarity:threshold=adaptive,kappa=0.2,layers=" + ("input" if later == "position" else "0")
-    with sparsight.prune(model, first) as one, sparsight.prune(model, AFTER[later]) as two:
-        counts = check_alone(name, model, x, [one, two])
-    assert len(set(counts[0])) > 1
+    layers = "input" if later == "position" else "0"
+    for kappa in (0.2, 0.4, 0.0, 0.6):  # a few tokens only: some thresholds leave as many in every image
+        first = f"similarity:threshold=adaptive,kappa={kappa},layers={layers}"
+        with sparsight.prune(model, first) as one, sparsight.prune(model, AFTER[later]) as two:
+            counts = check_alone(name, model, x, [one, two])
+        if len(set(counts[0])) > 1:
+            return
+    pytest.fail("all images kept the same number of tokens")
 
 
 @torch.no_grad()

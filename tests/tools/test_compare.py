@@ -172,7 +172,7 @@ def test_a_model_without_classifier_has_cosine_only(tmp_path):
     ("changes", "message"),
     [
         ({"methods": ["evitt"]}, "did you mean 'evit'"),
-        ({"methods": ["evit:order=2"]}, "no parameter 'order'"),
+        ({"methods": ["tome:order=2"]}, "no parameter 'order'"),
         ({"keep": [1.5]}, "outside"),
         ({"layers": ["1/99"]}, "out of range"),
         ({"methods": []}, "nothing to compare"),

@@ -70,8 +70,10 @@ class TransformersViT(Family):
             self.hooks += [block.register_forward_pre_hook(without_mask, with_kwargs=True) for block in rest]
 
     def refuse_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a mask where the user gives one."""
-        super().refuse_mask((), kwargs)
+        """Refuse a mask that the user gives, unless it is all ones."""
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.all()):
+            super().refuse_mask((), kwargs)
 
     def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Nothing: `refuse_call` has seen the user's own. While tracing, transformers makes one of ones for its layers."""
