@@ -71,6 +71,21 @@ def test_pictures_of_a_figure(tmp_path):
     assert all((tmp_path / file.rpartition("/")[2]).read_bytes().startswith(b"\x89PNG") for file in done.files)
 
 
+def test_blocks_of_a_figure(tmp_path):
+    done = reproduce("entropy_figure03", "demo", demo_images(), tmp_path, limit=1)
+    folder = tmp_path / "demo"
+    assert {file.rpartition("/")[2] for file in done.files} == {
+        "distance.png",
+        "entropy.png",
+        "rank.png",
+        "report.html",
+        "scores0.png",
+    }
+    assert all(str(folder / file.rpartition("/")[2]) == file for file in done.files)
+    assert any("images: 1 of" in text for text in done.differs)
+    assert not done.missing
+
+
 def test_questions_on_a_stand_in(tmp_path, monkeypatch):
     """A tiny LLaVA of 100 image tokens and two questions in place of LLaVA-1.5 and POPE: the row that asks for 128 tokens says so."""
     monkeypatch.setattr(tiny_vlm, "SIDE", 40)

@@ -145,9 +145,8 @@ class Probe:
         for asked in able:
             left, plan, _, score = settle(asked.recipe, asked.count, dict(given))
             left = plan.gather(x) if left is None else left
-            mask, counts = mask_of(plan), tuple(plan.counts)
-            if mask is not None:
-                self.chosen[layer][asked.number] = mask
+            self.chosen[layer][asked.number] = mask_of(plan)
+            counts = tuple(plan.counts)
             if counts not in random:
                 random[counts] = random_rank(x, counts, draws)
             rank = effective_rank(left if plan.valid is None else left * plan.valid.unsqueeze(-1))

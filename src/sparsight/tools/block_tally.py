@@ -43,8 +43,8 @@ class Sums:
         x, y, xx, yy, xy = (np.asarray(part) for part in (self.x, self.y, self.xx, self.yy, self.xy))
         across = self.n * xy - x * y
         spread = (self.n * xx - x * x, self.n * yy - y * y)
-        # what rounding leaves of a variance of nothing
-        flat = (spread[0] <= 1e-9 * self.n * xx) | (spread[1] <= 1e-9 * self.n * yy)
+        # a spread of a millionth is rounding: the values come in float32
+        flat = (spread[0] <= 1e-12 * self.n * xx) | (spread[1] <= 1e-12 * self.n * yy)
         found = across / np.sqrt(np.where(flat, 1.0, spread[0] * spread[1]))
         return [None if still else float(value) for still, value in zip(flat, found, strict=True)]
 
@@ -125,10 +125,8 @@ class Tally:
                     self.pairs.setdefault((a, b), Pair()).add(first, second)
 
 
-def mask_of(plan: Plan) -> Tensor | None:
-    """Tokens that keep a slot: [B, N] bool; None for mixtures, which keep none."""
-    if plan.mix is not None:
-        return None
+def mask_of(plan: Plan) -> Tensor:
+    """Tokens that keep a slot, centres of clusters among them: [B, N] bool."""
     spare = torch.zeros(plan.keep.shape[0], plan.total + 1, dtype=torch.bool, device=plan.keep.device)
     return spare.scatter(1, plan.keep.where(plan.keep >= 0, plan.total), True)[:, : plan.total]
 

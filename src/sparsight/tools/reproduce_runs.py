@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .checkpoint import in_cache
 from .published import index
 from .reproduce import Order, Yield
-from .reproduce_vision import classify, complexity, draw
+from .reproduce_vision import classify, complexity, draw, inspect
 from .reproduce_vlm import HARNESS, answer
 
 Runner = Callable[[Order, Yield], None]
@@ -19,6 +19,7 @@ RUNNERS: dict[str, Runner] = {
     "evaluate": classify,
     "train": classify,
     "show": draw,
+    "analyse": inspect,
     "rank": complexity,
     "evaluate-vlm": answer,
 }

@@ -1,4 +1,4 @@
-"""Run the entries of vision models: top-1 by `evaluate`, speed by `compare`, pictures by `show`, complexity by `rank`."""
+"""Run the entries of vision models: top-1 by `evaluate`, speed by `compare`, pictures by `show`, complexity by `rank`, blocks by `analyse`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from statistics import fmean, quantiles
 from ..errors import PruneError
 from ..prune import family_of, plan_sites
 from ..recipe import Recipe
+from .analyse import analyse
 from .compare import compare
 from .comparison import UNPRUNED
 from .data import Folder, open_folder
@@ -26,6 +27,8 @@ from .zero_shot import OPEN_CLIP, Dual, load_dual
 TIMED = ("speedup", "images_per_second")
 PICTURES = 2
 """Images drawn for a figure where no limit is given."""
+ANALYSED = 64
+"""Images that are looked into block by block where no limit is given."""
 
 
 def classify(order: Order, brought: Yield) -> None:
@@ -176,6 +179,24 @@ def draw(order: Order, brought: Yield) -> None:
                 target = order.out / f"{image.stem}-{re.sub(r'[^A-Za-z0-9_.=-]+', '_', text)}.png"
                 show(image, model, recipe, target)
                 brought.files.append(str(target))
+
+
+def inspect(order: Order, brought: Yield) -> None:
+    """Scores, entropy and attention distance block by block, over some images of the folder."""
+    place = next((place for place in order.data.values() if place), "")
+    for name, keys in by_name(order.models):
+        model = load(keys, name, order, brought)
+        if model is None or isinstance(model, Dual):
+            continue
+        rows = [row for row in order.rows if row.model in keys]
+        recipes = possible(model, next(iter(order.data)), rows, brought)
+        out = order.out / re.sub(r"[^\w.-]+", "_", Path(model.name).name)
+        done = analyse(
+            model, place, list(recipes.values()), out, limit=order.limit or ANALYSED, shown=PICTURES,
+            batch_size=order.settings.batch_size, device=order.settings.device, seed=order.settings.seed, listen=order.listen,
+        )  # fmt: skip
+        brought.differs += [f"images: {done.images} of {place}, for the paper's own are not known", *done.notes]
+        brought.files += [str(file) for file in sorted(out.glob("*.png"))] + [str(out / "report.html")]
 
 
 def complexity(order: Order, brought: Yield) -> None:

@@ -1,0 +1,77 @@
+"""sparsight analyse: options arrive, lines are printed, errors are one line, Ctrl-C leaves nothing."""
+
+import signal
+import sys
+
+import pytest
+from compare_data import ARCHITECTURE, make_images, make_model
+from safetensors.torch import save_file
+
+from sparsight.cli.main import run
+from sparsight.tools.analysis import Analysis
+
+pytest.importorskip("timm")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Options of a tiny model and its images."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_file(make_model().model.state_dict(), path)
+    images = make_images(tmp_path_factory.mktemp("images"), ("c0", "c1", "c2"))
+    return ["--model", f"{ARCHITECTURE}@{path}", "--data", str(images), "--limit", "2", "--layers", "1"]
+
+
+@pytest.fixture
+def sparsight(monkeypatch, capsys):
+    """Run the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sparsight", "analyse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+def test_analyse(sparsight, given, tmp_path):
+    recipes = ["--recipe", "col_ln:keep=0.5,layers=0", "--recipe", "random:keep=0.5"]
+    code, text, news = sparsight(*given, *recipes, "--orders", "1, inf", "--images", 1, "--out", tmp_path)
+    assert (code, news) == (0, "")
+    assert "2 images, block 1, 10 x 10 patches" in text
+    assert "kept by both col_ln:keep=0.5 and random:keep=0.5" in text
+    assert text.splitlines()[-1] == f"wrote {tmp_path / 'report.html'} with its figures and tables"
+    done = Analysis.load(tmp_path)
+    assert done.orders == [1, float("inf")]
+    assert done.layers == [1]
+    assert len(done.maps) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--orders", "two"], "no list of numbers"),
+        (["--orders", "-1"], "must be above 0"),
+        (["--layers", "99"], "out of range"),
+        (["--data", "nowhere"], "does not exist"),
+        (["--recipe", "divprune"], "no language model"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(sparsight, given, tmp_path, arguments, message):
+    code, text, news = sparsight(*given, *arguments, "--out", tmp_path / "out")
+    assert (code, text) == (2, "")
+    assert message in news
+    assert news.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_leaves_nothing(sparsight, given, tmp_path, monkeypatch):
+    from sparsight.tools import analyse
+
+    monkeypatch.setattr(analyse, "sum_up", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, _, news = sparsight(*given, "--out", tmp_path / "out")
+    assert code == 130
+    assert news.splitlines()[-1] == "stopped: nothing was written"
+    assert not list(tmp_path.iterdir())
