@@ -23,7 +23,7 @@ def points(interval: Interval | None) -> str:
 def line(done: Comparison, row: Row, against: Row | None) -> str:
     beside = points(done.difference(row.recipe, against.recipe)) if against is not None and against is not row else ""
     agreement = "" if row.agreement is None else f"{100 * row.agreement.value:.1f}"
-    name = row.recipe.split(":")[0]
+    name = row.label
     return (
         f"| `{name}` | {100 * (row.top1 or 0):.1f} | {points(row.top1_change)} | {beside} | {agreement} | {row.cosine:.3f} "
         f"| {row.gmacs:.2f} | {row.speedup.median:.2f} |"

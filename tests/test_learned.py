@@ -79,6 +79,25 @@ def test_saved_and_given_again(tmp_path):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_file_in_the_recipe_string(tmp_path):
+    model, file = make(), tmp_path / "weights.safetensors"
+    with sparsight.prune(model, RECIPE, weights="random") as handle:
+        wanted = model(X)
+        handle.learned[0].queries.mul_(2)
+        changed = model(X)
+        save_file(handle.learned.state_dict(), file)
+    text = f"{RECIPE},weights={file}"
+    with sparsight.prune(model, text) as handle:
+        assert str(handle.recipe) == text
+        assert sparsight.Recipe.from_json(handle.recipe.to_json()) == handle.recipe
+        assert torch.equal(model(X), changed)
+    with sparsight.prune(model, text, weights="random"):
+        assert torch.equal(model(X), wanted)
+    with pytest.raises(PruneError, match="no learned weights"):
+        sparsight.parse("evit:weights=random")
+
+
 def test_random_is_the_same_every_time():
     one, two = (sparsight.prune(make(), RECIPE, weights="random").learned.state_dict() for _ in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -29,7 +29,7 @@ def build(name: str, given: Given | None, wanted: list[dict[str, Weight]], place
     if given is None:
         raise PruneError(
             f"{name} is a learned method: give weights= {described(wanted[0])} (one mapping, or a list with one per site), a "
-            ".safetensors file with them, or 'random' to train from scratch"
+            ".safetensors file with them (in a recipe string too), or 'random' to train from scratch"
         )
     generator = torch.Generator().manual_seed(SEED)
     if isinstance(given, str) and given == "random":

@@ -128,7 +128,7 @@ def prune(
         return prune_images(family, recipe)
     sites = plan_sites(family, recipe)
     if recipe.weights is not None:
-        learn(recipe, recipe.weights, family, sites, weights)
+        learn(recipe, recipe.weights, family, sites, recipe.file or None if weights is None else weights)
     family.add(sites)
     return Handle(recipe, family, sites)
 

@@ -77,6 +77,7 @@ class Recipe:
     remembers    the weights hold a `cache` of class tokens; each site puts the one most like the image's into its block's attention.
     hides        in training no token leaves: `size` says 1 or 0, and later attention sees a token with 0 only from itself.
     weights      of a learned method: what its steps find in the signal `weights`. The tensors themselves belong to the Handle.
+    file         where `prune` finds them if it is given none: a .safetensors file, or "random".
     name, params stamped by the registry: with them the recipe has a string and a JSON form.
     """
 
@@ -92,6 +93,7 @@ class Recipe:
     hides: bool = False
     remembers: bool = False
     weights: Weights | None = None
+    file: str = ""
     name: str = "custom"
     params: tuple[tuple[str, Value], ...] = ()
     shown: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -23,9 +23,10 @@ SHARED: dict[str, Any] = {
     "remove": Amount,
     "where": Literal["before", "attn", "block"],
     "per_tile": bool,
+    "weights": str,
 }
-"""Parameters that methods accept without declaring them: the budget words, the place within a block for methods with layers, and
-whether the budget is each tile's (images cut into tiles by a vision-language model)."""
+"""Parameters that methods accept without declaring them: the budget words, the place within a block for methods with layers,
+whether the budget is each tile's (images cut into tiles by a vision-language model), and the file of a learned method's weights."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
         if not movable:
             raise PruneError(f"{entry.name} has its place ({place}); where= is for methods inside vision blocks")
         recipe = replace(recipe, where=str(values["where"]))
-    recipe = replace(recipe, per_tile=bool(values.get("per_tile")))
+    if "weights" in values and recipe.weights is None:
+        raise PruneError(f"{entry.name} has no learned weights with these parameters; leave weights= out")
+    recipe = replace(recipe, per_tile=bool(values.get("per_tile")), file=str(values.get("weights", "")))
     full = {key: value for key, value in {**declared, **values}.items() if key not in BUDGET}
     word = recipe.schedule.word
     if word:

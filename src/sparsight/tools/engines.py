@@ -55,7 +55,7 @@ def build(loaded: Loaded, recipe: Recipe | None, backend: str, folder: Path) -> 
         return exported(loaded, recipe, backend.endswith("int8"), folder), None, None
     model = twin(loaded.model)
     # what a learned method has learned does not change its speed
-    handle = None if recipe is None else prune(model, recipe, weights=None if recipe.weights is None else "random")
+    handle = None if recipe is None else prune(model, recipe, weights="random" if recipe.weights and not recipe.file else None)
     run: Run = torch.compile(model, fullgraph=True) if backend == "compile" else model
     return run, model, handle
 
