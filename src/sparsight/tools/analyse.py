@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from ..errors import PruneError
-from ..models._lvlm import LVLM
 from ..ops.distance import uniform_distance
 from ..ops.schedule import Schedule, show
 from ..ops.score import check_order
-from ..prune import family_of, resolve
+from ..prune import resolve
 from ..recipe import Recipe
+from ..watch import unpruned
 from .analysis import Agreement, Analysis, Head, Histogram, Left
 from .block_probe import Asked, Batch, Probe, ask
 from .block_tally import Tally
@@ -64,15 +64,19 @@ def analyse(
     try:
         loaded = load_model(model) if isinstance(model, str) else replace(model, model=copy.deepcopy(model.model))
         loaded = replace(loaded, model=loaded.model.to(settings.device, torch.float32).eval())
-        probe = prepare(loaded, recipes, wanted, layers, seed)
-        drawn = dict.fromkeys(even(range(len(folder)), min(shown, len(folder))))
-        files = batches(folder, loaded.transform, batch_size)
-        pass_through(probe, files, drawn, listen or ignore)
-        done = sum_up(loaded, folder, files, probe, settings)
-        publish(done, loaded, folder, probe, target, listen or ignore)
+        return run(loaded, folder, prepare(loaded, recipes, wanted, layers, seed), settings, shown, target, listen or ignore)
     except BaseException:
         release(made)
         raise
+
+
+def run(loaded: Loaded, folder: Folder, probe: Probe, settings: Settings, shown: int, out: Path, listen: Listener) -> Analysis:
+    """Look at all images, then write."""
+    drawn = set(even(range(len(folder)), min(shown, len(folder))))
+    files = batches(folder, loaded.transform, settings.batch_size)
+    pass_through(probe, files, drawn, listen)
+    done = sum_up(loaded, folder, files, probe, settings)
+    publish(done, loaded, folder, probe, out, listen)
     return done
 
 
@@ -87,22 +91,14 @@ def prepare(
     loaded: Loaded, recipes: Sequence[str | Recipe], orders: tuple[float, ...], layers: str | Sequence[int], seed: int
 ) -> Probe:
     """Check model, blocks and recipes."""
-    family = family_of(loaded.model)
-    if isinstance(family, LVLM):
-        raise PruneError(
-            f"{type(loaded.model).__name__} is a vision-language model; analyse takes vision models, such as its image tower"
-        )
-    if family.sites:
-        raise PruneError("the model is pruned, and analyse looks at all tokens; remove the handle first")
+    family = unpruned(loaded.model)
     blocks = check_layers(layers, len(family.blocks))
     chosen = recipes or (USUAL if family.class_token else USUAL[1:])
     found = {name_of(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in chosen)}
-    asked = [ask(family, number, recipe, blocks) for number, recipe in enumerate(found.values())]
-    patches = family.grid[0] * family.grid[1]
+    asked = [ask(loaded.model, number, recipe, blocks) for number, recipe in enumerate(found.values())]
     at = orders.index(1.0) if 1.0 in orders else 0
     tallies = {layer: Tally(len(orders)) for layer in blocks}
-    kept = asked[0].count(patches) or -(-patches // 2)  # half of them where the recipe has no fixed count
-    return Probe(family, asked, blocks, orders, at, kept, seed, tallies)
+    return Probe(loaded.model, asked, blocks, orders, at, seed, tallies)
 
 
 def name_of(recipe: Recipe) -> str:
@@ -125,9 +121,9 @@ def check_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
     return found
 
 
-def pass_through(probe: Probe, files: Batches, drawn: dict[int, None], listen: Listener) -> None:
+def pass_through(probe: Probe, files: Batches, drawn: set[int], listen: Listener) -> None:
     """All images through the model. Raises PruneError if none can be read."""
-    like, total, done = next(probe.family.model.parameters()), len(files.folder), 0
+    like, total, done = next(probe.model.parameters()), len(files.folder), 0
     listen(0, total, "reading")
     with torch.inference_mode():
         for images, places in files:
@@ -144,7 +140,7 @@ def pass_through(probe: Probe, files: Batches, drawn: dict[int, None], listen: L
 def sum_up(loaded: Loaded, folder: Folder, files: Batches, probe: Probe, settings: Settings) -> Analysis:
     """The sums as means, with what has to be known about how they came about."""
     names = [name_of(asked.recipe) for asked in probe.asked]
-    grid = probe.family.grid
+    grid = probe.grid
     patch = (probe.batch.size[0] / grid[0], probe.batch.size[1] / grid[1])
     drawn = sorted({place for tally in probe.tallies.values() for place, _ in tally.maps})
     return Analysis(

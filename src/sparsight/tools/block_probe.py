@@ -7,19 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..apply import needs, settle
 from ..errors import PruneError
-from ..models._family import Family
-from ..models._site import Outcome, Site
 from ..ops.attention import head_entropy
 from ..ops.distance import attention_distance
 from ..ops.rank import effective_rank
 from ..ops.schedule import as_tuple
-from ..ops.select import everything
-from ..prune import plan_sites
+from ..prune import family_of, plan_sites
 from ..recipe import Recipe
+from ..watch import watch
 from .block_tally import Ranks, Tally, mask_of, random_rank
 
 HEADS = ("q", "k", "prefix", "scale", "grid")
@@ -41,7 +39,7 @@ class Asked:
         return self.recipe.schedule.count(n, 0, 1)
 
 
-def ask(family: Family, number: int, recipe: Recipe, layers: tuple[int, ...]) -> Asked:
+def ask(model: nn.Module, number: int, recipe: Recipe, layers: tuple[int, ...]) -> Asked:
     """The recipe for these blocks instead of its own; a PruneError if it cannot be asked alone, on all tokens, in this model."""
     if recipe.weights is not None:
         raise PruneError(
@@ -59,13 +57,13 @@ def ask(family: Family, number: int, recipe: Recipe, layers: tuple[int, ...]) ->
                 f"{recipe.name} works before a block, from what the block in front of it has seen; give blocks above 0"
             )
     at = replace(recipe, schedule=replace(schedule, layers=layers))
-    plan_sites(family, at)
+    plan_sites(family_of(model), at)
     return Asked(number, at, layers)
 
 
 @dataclass(eq=False)
 class Batch:
-    """The images that are passing. shown: items that are drawn, with their place in the folder; draws [B, N]: random orders."""
+    """The images that are passing: their places in the folder, and size (h, w); shown: items that are drawn, with their places."""
 
     places: list[int]
     size: tuple[int, int]
@@ -74,60 +72,46 @@ class Batch:
 
 @dataclass(eq=False)
 class Probe:
-    """Watches the blocks. order: which of the orders goes with the distance; kept: patches that count as kept in the histograms."""
+    """Watches the blocks. order: which of the orders goes with the distance; grid: that of the images; kept: patches that count as
+    kept in the histograms; chosen: kept sets of this batch, masks [B, N] by block and recipe."""
 
-    family: Family
+    model: nn.Module
     asked: list[Asked]
     layers: tuple[int, ...]
     orders: tuple[float, ...]
     order: int
-    kept: int
     seed: int
     tallies: dict[int, Tally]
     batch: Batch = field(default_factory=lambda: Batch([], (0, 0), {}))
+    grid: tuple[int, int] = (0, 0)
+    kept: int = 0
     chosen: dict[int, dict[int, Tensor]] = field(default_factory=dict)
-    """Kept sets of this batch, masks [B, N] by block and recipe."""
 
     def run(self, images: Tensor, batch: Batch) -> None:
         """One batch, once for each place in a block where a recipe works."""
         self.batch, self.chosen = batch, {layer: {} for layer in self.layers}
         for where in sorted({MIDDLE, *(asked.recipe.where for asked in self.asked)}):
             here = [asked for asked in self.asked if asked.recipe.where == where]
-            sites = self.sites(where, here)
-            self.family.add(sites)
-            try:
-                self.family.model(images)
-            finally:
-                self.family.take_out(sites)
+            layers = [layer for layer in self.layers if where == MIDDLE or any(layer in asked.layers for asked in here)]
+            names = [*(HEADS if where == MIDDLE else ("grid",)), *(name for asked in here for name in needs(asked.recipe))]
+            with watch(self.model, where, layers, names, partial(self.see, where, here)):
+                self.model(images)
         for layer, kept in self.chosen.items():
             self.tallies[layer].compare(kept)
 
-    def sites(self, where: str, here: list[Asked]) -> list[Site]:
-        """Sites that keep everything and take notes."""
-        base = HEADS if where == MIDDLE else ("grid",)
-        wanted = tuple(dict.fromkeys(("x", *base, *(name for asked in here for name in needs(asked.recipe)))))
-        found = []
-        for layer in self.layers:
-            able = [asked for asked in here if layer in asked.layers]
-            if able or where == MIDDLE:
-                # the place before a block is the one after the block in front of it
-                at, place = (layer - 1, "block") if where == "before" else (layer, where)
-                found.append(Site(at, place, wanted, partial(self.note, layer, where, able), False))
-        return found
-
-    def note(self, layer: int, where: str, able: list[Asked], given: dict[str, Any]) -> Outcome:
-        """The step of a site: look, and let everything pass."""
-        del given["entered"]
-        x: Tensor = given["x"]
+    def see(self, where: str, here: list[Asked], layer: int, given: dict[str, Any]) -> None:
+        """One place in one block."""
         if where == MIDDLE:
             self.spread(self.tallies[layer], given)
-        if able:
-            self.choose(layer, able, given)
-        return None, everything(x), None, None
+        if here:
+            self.choose(layer, here, given)
 
     def spread(self, tally: Tally, given: dict[str, Any]) -> None:
         """Entropy of the attention rows, and how far they reach."""
         q, k, prefix, scale, grid = (given[name] for name in HEADS)
+        patches = grid[0] * grid[1]
+        # half of them where the recipe has no fixed count
+        self.grid, self.kept = grid, self.asked[0].count(patches) or -(-patches // 2)
         patch = (self.batch.size[0] / grid[0], self.batch.size[1] / grid[1])
         for index, order in enumerate(self.orders):
             entropy = head_entropy(q, k, prefix, scale, order)
@@ -137,12 +121,12 @@ class Probe:
                 distance = attention_distance(q, k, prefix, scale, grid, patch)
                 tally.heads.add(distance.transpose(0, 1).flatten(1), entropy.transpose(0, 1).flatten(1))
 
-    def choose(self, layer: int, able: list[Asked], given: dict[str, Any]) -> None:
+    def choose(self, layer: int, here: list[Asked], given: dict[str, Any]) -> None:
         """What each recipe keeps of these tokens, and how much that is worth."""
         x: Tensor = given["x"]
         full, draws = effective_rank(x), self.draws(x.shape[1])
         random: dict[tuple[int, ...], Tensor] = {}
-        for asked in able:
+        for asked in here:
             left, plan, _, score = settle(asked.recipe, asked.count, dict(given))
             left = plan.gather(x) if left is None else left
             self.chosen[layer][asked.number] = mask_of(plan)
