@@ -157,12 +157,7 @@ class Analysis:
             f"attention distance: {fmean(distances):.1f} pixels ({min(distances):.1f} to {max(distances):.1f} by head, {self.uniform:.1f} if even); "
             f"correlation with {named(self.order)} entropy {signed(self.correlation)} over heads, {signed(self.correlation_of_blocks)} over blocks"
         )
-        for first, second in self.different():
-            found = self.agreed(first, second)
-            lines.append(
-                f"kept by both {first} and {second}: {100 * fmean(a.overlap for a in found):.0f}%, by chance "
-                f"{100 * fmean(a.chance for a in found):.0f}%"
-            )
+        lines += self.agreement_lines()
         for recipe in self.recipes:
             rows = [row for row in self.left if row.recipe == recipe]
             rank, random, full = (fmean(getattr(row, name) for row in rows) for name in ("rank", "random", "unpruned"))
@@ -174,6 +169,16 @@ class Analysis:
     def different(self) -> list[tuple[str, str]]:
         """Pairs of recipes whose kept sets were compared."""
         return list(dict.fromkeys((a.first, a.second) for a in self.agreements if a.first != a.second))
+
+    def agreement_lines(self) -> list[str]:
+        """Shared tokens, mean over the blocks: of up to three pairs of recipes, of more the two that agree least and most."""
+        found = []
+        for first, second in self.different():
+            shared, chance = (fmean(getattr(a, name) for a in self.agreed(first, second)) for name in ("overlap", "chance"))
+            text = f"kept by both {first} and {second}: {100 * shared:.0f}%, by chance {100 * chance:.0f}%"
+            found.append((shared - chance, text))
+        ranked = sorted(found)
+        return [text for _, text in (found if len(found) <= 3 else (ranked[0], ranked[-1]))]
 
     def to_json(self) -> str:
         """All of it as JSON text, with the correlations; `from_json` is the inverse."""

@@ -135,7 +135,7 @@ def over_depth(axes: Any, done: Analysis, values: list[float], title: str) -> No
 def agreement(done: Analysis) -> Any:
     """One matrix per block: shared tokens of every pair of recipes in percent of the smaller set, coloured by how far from chance."""
     names = list(dict.fromkeys(a.first for a in done.agreements))
-    columns = min(6, len(done.layers))
+    columns = min(6 if len(names) < 5 else 4, len(done.layers))
     rows, side = math.ceil(len(done.layers) / columns), max(1.5, 0.4 * len(names))
     figure = sheet(columns * side + 1.2, rows * (side + 0.3) + 0.24 * math.ceil(len(names) / 2) + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False)

@@ -53,7 +53,7 @@ ENTROPY = (
 )
 REACH = (
     "Distance in pixels between a patch and those it attends to, weighted by attention, mean over patches and images. Attention on class and "
-    "register tokens is left out. Heads that look far spread their attention, so entropy and distance go together where r is near 1."
+    "register tokens is left out. Where r is near 1, heads that look far also spread their attention."
 )
 AGREEMENT = (
     "Tokens that both recipes of a pair keep, in percent of the smaller set, mean over images. Colours: blue where they share more than two "

@@ -18,7 +18,7 @@ from .load import Loaded
 from .patches import pictures
 from .show import INK, PAPER, QUIET, font, inferno
 
-SIDE, GAP, MARGIN, LINE = 150, 8, 24, 24
+SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32
 MOST = 12
 """Blocks on a sheet; of more, as many evenly spaced ones. The table has all."""
 STRENGTH = 0.78
@@ -56,20 +56,20 @@ def draw(picture: Image.Image, maps: dict[tuple[str, int], Map], name: str, mode
     layers = even(layers, min(MOST, len(layers)))
     width, height = fitted(picture)
     picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    top, band = MARGIN + height + 2 * GAP + LINE, LINE + height + GAP
+    top, band = MARGIN + height + 3 * GAP + LINE, LINE + height + 2 * GAP
     columns = max(len(layers), 4)
     sheet = Image.new("RGB", (2 * MARGIN + columns * (width + GAP) - GAP, top + len(recipes) * band + MARGIN - GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     sheet.paste(picture, (MARGIN, MARGIN))
     x = MARGIN + width + 2 * GAP
-    pen.text((x, MARGIN - 4), name, INK, font(20))
-    pen.text((x, MARGIN + 26), f"scores of all patches in {model}, not pruned", QUIET, font(15))
-    colour_bar(sheet, pen, (x, MARGIN + height - 40), 2 * width)
+    pen.text((x, MARGIN - 4), name, INK, font(26))
+    pen.text((x, MARGIN + 34), f"scores of all patches in {model}, not pruned", QUIET, font(21))
+    colour_bar(sheet, pen, (x, MARGIN + height - 38), 3 * width)
     for column, layer in enumerate(layers):
-        pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", QUIET, font(15))
+        pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", QUIET, font(20))
     for row, recipe in enumerate(recipes):
         y = top + row * band
-        pen.text((MARGIN, y), recipe, INK, font(16))
+        pen.text((MARGIN, y), recipe, INK, font(22))
         for column, layer in enumerate(layers):
             if (recipe, layer) in maps:
                 sheet.paste(heat(picture, maps[recipe, layer]), (MARGIN + column * (width + GAP), y + LINE))
@@ -87,8 +87,8 @@ def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, i
     x, y = place
     ramp = inferno(np.linspace(0, 1, width))[None].repeat(12, axis=0)
     sheet.paste(Image.fromarray(ramp), (x, y))
-    pen.text((x, y + 15), "lowest score", QUIET, font(14))
-    pen.text((x + width, y + 15), "highest, kept first", QUIET, font(14), anchor="ra")
+    pen.text((x, y + 15), "lowest score", QUIET, font(20))
+    pen.text((x + width, y + 15), "highest, kept first", QUIET, font(20), anchor="ra")
 
 
 def heat(picture: Image.Image, score: Map) -> Image.Image:
