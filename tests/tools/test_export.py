@@ -132,3 +132,16 @@ def test_unreadable_files(tmp_path: Path) -> None:
     for name, message in (("m.onnx", "onnxruntime"), ("m.pt2", "torch.export"), ("no.onnx", "no file"), ("", "no file")):
         with pytest.raises(PruneError, match=message):
             open_exported(tmp_path / name)
+
+
+def test_distances_in_onnx(loaded: Loaded, tmp_path: Path) -> None:
+    """Clustering needs the stable sort and the distances that the exporter does not know by itself."""
+    recipe = "dpc_knn:keep=0.6,layers=1"
+    assert export(loaded, recipe, tmp_path / "m.onnx", limit=4).same_kept == 1
+    wanted, got = both(loaded, recipe, tmp_path / "m.onnx")
+    assert torch.allclose(wanted[0], got[0], atol=1e-4)
+
+
+def test_adaptive_counts_are_refused(loaded: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="another number of tokens in every image"):
+        export(loaded, "ats:keep=0.5,layers=1", tmp_path / "m.onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -36,18 +37,22 @@ def write_file(wrapper: nn.Module, example: Tensor, file: Path, format: Format, 
     except (PruneError, OSError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise PruneError(
-            f"the model cannot be traced for {format} ({type(error).__name__}: {reason[0] if reason else ''}); recipes whose token "
-            "count depends on the image have no static graph"
-        ) from error
+        raise PruneError(f"the model cannot be traced for {format}: {reason(error)}") from error
     assert made is not None
     weights = sum(tensor.nbytes for tensor in wrapper.state_dict().values())
     made.save(str(file), external_data=weights > ONE_FILE)
 
 
+def reason(error: Exception) -> str:
+    """What the exporter stumbled over, of its pages of advice."""
+    lines = str(error).strip().splitlines() or [""]
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+    return f"ONNX has no operation for {missing.group(1)}" if missing else f"{type(error).__name__}: {lines[0]}"
+
+
 def translations() -> dict[Any, Callable[..., Any]]:
-    """What PyTorch's exporter does not know: a stable sort is ONNX's TopK of all entries, whose ties go to the lower index."""
+    """What PyTorch's exporter does not know: a stable sort is ONNX's TopK of all entries, whose ties go to the lower index; Euclidean
+    distances are roots of |a|^2 + |b|^2 - 2ab."""
     from onnxscript import opset18
 
     op: Any = opset18
@@ -56,7 +61,16 @@ def translations() -> dict[Any, Callable[..., Any]]:
         size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
         return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
-    return {torch.ops.aten.sort.stable: stable_sort}
+    def distance(x1: Any, x2: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
+        last = op.Constant(value_ints=[-1])
+        lengths = op.Add(op.ReduceSumSquare(x1, last), swapped(op.ReduceSumSquare(x2, last)))
+        product = op.MatMul(x1, swapped(x2))
+        return op.Sqrt(op.Relu(op.Sub(lengths, op.Add(product, product))))
+
+    def swapped(x: Any) -> Any:
+        return op.Transpose(x, perm=[0, 2, 1])
+
+    return {torch.ops.aten.sort.stable: stable_sort, torch.ops.aten._cdist_forward.default: distance}
 
 
 def quantise(file: Path) -> None:
