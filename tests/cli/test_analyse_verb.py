@@ -1,5 +1,6 @@
 """sparsight analyse: options arrive, lines are printed, errors are one line, Ctrl-C leaves nothing."""
 
+import errno
 import signal
 import sys
 
@@ -47,6 +48,19 @@ def test_analyse(sparsight, given, tmp_path):
     assert done.orders == [1, float("inf")]
     assert done.layers == [1]
     assert len(done.maps) == 1
+
+
+def test_a_full_disk_leaves_no_half_file(sparsight, given, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, news = sparsight(*given, "--recipe", "random:keep=0.5", "--orders", "2", "--out", tmp_path / "out")
+    assert code == 2
+    assert "no room for scores0.png" in news
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,13 @@ def test_the_model_is_left_alone(loaded, folder, tmp_path):
     assert one.order == 2
     assert one.left[0].random == pytest.approx(two.left[0].random, rel=1e-6)
     assert one.heads[0].distance == pytest.approx(two.heads[0].distance, rel=1e-6)
+    (tmp_path / "a" / "agreement.png").write_bytes(b"of an earlier run")
+    (tmp_path / "a" / "scores_of_mine.png").write_bytes(b"no file of ours")
+    analyse(loaded, folder, ["random:keep=0.5"], tmp_path / "a", orders=[2], layers=[1], shown=1, limit=1)
     assert not (tmp_path / "a" / "agreement.png").exists()
+    assert sorted(file.name for file in (tmp_path / "a").glob("scores*.png")) == ["scores0.png", "scores_of_mine.png"]
+    (tmp_path / "a" / "scores_of_mine.png").unlink()
+    analyse(loaded, folder, ["random:keep=0.5"], tmp_path / "a", orders=[2], layers=[1], shown=0, limit=1)
     assert not list((tmp_path / "a").glob("scores*.png"))
 
 

@@ -202,17 +202,20 @@ def remarks(asked: list[Asked], layers: tuple[int, ...]) -> list[str]:
 
 
 def publish(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe, out: Path, listen: Listener) -> None:
-    """Write figures, tables, JSON and the page; the page last."""
+    """Draw everything, then write figures, tables, JSON and the page, the page last; sheets of an earlier run that are no more go."""
     from .analysis_figures import figures
     from .analysis_page import page
     from .heat import maps_table, sheets
     from .resume import write, write_text
 
     listen(len(folder), len(folder), "drawing")
-    drawn = {**figures(done), **sheets(done, loaded, folder, probe)}
-    for name, save in drawn.items():
-        write(out / name, save)
-    for name, text in {**done.tables(), "scores.csv": maps_table(done, folder, probe)}.items():
+    drawn = {**sheets(done, loaded, folder, probe), **figures(done)}
+    texts = {**done.tables(), "scores.csv": maps_table(done, folder, probe), "analysis.json": done.to_json()}
+    texts["report.html"] = page(done, drawn)
+    for name, data in drawn.items():
+        write(out / name, lambda part, data=data: part.write_bytes(data))  # type: ignore[misc]
+    for name, text in texts.items():
         write_text(out / name, text)
-    write_text(out / "analysis.json", done.to_json())
-    write_text(out / "report.html", page(done, {name: (out / name).read_bytes() for name in drawn}))
+    for old in (*out.glob("scores[0-9]*.png"), out / "agreement.png"):
+        if old.name not in drawn:
+            old.unlink(missing_ok=True)

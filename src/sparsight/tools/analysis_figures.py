@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,23 +32,23 @@ STYLE = {
 }
 DPI = 150
 
-Save = Callable[[Path], Any]
 
-
-def figures(done: Analysis) -> dict[str, Save]:
-    """What draws each figure, by the name of the file."""
+def figures(done: Analysis) -> dict[str, bytes]:
+    """The figures as PNG files, by name."""
     found = {"entropy.png": entropy, "distance.png": distance, "rank.png": rank}
     if done.different():
         found["agreement.png"] = agreement
-    return {name: partial(save, draw, done) for name, draw in found.items()}
+    return {name: png(draw, done) for name, draw in found.items()}
 
 
-def save(draw: Callable[[Analysis], Any], done: Analysis, path: Path) -> None:
-    """Draw and write a PNG."""
+def png(draw: Callable[[Analysis], Any], done: Analysis) -> bytes:
+    """A figure as a PNG file."""
     import matplotlib
 
+    buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        draw(done).savefig(path, format="png", dpi=DPI)
+        draw(done).savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
 
 
 def sheet(width: float, height: float) -> Any:

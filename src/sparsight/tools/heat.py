@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
+import io
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,9 +22,9 @@ STRENGTH = 0.78
 """How much of the picture the colours cover."""
 
 
-def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> dict[str, Callable[[Path], Any]]:
-    """What draws each image's sheet, by the name of the file."""
-    found: dict[str, Callable[[Path], Any]] = {}
+def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> dict[str, bytes]:
+    """Each image's sheet as a PNG file, by name."""
+    found = {}
     for number, place in enumerate(places_of(probe)):
         tensor = load_image(folder.paths[place], loaded.transform)
         if isinstance(tensor, Skipped):
@@ -40,7 +37,9 @@ def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> dict
             if (place, index) in tally.maps
         }
         sheet = draw(picture, maps, done.maps[number], done.model)
-        found[f"scores{number}.png"] = partial(sheet.save, format="PNG", optimize=True)
+        buffer = io.BytesIO()
+        sheet.save(buffer, "PNG", optimize=True)
+        found[f"scores{number}.png"] = buffer.getvalue()
     return found
 
 
