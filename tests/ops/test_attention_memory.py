@@ -6,6 +6,7 @@ import torch
 import sparsight
 from sparsight.apply import needs
 from sparsight.ops import attention
+from sparsight.ops.distance import attention_distance
 from sparsight.registry import methods
 from sparsight.tools.timing import Alive
 
@@ -22,7 +23,7 @@ def signals(rng):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "statistic", ["column 2", "column 3", "entropy 1", "entropy 2", "lse", "column 2, average", "column 2, shifted"]
+    "statistic", ["column 2", "column 3", "entropy 1", "entropy 2", "lse", "column 2, average", "column 2, shifted", "distance"]
 )
 def test_statistics(signals, statistic):
     q, k = signals
@@ -34,6 +35,7 @@ def test_statistics(signals, statistic):
         "lse": lambda: attention.row_normalisers(q, k, 0.25),
         "column 2, average": lambda: attention.column_norm(q, k, 1, 0.25, 2, "average", stride=8),
         "column 2, shifted": lambda: attention.column_norm(3 * q, 3 * k, 1, 0.25, 2),
+        "distance": lambda: attention_distance(q, k, 1, 0.25, (64, 64)),
     }[statistic]
     with Alive() as alive:
         work()

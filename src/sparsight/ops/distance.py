@@ -23,10 +23,11 @@ def attention_distance(
     work = attention.cut(attention.setting(q, k[:, :, prefix:], scale, None, None), prefix, 1).full_keys()
     work = replace(work, q=attention.exact(work.q), k=attention.exact(work.k))
     place = centres(grid, patch).to(work.q)
-    parts: dict[int, list[Tensor]] = {}
+    # filled in place: small results kept between the pieces would cut the heap up, which then grows to the size of the matrix
+    found = work.q.new_empty(work.q.shape[:3])
     for image, here, logits in pieces(work):
-        parts.setdefault(image, []).append((logits.softmax(-1) * apart(place[here], place)).sum(-1))
-    return torch.cat([torch.cat(some, dim=-1) for some in parts.values()])
+        found[image : image + logits.shape[0], :, here] = (logits.softmax(-1) * apart(place[here], place)).sum(-1)
+    return found
 
 
 def centres(grid: tuple[int, int], patch: tuple[float, float]) -> Tensor:
