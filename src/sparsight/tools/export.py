@@ -211,7 +211,7 @@ def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tup
     """The five numbers of `Exported` from difference to same_top1; PruneError if the file is too far off."""
     with torch.no_grad():
         wanted = wrapper(images)
-    got = [torch.cat(parts) for parts in zip(runner(images[:1]), runner(images[1:]), strict=True)]
+        got = [torch.cat(parts) for parts in zip(runner(images[:1]), runner(images[1:]), strict=True)]
     same, shared = torch.ones(len(images), dtype=torch.bool), torch.ones(len(images))
     for ours, theirs in zip(wanted[1:], got[1:], strict=True):
         shared = (ours.unsqueeze(2) == theirs.unsqueeze(1)).any(dim=2).float().mean(dim=1)
