@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from zoo import fixed, images, made, outputs, prune
+from zoo import RECIPES, fixed, images, made, outputs, prune
+
+import sparsight
 
 pytestmark = pytest.mark.slow
 
@@ -43,3 +45,25 @@ def test_fullgraph(name, recipe):
     for key in eager:
         torch.testing.assert_close(found[key], eager[key], rtol=1e-6, atol=1e-6)  # transformers resamples positions in float32
     torch.testing.assert_close(outputs(name, model, x), outputs(name, made(name), x), rtol=0, atol=1e-12)
+
+
+STATIC = [name for name, text in RECIPES.items() if not sparsight.parse(text).adaptive]
+DYNAMIC = [("timm-token-avg", name) for name in STATIC] + [("vit", name) for name in ("col_ln", "evit", "tome", "dpc_knn", "tca")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "method"), DYNAMIC, ids=["-".join(pair) for pair in DYNAMIC])
+def test_one_graph_for_every_batch_size(name, method):
+    """Every method with a fixed budget, whole graph and free batch: one compilation serves them all."""
+    model = copy.deepcopy(made(name))
+    with prune(model, RECIPES[method]) as handle:
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        for batch in (2, 3, 5):
+            x = images(name, batch)
+            torch._dynamo.mark_dynamic(x, 0)
+            with torch._dynamo.config.patch(error_on_recompile=batch > 2):
+                found = outputs(name, compiled, x)
+            kept = [plan.keep for plan in handle.plans]
+            for key, value in outputs(name, model, x).items():
+                torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6)
+            assert all(torch.equal(keep, plan.keep) for keep, plan in zip(kept, handle.plans, strict=True))
