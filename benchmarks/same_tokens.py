@@ -1,0 +1,83 @@
+"""Do compiled, exported and quantised models keep the same tokens as the eager one, on real images?
+
+    python benchmarks/same_tokens.py --out benchmarks/results/same_tokens_cpu.json
+
+The embedded demo model on the embedded images. For every recipe and engine: share of images whose kept sets are the same at every site, share of
+equal tokens after the last site, and the largest difference of the logits over images with the same sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import sparsight
+from sparsight.tools.data import open_folder
+from sparsight.tools.export import export, read_images
+from sparsight.tools.load import demo_images, load_model
+
+RECIPES = ["class_attention:keep=0.7", "col_ln:keep=0.7", "renyi:keep=0.7", "evit:keep=0.7"]
+
+
+def compiled(recipe: str, images: Tensor) -> dict[str, float]:
+    """torch.compile with inductor against eager."""
+    loaded = load_model("demo")
+    with torch.no_grad(), sparsight.prune(loaded.model, recipe) as handle:
+        wanted, kept = loaded.model(images), [plan.keep.clone() for plan in handle.sources()]
+        torch.compiler.reset()
+        got = torch.compile(loaded.model, fullgraph=True)(images)
+        shares = [
+            (a.unsqueeze(2) == b.keep.unsqueeze(1)).any(dim=2).float().mean(dim=1)
+            for a, b in zip(kept, handle.sources(), strict=True)
+        ]
+    same = torch.stack(shares).amin(dim=0) == 1
+    apart = (wanted - got).abs().amax(dim=1)
+    return {
+        "same_kept": float(same.float().mean()),
+        "overlap": float(shares[-1].mean()),
+        "difference": float(apart[same].max()) if same.any() else float("nan"),
+    }
+
+
+def exported(recipe: str, **options: bool) -> dict[str, float]:
+    """What the check of `sparsight export` says."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = export("demo", recipe, Path(folder) / "m.onnx", limit=1000, **options)
+    return {"same_kept": done.same_kept, "overlap": done.overlap, "difference": done.difference}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    images = read_images(load_model("demo"), open_folder(demo_images()).paths)
+    rows = []
+    for recipe in RECIPES:
+        for engine, found in (
+            ("torch.compile", compiled(recipe, images)),
+            ("onnxruntime", exported(recipe)),
+            ("onnxruntime, int8", exported(recipe, int8=True)),
+        ):
+            rows.append({"recipe": recipe, "engine": engine, "images": len(images), **found})
+            print(rows[-1], flush=True)
+    facts = {"machine": platform.machine(), "torch": torch.__version__}
+    given.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    lines = [
+        "| recipe | engine | same set in % of the images | same tokens % | largest difference of the logits |",
+        "| --- " * 5 + "|",
+    ]
+    lines += [
+        f"| {row['recipe']} | {row['engine']} | {100 * row['same_kept']:.0f} | {100 * row['overlap']:.1f} | {row['difference']:.1e} |"
+        for row in rows
+    ]
+    given.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
