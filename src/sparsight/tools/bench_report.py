@@ -15,7 +15,8 @@ TIMES, DASH = "\u00d7", "\u2013"
 def bench_report(done: Bench) -> str:
     """The page: facts, and for every engine a table and a picture."""
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
-    title = f"{done.model}: speed of {len(done.rows) - len(done.engines)} rows"
+    recipes = len({row.recipe for row in done.rows}) - 1
+    title = f"{done.model}: speed under {recipes} recipe{'s' * (recipes != 1)}"
     h, w = done.image_size
     facts = " · ".join((f"{h} {TIMES} {w} pixels", done.device, f"{done.threads} threads", done.date[:10]))
     body = [f'<header><h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p></header>']
