@@ -179,7 +179,9 @@ def test_gradients_flow_in_training(name, recipe):
         pruned = gradients(name, model, x)
     assert plain.keys() <= pruned.keys()
     assert all(torch.isfinite(g).all() for g in pruned.values())
-    first = next(key for key in pruned if any(part in key for part in ("patch_embed", "conv1", "embeds")) and key.endswith("weight"))
+    first = next(
+        key for key in pruned if any(part in key for part in ("patch_embed", "conv1", "embeds")) and key.endswith("weight")
+    )
     assert pruned[first].abs().max() > 0
 
 

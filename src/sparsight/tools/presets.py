@@ -121,7 +121,9 @@ def metadata() -> Any:
     try:
         return importlib.import_module("open_clip.zero_shot_metadata")
     except ImportError:
-        raise PruneError("the class names and templates of ImageNet come from open_clip; pip install 'sparsight[open-clip]'") from None
+        raise PruneError(
+            "the class names and templates of ImageNet come from open_clip; pip install 'sparsight[open-clip]'"
+        ) from None
 
 
 def flowers() -> list[str]:
