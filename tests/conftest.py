@@ -1,6 +1,6 @@
 """What all tests share: golden files, random tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,15 @@ import torch
 GOLDEN = Path(__file__).parent / "golden"
 
 Load = Callable[[str], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread for tiny models: more would only wait for each other, for seconds if the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

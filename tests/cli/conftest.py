@@ -1,18 +1,24 @@
-"""The command line's tests use the tiny model and the images of the tools' tests, on one thread like those."""
+"""The command line's tests run the program in this process, with the tiny model and the images of the tools' tests."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+
+from sparsight.cli.main import run
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture
+def sparsight(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str, str]]:
+    """Run the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sparsight", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return call

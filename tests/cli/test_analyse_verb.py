@@ -2,13 +2,11 @@
 
 import errno
 import signal
-import sys
 
 import pytest
 from compare_data import ARCHITECTURE, make_images, make_model
 from safetensors.torch import save_file
 
-from sparsight.cli.main import run
 from sparsight.tools.analysis import Analysis
 
 pytest.importorskip("timm")
@@ -24,22 +22,9 @@ def given(tmp_path_factory):
     return ["--model", f"{ARCHITECTURE}@{path}", "--data", str(images), "--limit", "2", "--layers", "1"]
 
 
-@pytest.fixture
-def sparsight(monkeypatch, capsys):
-    """Run the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparsight", "analyse", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return call
-
-
 def test_analyse(sparsight, given, tmp_path):
     recipes = ["--recipe", "col_ln:keep=0.5,layers=0", "--recipe", "random:keep=0.5"]
-    code, text, news = sparsight(*given, *recipes, "--orders", "1, inf", "--images", 1, "--out", tmp_path)
+    code, text, news = sparsight("analyse", *given, *recipes, "--orders", "1, inf", "--images", 1, "--out", tmp_path)
     assert (code, news) == (0, "")
     assert "2 images, block 1, 10 x 10 patches" in text
     assert "kept by both col_ln:keep=0.5 and random:keep=0.5" in text
@@ -57,7 +42,7 @@ def test_a_full_disk_leaves_no_half_file(sparsight, given, tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    code, _, news = sparsight(*given, "--recipe", "random:keep=0.5", "--orders", "2", "--out", tmp_path / "out")
+    code, _, news = sparsight("analyse", *given, "--recipe", "random:keep=0.5", "--orders", "2", "--out", tmp_path / "out")
     assert code == 2
     assert "no room for scores0.png" in news
     assert not list(tmp_path.iterdir())
@@ -74,7 +59,7 @@ def test_a_full_disk_leaves_no_half_file(sparsight, given, tmp_path, monkeypatch
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(sparsight, given, tmp_path, arguments, message):
-    code, text, news = sparsight(*given, *arguments, "--out", tmp_path / "out")
+    code, text, news = sparsight("analyse", *given, *arguments, "--out", tmp_path / "out")
     assert (code, text) == (2, "")
     assert message in news
     assert news.count("\n") == 1
@@ -85,7 +70,7 @@ def test_an_interrupted_run_leaves_nothing(sparsight, given, tmp_path, monkeypat
     from sparsight.tools import analyse
 
     monkeypatch.setattr(analyse, "sum_up", lambda *_: signal.raise_signal(signal.SIGINT))
-    code, _, news = sparsight(*given, "--out", tmp_path / "out")
+    code, _, news = sparsight("analyse", *given, "--out", tmp_path / "out")
     assert code == 130
     assert news.splitlines()[-1] == "stopped: nothing was written"
     assert not list(tmp_path.iterdir())

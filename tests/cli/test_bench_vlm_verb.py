@@ -1,25 +1,8 @@
 """sparsight bench-vlm: the table, the files, and refusals in one line."""
 
-import sys
-
 import pytest
 
 pytest.importorskip("transformers")
-
-from sparsight.cli.main import run
-
-
-@pytest.fixture
-def sparsight(monkeypatch, capsys):
-    """Run the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparsight", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return call
 
 
 def test_the_table_and_the_files(sparsight, tmp_path):

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from sparsight import __version__
 from sparsight.cli.compare import split
-from sparsight.cli.main import run
 
 pytest.importorskip("timm")
 
@@ -30,19 +29,6 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("images"), tuple(f"c{i}" for i in range(len(CLASSES))))
-
-
-@pytest.fixture
-def sparsight(monkeypatch, capsys):
-    """Run the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparsight", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return call
 
 
 def test_help_and_version_are_light(sparsight):

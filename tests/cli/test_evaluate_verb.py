@@ -1,12 +1,8 @@
 """sparsight evaluate and sparsight robustness: options arrive, tables are printed, errors are one line."""
 
-import sys
-
 import pytest
 from compare_data import ARCHITECTURE, make_images, make_model
 from safetensors.torch import save_file
-
-from sparsight.cli.main import run
 
 pytest.importorskip("timm")
 
@@ -18,19 +14,6 @@ def given(tmp_path_factory):
     save_file(make_model().model.state_dict(), path)
     images = make_images(tmp_path_factory.mktemp("images") / "val", ("c0", "c1", "c2")).parent
     return ["--model", f"{ARCHITECTURE}@{path}", "--data", str(images), "--split", "val"]
-
-
-@pytest.fixture
-def sparsight(monkeypatch, capsys):
-    """Run the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparsight", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return call
 
 
 def test_evaluate(sparsight, given, tmp_path):

@@ -1,24 +1,8 @@
 """sparsight reproduce on the command line: the list, one entry, GFLOPs, errors in one line."""
 
 import json
-import sys
 
-import pytest
-
-from sparsight.cli.main import run
 from sparsight.tools.published import names
-
-
-@pytest.fixture
-def sparsight(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparsight", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            run()
-        said = capsys.readouterr()
-        return stop.value.code or 0, said.out, said.err
-
-    return call
 
 
 def test_list(sparsight):

@@ -1,9 +1,6 @@
 """Every family and every method as parameters, with readable ids: `pytest -k evit`, `-k siglip`."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from zoo import FEW, RECIPES, ZOO, made, needs
 
 import sparsight
@@ -31,11 +28,3 @@ def recipe(request: pytest.FixtureRequest, name: str) -> str:
             sparsight.prune(made(name), text)
         pytest.skip("scores by class attention; refused on a model without class token")
     return text
-
-
-@pytest.fixture(autouse=True)
-def few_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..errors import PruneError
 from ..ops.schedule import show
 from .ranking import pearson
+from .stored import read_result
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,7 @@ class Analysis:
     @staticmethod
     def load(path: str | Path) -> Analysis:
         """Read analysis.json, or the folder that holds it."""
-        file = Path(path)
-        try:
-            return Analysis.from_json((file / "analysis.json" if file.is_dir() else file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PruneError(f"{file} is no result of analyse: {error}") from None
+        return read_result(path, Analysis.from_json, "analyse", "analysis.json")
 
     def tables(self) -> dict[str, str]:
         """The numbers behind the figures as CSV texts, by the name of the file."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -26,10 +25,7 @@ from .macs import macs, mean_counts
 from .measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
 from .resume import Shelf, claim, digest, fingerprint_model, release, write_text
 from .site_cost import site_share
-from .timing import MEMORY, Pairs, clock, peak_memory
-
-LEAST, MOST = 6, 60
-"""Pairs of runs at one batch size."""
+from .timing import MEMORY, Pairs, alternate, clock, peak_memory
 
 USUAL = ("class_attention", "col_ln", "evit", "tome")
 BUDGETS = ("keep=0.7,layers=3/6/9", "keep=0.5,layers=3/6/9")
@@ -133,7 +129,7 @@ class Job:
             base: Engine | None = None
             for recipe in [None, *self.recipes]:
                 name = f"{UNPRUNED if recipe is None else recipe}, {precision}, {backend}"
-                row = self.find(name)
+                row = self.shelf.find(name, BenchRow.from_dict)
                 restored = row is not None
                 if row is None:
                     listen(Step(len(rows), total, name))
@@ -169,13 +165,6 @@ class Job:
         return BenchRow(
             UNPRUNED if recipe is None else str(recipe), base.precision, base.backend, tokens, work, whole / work, timings, *inside
         )
-
-    def find(self, name: str) -> BenchRow | None:
-        """The finished row of that name; None if there is none that can be read."""
-        try:
-            return BenchRow.from_dict(json.loads(self.shelf.row_file(name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
     def sum_up(self, rows: list[BenchRow]) -> Bench:
         """The rows with everything that has to be known about how they came about."""
@@ -221,18 +210,8 @@ class Engine:
 
 
 def race(first: Run, second: Run, images: Tensor, backend: str, seconds: float) -> Pairs:
-    """Both on the same images in turn until `seconds` have passed, the order changing, after one pair to warm up."""
-    logs: tuple[list[float], list[float]] = ([], [])
-    ways = ((first, logs[0]), (second, logs[1]))
-    start = 0.0
+    """Both on the same images in turn."""
     with quiet(backend):
-        for turn in range(MOST + 1):
-            for way, log in ways if turn % 2 else ways[::-1]:
-                log.append(clock(lambda: way(images), images.device))  # noqa: B023  (called at once)
-            if turn == 0:
-                logs[0].clear()
-                logs[1].clear()
-                start = time.perf_counter()
-            elif turn >= LEAST and turn % 2 == 0 and time.perf_counter() - start >= seconds:
-                break
-    return Pairs(*logs)
+        return alternate(
+            lambda: clock(lambda: first(images), images.device), lambda: clock(lambda: second(images), images.device), seconds
+        )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import PruneError
 from .comparison import UNPRUNED
+from .stored import read_result
 from .timing import Spread, spread
 
 
@@ -155,8 +156,4 @@ class Bench:
     @staticmethod
     def load(path: str | Path) -> Bench:
         """Read results.json, or the folder that holds it."""
-        file = Path(path)
-        try:
-            return Bench.from_json((file / "results.json" if file.is_dir() else file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PruneError(f"{file} is no result of bench: {error}") from None
+        return read_result(path, Bench.from_json, "bench")

@@ -132,7 +132,7 @@ class Job:
         bench: Bench | None = None
         for index, recipe in enumerate([None, *self.recipes]):
             name = UNPRUNED if recipe is None else str(recipe)
-            row = self.find(name)
+            row = self.shelf.find(name, StageRow.from_dict)
             restored = row is not None
             if row is None:
                 if bench is None:
@@ -150,13 +150,6 @@ class Job:
     def tell(self, listen: Listener, index: int, name: str, part: float) -> None:
         """How much of a row is done."""
         listen(Step(index + part, self.total, name))
-
-    def find(self, recipe: str) -> StageRow | None:
-        """The finished row of a recipe; None if there is none that can be read."""
-        try:
-            return StageRow.from_dict(json.loads(self.shelf.row_file(recipe).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
     def sum_up(self, rows: list[StageRow]) -> StageBench:
         """The rows with everything that has to be known about how they came about."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import PruneError
 from .intervals import Interval, paired
+from .stored import read_result
 from .timing import Spread
 
 UNPRUNED = "unpruned"
@@ -152,11 +153,7 @@ class Comparison:
     @staticmethod
     def load(path: str | Path) -> Comparison:
         """Read results.json, or the folder that holds it."""
-        file = Path(path)
-        try:
-            return Comparison.from_json((file / "results.json" if file.is_dir() else file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PruneError(f"{file} is no result of compare: {error}") from None
+        return read_result(path, Comparison.from_json, "compare")
 
     def to_csv(self) -> str:
         """One line per row, without the per-image outcomes."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..errors import PruneError
 from .evaluation import SHOWN, columns
 from .intervals import Interval
+from .stored import read_result
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,7 @@ class Robustness:
     @staticmethod
     def load(path: str | Path) -> Robustness:
         """Read results.json, or the folder that holds it."""
-        file = Path(path)
-        try:
-            return Robustness.from_json((file / "results.json" if file.is_dir() else file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PruneError(f"{file} is no result of robustness: {error}") from None
+        return read_result(path, Robustness.from_json, "robustness")
 
 
 def draw(done: Robustness, path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import PruneError
 from .comparison import UNPRUNED
 from .intervals import Interval
+from .stored import read_result
 
 SPANS = ("top1", "top1_change", "top5", "top5_change", "agreement")
 
@@ -111,11 +112,7 @@ class Evaluation:
     @staticmethod
     def load(path: str | Path) -> Evaluation:
         """Read results.json, or the folder that holds it."""
-        file = Path(path)
-        try:
-            return Evaluation.from_json((file / "results.json" if file.is_dir() else file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PruneError(f"{file} is no result of evaluate: {error}") from None
+        return read_result(path, Evaluation.from_json, "evaluate")
 
 
 SHOWN = 10

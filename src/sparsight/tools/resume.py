@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from ..errors import PruneError
 from .answers import Answers
 from .comparison import Row
 from .data import Folder
+
+Finished = TypeVar("Finished")
 
 PART = ".part"
 """Ending of a file that is being written; what a killed run left behind is removed by the next one."""
@@ -89,12 +92,16 @@ class Shelf:
     def answers_file(self) -> Path:
         return self.folder / f"unpruned-{self.key}.safetensors"
 
-    def row(self, recipe: str) -> Row | None:
-        """The finished row of a recipe; None if there is none that can be read."""
+    def find(self, name: str, read: Callable[[dict[str, Any]], Finished]) -> Finished | None:
+        """The finished row of that name, as `read` makes it from what was written; None if there is none that can be read."""
         try:
-            return Row.from_dict(json.loads(self.row_file(recipe).read_text(encoding="utf-8")))
+            return read(json.loads(self.row_file(name).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def row(self, recipe: str) -> Row | None:
+        """The finished row of a recipe in a comparison."""
+        return self.find(recipe, Row.from_dict)
 
     def keep_row(self, row: Row) -> None:
         write_text(self.row_file(row.recipe), json.dumps(asdict(row)) + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import PruneError
 from .comparison import UNPRUNED
 from .stages import Footprint, Macs, Times
+from .stored import read_result
 from .timing import Spread, spread
 
 Measure = Callable[[Times], float]
@@ -149,8 +150,4 @@ class StageBench:
     @staticmethod
     def load(path: str | Path) -> StageBench:
         """Read results.json, or the folder that holds it."""
-        file = Path(path)
-        try:
-            return StageBench.from_json((file / "results.json" if file.is_dir() else file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PruneError(f"{file} is no result of bench-vlm: {error}") from None
+        return read_result(path, StageBench.from_json, "bench-vlm")

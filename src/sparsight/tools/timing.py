@@ -70,15 +70,27 @@ def spread(values: Iterable[float]) -> Spread:
 def pair(run: Callable[[], object], first: Way, second: Way, device: torch.device, seconds: float = 4.0) -> Pairs:
     """Time `run` under two contexts in turn until `seconds` have passed: 6 to 50 pairs after one to warm up.
 
-    Whatever else the machine does slows both alike, and the order changes with every pair. Entering a context is not timed.
+    Entering a context is not timed.
+    """
+
+    def timed(way: Way) -> float:
+        with way():
+            return clock(run, device)
+
+    return alternate(lambda: timed(first), lambda: timed(second), seconds)
+
+
+def alternate(first: Callable[[], float], second: Callable[[], float], seconds: float) -> Pairs:
+    """Take both times in turn until `seconds` have passed: 6 to 50 pairs after one to warm up.
+
+    Whatever else the machine does slows both alike, and the order changes with every pair.
     """
     logs: tuple[list[float], list[float]] = ([], [])
     ways = ((first, logs[0]), (second, logs[1]))
     start = 0.0
     for turn in range(MOST + 1):
         for way, log in ways if turn % 2 else ways[::-1]:
-            with way():
-                log.append(clock(run, device))
+            log.append(way())
         if turn == 0:
             logs[0].clear()
             logs[1].clear()
