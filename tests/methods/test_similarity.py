@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sparsight
+from sparsight.ops import score
 
 
 def redundancy(x: torch.Tensor, metric: str, sigma: float, side: int) -> torch.Tensor:
@@ -27,7 +28,9 @@ def redundancy(x: torch.Tensor, metric: str, sigma: float, side: int) -> torch.T
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 @pytest.mark.parametrize("sigma", [0, 1.5])
-def test_score(metric, sigma):
+@pytest.mark.parametrize("pairs", [score.PAIRS, 80], ids=["whole", "pieces"])
+def test_score(metric, sigma, pairs, monkeypatch):
+    monkeypatch.setattr(score, "PAIRS", pairs)
     x = torch.randn(2, 16, 5, dtype=torch.float64)
     out = sparsight.reduce(f"similarity:keep=0.5,metric={metric},diversity={sigma}", x=x)
     for image in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -11,6 +12,9 @@ from ..errors import PruneError
 from . import attention
 
 Metric = Literal["cosine", "l2", "dot"]
+
+PAIRS = 1 << 20
+"""Pairs of tokens of one image that are compared at once: a matrix of them takes 4 MiB. Up to 1,024 tokens are one piece."""
 
 
 def check_order(order: float) -> float:
@@ -58,8 +62,8 @@ def distinctness(feats: Tensor, valid: Tensor | None, metric: Metric = "cosine")
     if valid is not None:
         others = (valid.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     if metric == "l2":
-        distance = torch.cdist(feats, feats)
-        return (distance if valid is None else distance * valid.unsqueeze(1)).sum(dim=-1) / others
+        rows = (torch.cdist(feats[:, here], feats) for here in pieces(feats.shape[1]))
+        return torch.cat([(row if valid is None else row * valid.unsqueeze(1)).sum(dim=-1) for row in rows], dim=1) / others
     feats = comparable(feats, metric)
     feats = feats if valid is None else feats * valid.unsqueeze(-1)
     # the sum over j of x_i . x_j is x_i . sum_j x_j: no N x N matrix
@@ -80,14 +84,31 @@ def local_distinctness(
     no place on the grid (position -1) and are compared with all others alike.
     """
     feats = comparable(feats, metric)
-    similarity = -torch.cdist(feats, feats) if metric == "l2" else feats @ feats.transpose(-2, -1)
-    place = torch.stack([position.div(grid[1], rounding_mode="floor"), position % grid[1]], dim=-1).to(similarity)
-    apart = torch.cdist(place, place).square()
-    placeless = (position < 0).unsqueeze(-1) | (position < 0).unsqueeze(-2)
-    weight = torch.exp(-apart.masked_fill(placeless, 0) / (2 * diversity**2))
-    weight = weight * (1 - torch.eye(feats.shape[1], dtype=weight.dtype, device=weight.device))
-    weight = weight if valid is None else weight * valid.unsqueeze(1)
-    return -(weight * similarity).sum(dim=-1) / weight.sum(dim=-1).clamp(min=torch.finfo(weight.dtype).tiny)
+    place = torch.stack([position.div(grid[1], rounding_mode="floor"), position % grid[1]], dim=-1).to(feats)
+    found = []
+    for here in pieces(feats.shape[1]):
+        rows = feats[:, here]
+        similarity = -torch.cdist(rows, feats) if metric == "l2" else rows @ feats.transpose(-2, -1)
+        weight = nearness(place, diversity, here)
+        weight = weight if valid is None else weight * valid.unsqueeze(1)
+        found.append(-(weight * similarity).sum(dim=-1) / weight.sum(dim=-1).clamp(min=torch.finfo(weight.dtype).tiny))
+    return torch.cat(found, dim=1)
+
+
+def pieces(n: int) -> Iterator[slice]:
+    """Rows of an N x N matrix, as many at once as `PAIRS` says."""
+    step = max(1, PAIRS // n)
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def nearness(place: Tensor, sigma: float, here: slice) -> Tensor:
+    """Gaussian of the distance on the grid between some tokens and all; 1 for those without a place (row -1), 0 for a token and itself.
+    place [B, N, 2] -> [B, rows, N]"""
+    nowhere = place[..., 0] < 0
+    apart = torch.cdist(place[:, here], place).square()
+    apart = apart.masked_fill(nowhere[:, here].unsqueeze(-1) | nowhere.unsqueeze(-2), 0)
+    index = torch.arange(place.shape[1], device=place.device)
+    return torch.exp(-apart / (2 * sigma**2)).masked_fill(index[here].unsqueeze(-1) == index, 0)
 
 
 def comparable(feats: Tensor, metric: Metric) -> Tensor:
