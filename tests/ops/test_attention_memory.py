@@ -1,13 +1,10 @@
-"""No statistic and no method makes the attention matrix: the highest point of memory at 4,097 tokens."""
+"""No statistic makes the attention matrix: the highest point of memory at 4,097 tokens. Methods: tests/matrix/test_memory.py."""
 
 import pytest
 import torch
 
-import sparsight
-from sparsight.apply import needs
 from sparsight.ops import attention
 from sparsight.ops.distance import attention_distance
-from sparsight.registry import methods
 from sparsight.tools.timing import Alive
 
 TOKENS, HEADS, WIDTH = 4097, 6, 16
@@ -40,19 +37,3 @@ def test_statistics(signals, statistic):
     with Alive() as alive:
         work()
     assert alive.peak <= 0.05 * MATRIX
-
-
-def asks_for_attention(name):
-    wanted = set(needs(sparsight.parse(name)))
-    return bool(wanted & {"q", "token_weight"}) and not wanted & {"attn", "attns", "weights", "text_attn"}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", [entry.name for entry in methods() if asks_for_attention(entry.name)])
-def test_methods(signals, name):
-    """What a method makes beside: up to N x N numbers once (similarities), but never a matrix per head."""
-    q, k = signals
-    x = torch.randn(1, TOKENS - 1, 8)
-    with Alive() as alive:
-        sparsight.reduce(name, x=x, q=q, k=k, v=k, feats=x, class_token=x[:, :1], grid=(64, 64))
-    assert alive.peak < 0.9 * MATRIX
