@@ -38,6 +38,16 @@ def test_fold_of_merged_tokens_adds_them():
     assert plan.spread(plan.fold(x)).squeeze(-1).tolist() == [[5, 5, 5, 5]]
 
 
+def test_fold_of_several_images_leaves_dropped_tokens_out():
+    plan = Plan(torch.tensor([[0, 2], [1, 3]]), 4, merged=torch.tensor([[0, -1, 1, 0], [-1, 0, -1, 1]]))
+    x = torch.arange(1.0, 9).reshape(2, 4, 1).expand(2, 4, 20).requires_grad_()
+    folded = plan.fold(x)
+    assert folded.shape == (2, 2, 20)
+    assert folded[..., 7].tolist() == [[1 + 4, 3], [6, 8]]
+    assert torch.equal(plan.fold(x, plan.rows()), folded)
+    assert torch.autograd.grad(folded.sum(), x)[0][..., 0].tolist() == [[1, 0, 1, 1], [0, 1, 0, 1]]
+
+
 def test_spread_of_everything_is_the_identity():
     plan = Plan(torch.arange(5).expand(2, 5), 5)
     x = torch.randn(2, 5, 3)

@@ -76,12 +76,22 @@ class Plan:
         kept = kept.scatter(1, self.keep, True)
         return kept.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.total - self.keep.shape[1]]
 
-    def fold(self, x: Tensor) -> Tensor:
-        """Sum of the tokens in every slot, dropped ones left out: x [B, N, C] -> [B, slots, C]."""
-        owner = self.owner
-        slot = torch.where(owner < 0, self.slots, owner)
-        out = x.new_zeros(x.shape[0], self.slots + 1, x.shape[2])
-        return out.scatter_add(1, slot.unsqueeze(-1).expand_as(x), x)[:, : self.slots]
+    def rows(self) -> Tensor:
+        """Row of every token's slot among the 1 + slots of all images one after the other: [B * N]. The first of each image is a spare
+        one that dropped tokens share, so that -1 needs no special case."""
+        batch, step = self.keep.shape[0], 1 + self.slots
+        rows = self.owner + (1 if batch == 1 else torch.arange(1, batch * step, step, device=self.keep.device).unsqueeze(1))
+        return rows.flatten()
+
+    def fold(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Sum of the tokens in every slot, dropped ones left out: x [B, N, C] -> [B, slots, C]. rows: what `rows` gives, for those who
+        fold several tensors."""
+        batch, _, width = x.shape
+        rows = self.rows() if rows is None else rows
+        # rows of a matrix under an expanded index are added whole: several times faster than with the batch as a dimension of its own
+        out = x.new_zeros(batch * (1 + self.slots), width)
+        out = out.scatter_add_(0, rows.unsqueeze(1).expand(-1, width), x.reshape(-1, width))
+        return out.view(batch, -1, width)[:, 1:]
 
     def spread(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Give every original token its slot's value: x [B, slots, C] -> [B, N, C]; dropped tokens get `fill`."""

@@ -18,21 +18,26 @@ def drop(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
 def fuse_rest(x: Tensor, plan: Plan, size: Tensor | None, s: Tensor) -> Tokens:
     """Survivors, then one token that is the sum of the others weighted by their (not normalised) scores s [B, N].
     EViT eq. 4, arXiv:2202.07800. -> [B, K+1, C], [B, K+1, 1]."""
-    size = sizes(x, size)
-    kept, kept_size = plan.gather(x), plan.gather(size)
+    kept, kept_size = plan.gather(x), plan.gather(sizes(x, size))
     if not plan.fused:
         return kept, kept_size
-    rest = Plan(plan.dropped(), plan.total)
-    weight = s.gather(1, rest.keep).unsqueeze(1).to(x.dtype)
-    count = rest.gather(size).sum(dim=1, keepdim=True)
-    return torch.cat([kept, weight @ rest.gather(x)], dim=1), torch.cat([kept_size, count], dim=1)
+    # survivors get weight 0 instead of being left out: cheaper than finding and moving the others
+    weight = s.scatter(1, plan.keep, 0).unsqueeze(1).to(x.dtype)
+    return torch.cat([kept, weight @ x], dim=1), torch.cat([kept_size, rest_size(plan, size, kept_size)], dim=1)
+
+
+def rest_size(plan: Plan, size: Tensor | None, kept_size: Tensor) -> Tensor:
+    """How many patches the tokens without a slot of their own stand for. kept_size: of those that have one, [B, K, 1] -> [B, 1, 1]."""
+    if size is None:
+        return kept_size.new_full((kept_size.shape[0], 1, 1), plan.total - kept_size.shape[1])
+    return size.sum(dim=1, keepdim=True) - kept_size.sum(dim=1, keepdim=True)
 
 
 def fuse_rest_evenly(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
     """Survivors, then one token that is the mean of the others, weighted by size. -> [B, K+1, C], [B, K+1, 1]."""
-    size = sizes(x, size)
-    rest = size if not plan.fused else Plan(plan.dropped(), plan.total).gather(size)
-    return fuse_rest(x, plan, size, size.squeeze(-1) / rest.sum(dim=1))
+    known = sizes(x, size)
+    rest = rest_size(plan, size, plan.gather(known)) if plan.fused else known.sum(dim=1, keepdim=True)
+    return fuse_rest(x, plan, size, (known / rest).squeeze(-1))
 
 
 def fuse_rest_by_class(x: Tensor, plan: Plan, size: Tensor | None, class_attn: Tensor) -> Tokens:
@@ -42,9 +47,9 @@ def fuse_rest_by_class(x: Tensor, plan: Plan, size: Tensor | None, class_attn: T
 
 def merge_sized(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
     """Mean of the tokens in every slot, weighted by how many tokens each one stands for. -> [B, K, C], [B, K, 1]."""
-    size = sizes(x, size)
-    total = plan.fold(size)
-    return plan.fold(x * size.to(x.dtype)) / total.to(x.dtype), total
+    rows, weighed = plan.rows(), x if size is None else x * size.to(x.dtype)
+    total = plan.fold(sizes(x, size), rows)
+    return plan.fold(weighed, rows).div_(total.to(x.dtype)), total
 
 
 def representatives(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:

@@ -59,7 +59,7 @@ def bipartite_by_score(s: Tensor, k: Tensor, prefix: int, count: int) -> Plan:
     removed = min(n - count, n // 2)
     ranked = s.sort(dim=1, descending=True, stable=True).indices
     target, source = ranked[:, : n - n // 2], ranked[:, n - n // 2 :]
-    metric = torch.nn.functional.normalize(k.mean(dim=1), dim=-1)[:, prefix:]
+    metric = directions(k, prefix)
     rows = [metric.gather(1, index.unsqueeze(-1).expand(-1, -1, metric.shape[2])) for index in (source, target)]
     value, partner = (rows[0] @ rows[1].transpose(-2, -1)).max(dim=-1)
     going = value.sort(dim=1, descending=True, stable=True).indices[:, :removed]
@@ -79,20 +79,25 @@ def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
     Prefix tokens take part in the numbering only. The next site pairs by position again, so slots are in the authors' order: the
     sources left over (ascending; by similarity where there is no prefix), then the destinations. ToMe section 3, arXiv:2210.09461.
     """
-    metric = torch.nn.functional.normalize(k.mean(dim=1), dim=-1)[:, prefix:]
-    n = metric.shape[1]
+    n, first = k.shape[2] - prefix, prefix % 2
     index = torch.arange(n, device=k.device)
-    source, target = index[prefix % 2 :: 2], index[1 - prefix % 2 :: 2]
     removed = min(n - count, n // 2)
     if removed <= 0:
         return Plan(index.expand(k.shape[0], n), n, index.expand(k.shape[0], n))
-    similarity = metric[:, source] @ metric[:, target].transpose(-2, -1)
-    value, partner = similarity.max(dim=-1)
+    metric = directions(k, prefix)
+    value, partner = (metric[:, first::2] @ metric[:, 1 - first :: 2].transpose(-2, -1)).max(dim=-1)
     ranked = value.sort(dim=1, descending=True, stable=True).indices
-    merged, left = ranked[:, :removed], ranked[:, removed:]
-    left = left.sort(dim=1).values if prefix else left
-    batch = merged.shape[0]
-    keep = torch.cat([source[left], target.expand(batch, -1)], dim=1)
-    slot = torch.arange(n - removed, device=k.device).expand_as(keep)
-    owner = torch.zeros(batch, n, dtype=torch.int64, device=k.device).scatter(1, keep, slot)
-    return Plan(keep, n, owner.scatter(1, source[merged], left.shape[1] + partner.gather(1, merged)))
+    # at batch 1 the number of operations is what a site costs: arithmetic instead of lookups, scatters in place
+    place = torch.add(index[first], ranked, alpha=2)
+    left = place[:, removed:].sort(dim=1).values if prefix else place[:, removed:]
+    keep = torch.cat([left, index[1 - first :: 2].expand(left.shape[0], -1)], dim=1)
+    slot = torch.empty(left.shape[0], n, dtype=torch.int64, device=k.device).scatter_(1, keep, index[: n - removed].expand_as(keep))
+    host = partner.gather(1, ranked[:, :removed]) + left.shape[1]
+    return Plan(keep, n, slot.scatter_(1, place[:, :removed], host))
+
+
+def directions(k: Tensor, prefix: int) -> Tensor:
+    """Means over heads of the patches' keys, at length 1. k [B, H, P+N, D] -> [B, N, D]."""
+    mean = k.mean(dim=1)[:, prefix:]
+    length: Tensor = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
+    return mean / length.clamp_min(1e-12)
