@@ -37,6 +37,10 @@ SIGNALS: dict[str, str] = {
 }
 """The fixed vocabulary of signals. Families may offer them, callers of `reduce` may pass them."""
 
+AS_GIVEN = ("q", "k", "v")
+"""In the model's own precision: statistics of attention convert as they go, and kernels multiply half precision without loss. A step
+that takes them otherwise converts by itself."""
+
 INTERNAL = ("s", "plan", "count")
 
 
@@ -58,12 +62,13 @@ def derivable(name: str, given: dict[str, Any]) -> bool:
 
 
 def derive(name: str, given: dict[str, Any]) -> Any:
-    """The signal itself, computed from its sources if it is not given; floating point in float32 or better."""
+    """The signal itself, computed from its sources if it is not given; floating point in float32 or better, but for `AS_GIVEN`."""
     if name in given:
         value = given[name]
         if name == "weights":
             return {key: weight.to(exact(given["x"])) for key, weight in value.items()}
-        return exact(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return exact(value) if floating and name not in AS_GIVEN else value
     x = given["x"]
     if name == "feats":
         return exact(x)
@@ -92,7 +97,7 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return square(x.shape[1])
     prefix, valid = derive("prefix", given), given.get("valid")
     real = None if valid is None else torch.nn.functional.pad(valid, (prefix, 0), value=True)
-    return attention.class_row(exact(given["q"]), exact(given["k"]), prefix, derive("scale", given), valid=real)
+    return attention.class_row(given["q"], given["k"], prefix, derive("scale", given), valid=real)
 
 
 def from_matrix(name: str, attn: Tensor, prefix: int) -> Any:

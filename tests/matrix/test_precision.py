@@ -5,8 +5,9 @@ from functools import cache
 
 import pytest
 import torch
-from zoo import RECIPES, SLOTS, ZOO, fixed, images, made, needs, prune
+from zoo import ADAPTIVE, RECIPES, SLOTS, ZOO, fixed, images, made, needs, prune
 
+import sparsight
 from sparsight import parse
 
 FEW = (
@@ -19,6 +20,19 @@ FEW = (
     "clip",
     "siglip-classifier",
 )
+
+SITES = {
+    **{name: f"{name}:keep=0.5" for name in (entry.name for entry in sparsight.methods()) if name not in RECIPES | ADAPTIVE},
+    **RECIPES,
+    **ADAPTIVE,
+    "visionzip-col_ln": "visionzip:tokens=20,score=col_ln",
+    "prumerge-adaptive": "prumerge",
+    "prumerge-training": "prumerge_plus:keep=0.25,spacing=training",
+    "prumerge-rescue": "prumerge:keep=0.5,rescue=0.5",
+    "vispruner-rescue": "vispruner:keep=0.5,rescue=0.5",
+    "col_ln-average": "col_ln:keep=0.5,heads=average,stride=2",
+}
+"""Every registered method, with the options that look at queries, keys and values in other ways."""
 
 
 @cache
@@ -75,3 +89,43 @@ def test_autocast_runs(few, method):
     with prune(model, RECIPES[method]) as handle, torch.autocast("cpu", dtype=torch.bfloat16):
         assert all(value.isfinite().all() for value in fixed(few, model, images(few).float()).values())
         assert all(s is None or s.dtype == torch.float32 for s in handle.scores)
+
+
+def offered(recipe, dtype):
+    """Signals of every kind at one site, 16 x 16 patches behind one class token, in half precision."""
+    rng = torch.Generator().manual_seed(3)
+
+    def tensor(*shape):
+        return torch.randn(2, *shape, generator=rng).to(dtype)
+
+    given = {name: tensor(3, 257, 16) for name in "qkv"} | {"x": tensor(256, 32), "feats": tensor(256, 24)}
+    given |= {"class_token": tensor(1, 32), "text_attn": tensor(5, 256).softmax(-1), "grid": (16, 16)}
+    if "attns" in needs(str(recipe)):
+        given["attns"] = [tensor(3, 257, 257).softmax(-1) for _ in range(3)]
+    if recipe.weights is not None:
+        count = recipe.schedule.count(256, 0, 1)
+        given["weights"] = {key: tensor(*weight.shape)[0] for key, weight in recipe.weights(32, count).items()}
+    return given
+
+
+def in_float32(value):
+    if isinstance(value, dict):
+        return {key: in_float32(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [in_float32(item) for item in value]
+    return value.float() if isinstance(value, torch.Tensor) else value
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("text", SITES.values(), ids=SITES)
+def test_half_precision_signals_decide_as_float32(text, dtype):
+    """The numbers are the same, so the decision is: nothing is computed in half precision, under autocast neither."""
+    given = offered(parse(text), dtype)
+    exact = sparsight.reduce(text, **in_float32(given))
+    with torch.autocast("cpu", dtype=dtype):
+        half = sparsight.reduce(text, **given)
+    assert torch.equal(half.plan.keep, exact.plan.keep)
+    assert torch.equal(half.plan.owner, exact.plan.owner)
+    for ours, wanted in ((half.score, exact.score), (half.size, exact.size), (half.plan.mix, exact.plan.mix)):
+        torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=0)

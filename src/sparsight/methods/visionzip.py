@@ -34,7 +34,7 @@ def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: b
         keep = keep.sort(dim=1).values
     host = torch.full_like(s, -1, dtype=torch.int64)
     if merged:
-        keys = torch.nn.functional.normalize(k[:, :, prefix:].mean(dim=1), dim=-1)
+        keys = select.directions(k, prefix)
         width = keys.shape[2]
         likeness = rows(keys, rest, width) @ rows(keys, targets, width).transpose(-2, -1)
         host = host.scatter(1, rest, targets.gather(1, likeness.argmax(dim=-1)))

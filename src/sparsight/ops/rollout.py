@@ -54,6 +54,7 @@ def mixing(attn: Tensor, heads: Heads, discard: float, residual: bool, normalise
     the identity is added and rows are brought to sum 1. "columns" divides column j by the sum of row j instead, as vit-explain's
     code does for want of a kept dimension: the same where all rows have equal sums.
     """
+    attn = attn.to(torch.promote_types(attn.dtype, torch.float32))
     fused = attn.mean(dim=1) if heads == "mean" else attn.amax(dim=1) if heads == "max" else attn.amin(dim=1)
     length = fused.shape[-1]
     gone = int(length * length * discard)

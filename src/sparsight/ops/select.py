@@ -97,7 +97,7 @@ def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
 
 
 def directions(k: Tensor, prefix: int) -> Tensor:
-    """Means over heads of the patches' keys, at length 1. k [B, H, P+N, D] -> [B, N, D]."""
-    mean = k.mean(dim=1)[:, prefix:]
+    """Means over heads of the patches' keys, at length 1, in float32 or better. k [B, H, P+N, D] -> [B, N, D]."""
+    mean = k.mean(dim=1, dtype=torch.promote_types(k.dtype, torch.float32))[:, prefix:]
     length: Tensor = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
     return mean / length.clamp_min(1e-12)
