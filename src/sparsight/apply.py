@@ -103,12 +103,19 @@ def choose(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[dict[str,
     """
     learning = torch.is_grad_enabled() and recipe.weights is not None
     signals = {name: derive(name, given) for name in needs_of(recipe.steps)}
-    signals["count"] = count
+    signals.update(count=count, attended=given.get("attended"))
     if recipe.score is not None:
         with torch.set_grad_enabled(learning or (torch.is_grad_enabled() and "s" in reducer(recipe).needs)):
             signals["s"] = call(recipe.steps[0], signals)
     with torch.set_grad_enabled(learning):
         return signals, call(recipe.steps[-2], signals)
+
+
+def before_attention(recipe: Recipe) -> bool:
+    """Whether a site may choose by q and k before its block's attention has run, so that only the survivors' rows of it are made."""
+    late = {"x", "feats", "class_token", "valid"}
+    plain = not (recipe.adaptive or recipe.hides or recipe.remembers or recipe.weights)
+    return recipe.where == "attn" and plain and only_drops(recipe) and not late & set(needs_of(recipe.steps[:-1]))
 
 
 def reducer(recipe: Recipe) -> Step:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
 
 from . import registry
-from .apply import needs, settle
+from .apply import before_attention, needs, settle
 from .dense import restore
 from .errors import PruneError
 from .learned import Given, build, ratio_loss
@@ -185,15 +186,18 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
 
 def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[str, ...]) -> Site:
     """One site that runs the recipe on whatever arrives. The place before a block is the one after the block in front of it."""
-
-    def step(given: dict[str, Any]) -> Outcome:
-        entered = given.pop("entered")
-        return settle(recipe, lambda n: recipe.schedule.count(n, index, sites, entered), given)
-
+    step = partial(run_site, recipe, index, sites)
     if recipe.where == "before" and layer >= 0:
         layer -= 1
     place = "input" if layer < 0 else "block" if recipe.where == "before" else recipe.where
-    return Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive, hides=recipe.hides)
+    early = before_attention(recipe)
+    return Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive, hides=recipe.hides, early=early)
+
+
+def run_site(recipe: Recipe, index: int, sites: int, given: dict[str, Any]) -> Outcome:
+    """The recipe on the signals of its site number `index`. A function of the module, so that pruned models can be pickled."""
+    entered = given.pop("entered")
+    return settle(recipe, lambda n: recipe.schedule.count(n, index, sites, entered), given)
 
 
 def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], given: Given | None) -> None:

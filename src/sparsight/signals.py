@@ -41,7 +41,7 @@ AS_GIVEN = ("q", "k", "v")
 """In the model's own precision: statistics of attention convert as they go, and kernels multiply half precision without loss. A step
 that takes them otherwise converts by itself."""
 
-INTERNAL = ("s", "plan", "count")
+INTERNAL = ("s", "plan", "count", "attended")
 
 
 def derivable(name: str, given: dict[str, Any]) -> bool:

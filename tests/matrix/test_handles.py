@@ -1,11 +1,12 @@
 """Handles: several on one model, copies of pruned models, and what is refused."""
 
 import copy
+import io
 import itertools
 
 import pytest
 import torch
-from zoo import fixed, images, made, outputs
+from zoo import ZOO, fixed, images, made, needs, outputs
 
 import sparsight
 from sparsight import PruneError
@@ -72,6 +73,21 @@ def test_deep_copy_is_pruned_and_independent(name, recipe):
     twin_handle.remove()
     same(fixed(name, twin, x), whole)
     assert not any("_sparsight" in vars(module) or module._forward_hooks for module in twin.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("recipe", ["class_attention:keep=0.5,layers=1", "tome:remove=3,layers=all"])
+@pytest.mark.parametrize("name", ["timm-token-avg", "timm-naflex", "openclip", "vit", "clip"])
+def test_a_pruned_model_is_saved_and_loaded(name, recipe):
+    """`torch.save(model)`, as tools do that send a model to another process."""
+    if "class_attn" in needs(recipe) and not ZOO[name].class_token:
+        pytest.skip("no class token")
+    model, file = made(name), io.BytesIO()
+    with sparsight.prune(model, recipe):
+        pruned = fixed(name, model, images(name))
+        torch.save(model, file)
+    file.seek(0)
+    same(fixed(name, torch.load(file, weights_only=False), images(name)), pruned)
 
 
 @torch.no_grad()

@@ -99,9 +99,20 @@ def test_formula(recipe, rule):
 def test_score_counts_by_default():
     """Everything that runs is counted unless the papers' convention is asked for."""
     model = empty("S")
-    plain, scored = macs(model, "random:keep=0.7"), macs(model, "col_ln:keep=0.7")
+    plain, scored = macs(model, "class_attention:keep=0.7"), macs(model, "col_ln:keep=0.7")
     extra = sum(n * (n - 1) * 384 for n in (197, 139, 98))
-    assert scored - plain == extra
+    row = sum(n * 384 for n in (197, 139, 98))
+    assert scored - plain == extra - row
+
+
+def test_attention_of_those_that_leave_does_not_run():
+    """What is chosen by q and k alone saves the rows of the attention and its projection that nobody needs."""
+    model = empty("S")
+    late, early = macs(model, "random:keep=0.7"), macs(model, "class_attention:keep=0.7")
+    kept = [(197, 139), (139, 98), (98, 70)]
+    saved = sum((n - m) * (2 * n * 384 + 384 * 384) for n, m in kept)
+    row = sum(n * 384 for n, _ in kept)
+    assert late - early == saved - row
 
 
 def test_model_is_not_touched_and_stays_pruned():

@@ -6,9 +6,7 @@ residual) and `feed` (MLP and its residual), because no hook can change the resi
 
 from __future__ import annotations
 
-import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from ..plan import Plan
 from ._bias import key_bias
-from ._memory import forget, remember
+from ._block import pruned_forward
+from ._narrow import install, uninstall
 from ._site import Site, asked, check_order
 from ._tap import record, recorded
 
@@ -40,6 +40,7 @@ class Family(ABC):
         self.patched: list[nn.Module] = []
         self.tapped: list[nn.Module] = []
         self.hooks: list[Any] = []
+        self.narrowed: list[nn.Linear] = []
         self.image = (0, 0)
 
     @property
@@ -151,6 +152,8 @@ class Family(ABC):
             biased = first is not None and index > first.layer
             if here or biased or asked(self.sites, index) or (self.positional and index > self.sites[0].layer):
                 self.patch_block(block, index, here)
+            if index >= self.sites[0].layer:
+                self.narrowed += install(block)
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
             self.tap(self.projection())
         self.model._sparsight = self  # type: ignore[assignment]
@@ -164,7 +167,7 @@ class Family(ABC):
             if name in asked(self.sites, index):
                 self.tap(module)
         block._sparsight = (self, index, {site.where: site for site in sites})  # type: ignore[assignment]
-        block.forward = types.MethodType(pruned_forward, block)
+        block.forward = partial(pruned_forward, block)
         self.patched.append(block)
 
     def tap(self, module: nn.Module) -> None:
@@ -180,7 +183,8 @@ class Family(ABC):
             hook.remove()
         for module in self.tapped:
             module.__dict__.pop("_sparsight_out", None)
-        self.patched, self.hooks, self.tapped = [], [], []
+        uninstall(self.narrowed)
+        self.patched, self.hooks, self.tapped, self.narrowed = [], [], [], []
         self.model.__dict__.pop("_sparsight", None)
 
     def last_size(self) -> Tensor | None:
@@ -197,22 +201,35 @@ class Family(ABC):
         through all blocks keep theirs."""
         names = asked(self.sites, index)
         heads = self.captured(block, names, kwargs) if names else {}
+        self.note(index, heads)
+        return heads
+
+    def note(self, index: int, heads: dict[str, Any]) -> None:
+        """Keep a block's q and k for later sites that follow the attention through all blocks."""
         for site in self.sites:
             if site.follows(index):
                 site.trail[index] = (heads["q"].detach(), heads["k"].detach())
-        return heads
 
-    def visit(self, site: Site, block: nn.Module, x: Tensor, heads: dict[str, Tensor]) -> Tensor:
+    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor) -> Tensor | None:
+        """Where a site chooses before its block's attention: the survivors [B, P+K, C] with their attention branch. None: it cannot."""
+        return None
+
+    def visit(self, site: Site, block: nn.Module, x: Tensor, heads: dict[str, Any]) -> Tensor:
         """Run one site on the whole sequence x [B, P+N, C]: set the prefix aside, reduce, put it back. heads: q, k, v of the block."""
+        reduced, plan = self.decide(site, block, x, heads)
+        if reduced is None:
+            return plan.gather(x, self.prefix)
+        return torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
+
+    def decide(self, site: Site, block: nn.Module, x: Tensor, heads: dict[str, Any]) -> tuple[Tensor | None, Plan]:
+        """What a site makes of x [B, P+N, C]: new patch tokens (None: those that the plan keeps, as they are), and the plan."""
         size = site.previous.size if site.previous is not None else None
         site.hiding = site.hides and block.training
         reduced, site.plan, site.size, site.score = site.step(self.signals(site, block, x[:, self.prefix :], size, heads))
         site.place = site.places() if self.positional else None
-        if reduced is None:
-            return site.plan.gather(x, self.prefix)
-        return torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
+        return reduced, site.plan
 
-    def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None, heads: dict[str, Tensor]) -> dict[str, Any]:
+    def signals(self, site: Site, block: nn.Module, x: Tensor, size: Tensor | None, heads: dict[str, Any]) -> dict[str, Any]:
         """What the site's recipe asks for."""
         given: dict[str, Any] = {"x": x, "prefix": self.prefix, "scale": self.scale(block), "entered": site.entered, **heads}
         if size is not None:
@@ -262,36 +279,3 @@ class Family(ABC):
         """What is added to the attention logits of a block, [B, 1, 1 or P+N, P+N]; None where nothing is."""
         before = [site for site in self.sites if site.layer < index]
         return key_bias(before, self.prefix, x)
-
-
-def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of a block with sites. transformers' layers checkpoint inside the forward that this one replaces."""
-    family, index, sites = self.__dict__["_sparsight"]
-    family.refuse_mask(args, kwargs)
-    work = partial(run_block, family, self, index, sites, kwargs)
-    if self.training and getattr(self, "gradient_checkpointing", False):
-        checkpoint: Callable[..., Tensor] = self.__dict__["_gradient_checkpointing_func"]
-        return checkpoint(work, x)
-    return work(x)
-
-
-def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Site], kwargs: dict[str, Any], x: Tensor) -> Tensor:
-    """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
-    if "input" in sites:
-        x = family.visit(sites["input"], block, x, {})
-    kwargs = family.follow(index, kwargs)
-    site = sites.get("attn") or sites.get("block")
-    memory = None if site is None else site.memory(x)
-    if memory is None:
-        x = family.attend(block, x, family.bias(index, x), kwargs)
-    else:
-        x, kwargs = remember(family, block, index, kwargs, x, memory)
-    heads = family.hear(block, index, kwargs)
-    if memory is not None:
-        heads = forget(heads, family.prefix, family.scale(block))
-    if "attn" in sites:
-        x = family.visit(sites["attn"], block, x, heads)
-    x = family.feed(block, x)
-    if "block" in sites:
-        x = family.visit(sites["block"], block, x, heads)
-    return x

@@ -23,7 +23,10 @@ Step = Callable[[dict[str, Any]], Outcome]
 
 @dataclass(eq=False)
 class Site:
-    """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome."""
+    """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome.
+
+    early: its choice needs nothing of what its block's attention makes.
+    """
 
     layer: int
     where: str
@@ -39,6 +42,7 @@ class Site:
     adaptive: bool = False
     hides: bool = False
     hiding: bool = False
+    early: bool = False
     trail: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def memory(self, x: Tensor) -> Tensor | None:
@@ -75,6 +79,11 @@ class Site:
             return size
         real = self.valid.unsqueeze(-1).to(torch.float32)
         return real if size is None else size * real
+
+    @property
+    def ragged(self) -> bool:
+        """Whether images have different numbers of tokens when they arrive."""
+        return self.previous is not None and self.previous.valid is not None
 
     @property
     def entered(self) -> int:

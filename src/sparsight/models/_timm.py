@@ -6,7 +6,7 @@ Read with timm 1.0.31.
 from __future__ import annotations
 
 import inspect
-import types
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class TimmFamily(Family):
 
     def weigh_pooling(self) -> None:
         model: Any = self.model
-        model.forward_intermediates = types.MethodType(full_intermediates, model)
+        model.forward_intermediates = partial(full_intermediates, model)
         pool = getattr(model, "attn_pool", None)
         if pool is not None and any(site.adaptive for site in self.sites):
             if type(pool).__name__ != "AttentionPoolLatent":
@@ -76,9 +76,9 @@ class TimmFamily(Family):
         if pool is not None or model.global_pool not in ("avg", "avgmax", "max"):
             return
         if hasattr(model, "pool"):
-            model.pool = types.MethodType(sized_pool, model)
+            model.pool = partial(sized_pool, model)
         else:
-            model.forward_head = types.MethodType(sized_head, model)
+            model.forward_head = partial(sized_head, model)
 
     def hide_padding(self, _pool: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give attention pooling a mask [B, 1, 1, L] where images have different numbers of tokens."""

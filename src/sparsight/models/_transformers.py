@@ -7,13 +7,14 @@ pruned, whichever of the wrapping classes was given, so that all of them find th
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ._family import Family
+from ._early import Heads, Opened, unheard
 from ._site import Site
 
 
@@ -22,7 +23,7 @@ def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return args[:1], {**kwargs, "attention_mask": None}
 
 
-class TransformersViT(Family):
+class TransformersViT(Opened):
     """An image encoder of transformers: the model that is given, or its attribute `inner`."""
 
     inner: ClassVar[str]
@@ -106,6 +107,33 @@ class TransformersViT(Family):
     def scale(self, block: nn.Module) -> float:
         a = self.attention(block)
         return float(a.scaling if hasattr(a, "scaling") else a.scale)
+
+    @abstractmethod
+    def normal(self, block: nn.Module, x: Tensor) -> Tensor:
+        """x as the attention gets it."""
+
+    @abstractmethod
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """x plus the output of the attention."""
+
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        return self.residual(block, x, self.attended(block, self.normal(block, x), bias, kwargs))
+
+    def opens(self, block: nn.Module) -> bool:
+        a = self.attention(block)
+        return not self.positional and a.config._attn_implementation == "sdpa" and unheard(a)
+
+    def project(self, block: nn.Module, x: Tensor) -> Heads:
+        a, x = self.attention(block), self.normal(block, x)
+        return self.heads(block, a.q_proj(x)), self.heads(block, a.k_proj(x)), self.heads(block, a.v_proj(x))
+
+    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        a = self.attention(block)
+        return self.residual(block, x, (a.o_proj if hasattr(a, "o_proj") else a.out_proj)(mixed))
+
+    def dropout(self, block: nn.Module) -> float:
+        a = self.attention(block)
+        return float(a.attention_dropout if hasattr(a, "attention_dropout") else a.dropout) if a.training else 0.0
 
     def attended(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         """Output of a layer's attention for its normalised input; an additive 4-D mask suits sdpa and eager alike."""

@@ -56,14 +56,20 @@ class HFBeit(TransformersViT):
         total = with_bias(kwargs.get(MASK), own)
         return {**kwargs, MASK: total if total is None or place is None else take_pairs(total, place, self.prefix)}
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
+        out: Tensor = b.layernorm_before(x)
+        return out
+
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        b: Any = block
+        branch = b.drop_path(b.lambda_1 * b.dropout(branch))
+        return branch + x
+
+    def attended(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         others = {name: value for name, value in kwargs.items() if name not in (MASK, "resolution", "interpolate_pos_encoding")}
         total = with_bias(kwargs.get(MASK), bias)
-        normal = b.layernorm_before(x)
-        total = None if total is None else total.to(normal.dtype)
-        branch: Tensor = b.drop_path(b.lambda_1 * b.dropout(self.attended(block, normal, total, others)))
-        return branch + x
+        return super().attended(block, x, None if total is None else total.to(x.dtype), others)
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

@@ -33,9 +33,13 @@ class HFCLIP(TransformersViT):
     def projection(self) -> nn.Module:
         return self.model.embeddings.patch_embedding  # type: ignore[return-value, union-attr]
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
-        return x + self.attended(block, b.layer_norm1(x), bias, kwargs)
+        out: Tensor = b.layer_norm1(x)
+        return out
+
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        return x + branch
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

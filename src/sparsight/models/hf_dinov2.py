@@ -31,9 +31,14 @@ class HFDinov2(TransformersViT):
     def projection(self) -> nn.Module:
         return self.model.embeddings.patch_embeddings  # type: ignore[return-value, union-attr]
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
-        branch: Tensor = b.drop_path(b.layer_scale1(self.attended(block, b.norm1(x), bias, kwargs)))
+        out: Tensor = b.norm1(x)
+        return out
+
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        b: Any = block
+        branch = b.drop_path(b.layer_scale1(branch))
         return branch + x
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -27,9 +27,14 @@ class HFViT(TransformersViT):
     def projection(self) -> nn.Module:
         return self.model.embeddings.patch_embeddings  # type: ignore[return-value, union-attr]
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
-        branch: Tensor = b.dropout(self.attended(block, b.layernorm_before(x), bias, kwargs))
+        out: Tensor = b.layernorm_before(x)
+        return out
+
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        b: Any = block
+        branch = b.dropout(branch)
         return branch + x
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ itself, so it is made again from its own weights. Image towers from timm are pru
 
 from __future__ import annotations
 
-import types
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,9 +97,9 @@ class OpenCLIP(Remade):
         model: Any = self.model
         if model.attn_pool is not None and any(site.adaptive for site in self.sites):
             raise PruneError("open_clip's attention pooling takes no mask, which images with different numbers of tokens need")
-        model.forward_intermediates = types.MethodType(full_intermediates, model)
+        model.forward_intermediates = partial(full_intermediates, model)
         if model.attn_pool is None and model.pool_type == "avg":
-            model._global_pool = types.MethodType(sized_pool, model)
+            model._global_pool = partial(sized_pool, model)
 
     def unpatch(self) -> None:
         super().unpatch()

@@ -6,7 +6,7 @@ attention masks, rotary rows and pooling follow. Padding has to come last, as ti
 
 from __future__ import annotations
 
-import types
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,8 +120,8 @@ class TimmNaFlex(TimmEva):
 
     def weigh_pooling(self) -> None:
         model: Any = self.model
-        model.forward_intermediates = types.MethodType(full_intermediates, model)
-        model._pool = types.MethodType(sized_pool, model)
+        model.forward_intermediates = partial(full_intermediates, model)
+        model._pool = partial(sized_pool, model)
 
     def unpatch(self) -> None:
         super().unpatch()

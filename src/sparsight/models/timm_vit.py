@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ._early import Heads, Opened, unheard
+from ._remade import split_heads
 from ._timm import TimmFamily
 
 
-class TimmViT(TimmFamily):
+class TimmViT(Opened, TimmFamily):
     """VisionTransformer and VisionTransformerDistilled made of `Block` with `Attention`."""
 
     name = "timm VisionTransformer"
@@ -29,8 +31,30 @@ class TimmViT(TimmFamily):
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         b: Any = block
-        branch: Tensor = b.drop_path1(b.ls1(b.attn(b.norm1(x), attn_mask=bias)))
+        return self.residual(block, x, b.attn(b.norm1(x), attn_mask=bias))
+
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """The residual of the attention."""
+        b: Any = block
+        branch = b.drop_path1(b.ls1(branch))
         return x + branch
+
+    def opens(self, block: nn.Module) -> bool:
+        a: Any = block.attn
+        return a.fused_attn and a.gate is None and unheard(a) and unheard(a.attn_drop)
+
+    def project(self, block: nn.Module, x: Tensor) -> Heads:
+        b: Any = block
+        q, k, v = (split_heads(part, b.attn.num_heads) for part in b.attn.qkv(b.norm1(x)).chunk(3, dim=-1))
+        return b.attn.q_norm(q), b.attn.k_norm(k), v
+
+    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        a: Any = block.attn
+        return self.residual(block, x, a.proj_drop(a.proj(a.norm(mixed))))
+
+    def dropout(self, block: nn.Module) -> float:
+        a: Any = block.attn
+        return float(a.attn_drop.p) if a.training else 0.0
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

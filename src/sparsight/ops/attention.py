@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ..errors import PruneError
 from . import attention_torch as plain
+from .attention_given import exact, real, visible
+from .attention_shared import Attended
 from .attention_torch import Rows as Work
 
 Heads = Literal["mean", "joint", "average"]
@@ -69,13 +71,15 @@ def column_norm(
     stride: int = 1,
     mask: Tensor | None = None,
     valid: Tensor | None = None,
+    attended: Attended | None = None,
 ) -> Tensor:
     """p-norm of the attention column of every patch: ||A_:j||_p, columns not normalised. q, k [B, H, P+N, D] -> [B, N].
 
     order: any number above 0, infinity too. heads: "mean" of the per-head norms, "joint" norm over heads and rows, norm of the
     "average" matrix. rows: query rows of the "patches" alone or of "all" tokens. diagonal: whether A_jj counts.
     stride: above 1 an approximation: every stride-th row stands for that many; the diagonal is added for all, its logits exact, its
-    normalisers estimated from every stride-th key. Raises PruneError for a stride below 1.
+    normalisers estimated from every stride-th key. Raises PruneError for a stride below 1. attended: gets the attention's output
+    where it can be made in the same pass.
     """
     if stride < 1:
         raise PruneError(f"stride={stride} must be 1 (every query row) or more")
@@ -84,10 +88,12 @@ def column_norm(
     work = setting(q, k, scale, mask, valid)
     start = prefix if rows == "patches" else 0
     average = heads == "average"
-    if stride == 1:
-        norms = columns(cut(work, start, 1), order, diagonal, average)
-    else:
+    if stride > 1:
         norms = sampled_columns(work, start, stride, order, diagonal, average)
+    elif attended is not None and attended.takes(work, order) and diagonal and not average:
+        norms = attended.columns(work, order, start)
+    else:
+        norms = columns(cut(work, start, 1), order, diagonal, average)
     norms = norms[..., prefix:]
     return together(norms, order) if heads == "joint" else norms.mean(dim=1)
 
@@ -110,13 +116,24 @@ def column_mean(
 
 
 def row_entropy(
-    q: Tensor, k: Tensor, prefix: int, scale: float, order: float, *, mask: Tensor | None = None, valid: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    prefix: int,
+    scale: float,
+    order: float,
+    *,
+    mask: Tensor | None = None,
+    valid: Tensor | None = None,
+    attended: Attended | None = None,
 ) -> Tensor:
     """Renyi entropy (nats) of every patch's attention over the patches, mean over heads; order 1 is Shannon's.
 
-    The row is the softmax over the patch keys alone, the diagonal included. q, k [B, H, P+N, D] -> [B, N].
+    The row is the softmax over the patch keys alone, the diagonal included. q, k [B, H, P+N, D] -> [B, N]. attended: as above.
     """
-    return head_entropy(q, k, prefix, scale, order, mask, valid).mean(dim=1)
+    found = None
+    if attended is not None and mask is None and valid is None and attended.takes(Work(q, k, scale), order):
+        found = attended.entropies(Work(q, k, scale), order, prefix)
+    return (head_entropy(q, k, prefix, scale, order, mask, valid) if found is None else found).mean(dim=1)
 
 
 def head_entropy(
@@ -235,36 +252,6 @@ def cut(work: Work, start: int, step: int) -> Work:
         start,
         step,
     )
-
-
-def real(valid: Tensor | None, k: Tensor) -> Tensor | None:
-    """valid [B, P+N]; from [B, N] with real prefix tokens in front."""
-    if valid is None or valid.dim() != 2:
-        return valid
-    return torch.nn.functional.pad(valid, (max(0, k.shape[2] - valid.shape[1]), 0), value=True)
-
-
-def visible(q: Tensor, k: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor | None:
-    """Mask and padding as one mask, expanded (not copied) to [B, H, P+N, P+N]. Raises PruneError if it does not fit."""
-    if q.shape[1] % k.shape[1]:
-        raise PruneError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads: not a multiple")
-    shape = (*q.shape[:3], k.shape[2])
-    if valid is not None:
-        if valid.shape != (q.shape[0], k.shape[2]) or valid.dtype != torch.bool:
-            raise PruneError(f"valid must be bool [B, P+N] = {[q.shape[0], k.shape[2]]}, got {valid.dtype} {list(valid.shape)}")
-        seen = valid[:, None, None]
-        mask = seen if mask is None else mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, plain.FLOOR)
-    if mask is None:
-        return None
-    try:
-        return mask.expand(shape)
-    except RuntimeError:
-        raise PruneError(f"mask {list(mask.shape)} does not expand to [B, H, P+N, P+N] = {list(shape)}") from None
-
-
-def exact(x: Tensor) -> Tensor:
-    """float32, or float64 if it is that already."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def setting(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, valid: Tensor | None) -> Work:

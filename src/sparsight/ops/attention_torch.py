@@ -163,8 +163,9 @@ def small(rows: Rows) -> bool:
     return 2 * rows.q.shape[1] * rows.q.shape[2] * rows.k.shape[2] <= PIECE
 
 
-def blocks(rows: Rows, power: float) -> Iterator[Block]:
-    """Logits block by block, ready for exp(power * logits): less the row's maximum, unless |q| |k| says that it can stay."""
+def blocks(rows: Rows, power: float, first: int = 0) -> Iterator[Block]:
+    """Logits block by block, ready for exp(power * logits): less the row's maximum over the keys from `first` on, unless |q| |k| says
+    that it can stay."""
     batch, heads, total, _ = rows.q.shape
     keys = rows.k.shape[2]
     repeat = heads // rows.k.shape[1]
@@ -182,7 +183,7 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
                 logits = multiply(q[:, here], k, rows.scale, buffer)
                 if rows.mask is not None:
                     hide(logits, rows.mask[image, some, here])
-                yield Block(image, some, here, logits, None if safe else shift(logits, rows.mask is not None))
+                yield Block(image, some, here, logits, None if safe else shift(logits, rows.mask is not None, first))
 
 
 def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
@@ -208,9 +209,11 @@ def hide(logits: Tensor, mask: Tensor) -> None:
         logits.add_(mask).clamp_(min=FLOOR)
 
 
-def shift(logits: Tensor, blind: bool) -> Tensor:
-    """Take the row's maximum off; a row that may look at nothing (blind: there can be such) gets weights of 0."""
-    top = logits.amax(dim=-1, keepdim=True)
+def shift(logits: Tensor, blind: bool, first: int) -> Tensor:
+    """Take the row's maximum from `first` on off; a row that may look at nothing (blind: there can be such) gets weights of 0."""
+    top = logits[..., first:].amax(dim=-1, keepdim=True)
+    if first:  # the other keys must not overflow either
+        top = torch.maximum(top, logits[..., :first].amax(dim=-1, keepdim=True).sub_(SAFE))
     logits.sub_(top)
     if blind:
         logits.masked_fill_(top <= FLOOR / 2, FLOOR)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import attention
+from .attention_given import exact
 from .attention_torch import pieces
 
 
@@ -21,7 +22,7 @@ def attention_distance(
     one block of rows. Dosovitskiy et al., ICLR 2021, appendix D.7, arXiv:2010.11929; figure 6 of the Renyi entropy paper.
     """
     work = attention.cut(attention.setting(q, k[:, :, prefix:], scale, None, None), prefix, 1).full_keys()
-    work = replace(work, q=attention.exact(work.q), k=attention.exact(work.k))
+    work = replace(work, q=exact(work.q), k=exact(work.k))
     place = centres(grid, patch).to(work.q)
     # filled in place: small results kept between the pieces would cut the heap up, which then grows to the size of the matrix
     found = work.q.new_empty(work.q.shape[:3])

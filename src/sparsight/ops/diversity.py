@@ -17,7 +17,7 @@ def cosine(x: Tensor) -> Tensor:
     """Cosine of every pair; 0 where a vector is zero. x [B, N, D] -> [B, N, N]."""
     gram = x @ x.transpose(-2, -1)
     norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
-    return gram * norm.unsqueeze(-1) * norm.unsqueeze(-2)
+    return gram.mul_(norm.unsqueeze(-1)).mul_(norm.unsqueeze(-2))
 
 
 def squared_distance(x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def squared_distance(x: Tensor) -> Tensor:
     x = x - x.mean(dim=1, keepdim=True)  # distances stay, cancellation shrinks
     gram = x @ x.transpose(-2, -1)
     length = gram.diagonal(dim1=-2, dim2=-1)
-    return (length.unsqueeze(-1) + length.unsqueeze(-2) - 2 * gram).clamp(min=0)
+    return (length.unsqueeze(-1) + length.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0)
 
 
 def loneliest(similarity: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..plan import Plan
 from . import cluster, diversity, score, select
+from .attention_shared import Attended
 
 Budget = Literal["kept", "removed"]
 
@@ -21,11 +22,20 @@ def rescue_slots(rescue: float, count: int, total: int, budget: Budget) -> int:
 
 
 def rescued_by_columns(
-    s: Tensor, q: Tensor, k: Tensor, prefix: int, scale: float, count: int, rescue: float, budget: Budget, order: float
+    s: Tensor,
+    q: Tensor,
+    k: Tensor,
+    prefix: int,
+    scale: float,
+    count: int,
+    rescue: float,
+    budget: Budget,
+    order: float,
+    attended: Attended | None = None,
 ) -> Plan:
     """First by class attention s [B, N], then round(rescue * (kept or removed)) slots by Col-Ln among the rest."""
     slots = rescue_slots(rescue, count, s.shape[1], budget)
-    return select.rescued(s, score.column_norm(q, k, prefix, scale, order=order), count, slots)
+    return select.rescued(s, score.column_norm(q, k, prefix, scale, order, attended=attended), count, slots)
 
 
 def descending(s: Tensor, taken: Tensor) -> Tensor:

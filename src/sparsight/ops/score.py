@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from . import attention
+from .attention_shared import Attended
 
 Metric = Literal["cosine", "l2", "dot"]
 
@@ -46,14 +47,15 @@ def column_norm(
     rows: attention.Rows = "patches",
     diagonal: bool = True,
     stride: int = 1,
+    attended: Attended | None = None,
 ) -> Tensor:
     """p-norm of each patch's attention column (Col-Ln, eq. 3), from every stride-th query row. q, k [B, H, P+N, D] -> [B, N]."""
-    return attention.column_norm(q, k, prefix, scale, order, heads, rows, diagonal, stride=stride)
+    return attention.column_norm(q, k, prefix, scale, order, heads, rows, diagonal, stride=stride, attended=attended)
 
 
-def low_entropy(q: Tensor, k: Tensor, prefix: int, scale: float, order: float = 2.0) -> Tensor:
+def low_entropy(q: Tensor, k: Tensor, prefix: int, scale: float, attended: Attended | None = None, order: float = 2.0) -> Tensor:
     """Negated entropy of each patch's attention row: focused patches score high. q, k [B, H, P+N, D] -> [B, N]."""
-    return -attention.row_entropy(q, k, prefix, scale, order)
+    return -attention.row_entropy(q, k, prefix, scale, order, attended=attended)
 
 
 def distinctness(feats: Tensor, valid: Tensor | None, metric: Metric = "cosine") -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import PruneError
 from ..ops import select
 from ..ops.schedule import Schedule
-from ..prune import prune, resolve
+from ..prune import Handle, prune, resolve
 from ..recipe import Recipe, Step
 
 Convention = Literal["all", "published"]
@@ -35,9 +35,9 @@ def macs(
     """Multiply-accumulates per image, from torch.utils.flop_counter on the meta device; attention inside SDPA is counted.
 
     model: a module (it is copied, not touched) or a timm name (no weights are loaded). recipe None = as the model is now.
-    convention "all" counts every matrix product, the score's own included. "published" counts as the tables of the token
-    pruning papers do (fvcore): LayerNorm at 5 per element is added, and the score is free because it reads an attention
-    matrix that is there anyway. counts: for methods that leave a different number of tokens in each image, the `Handle.counts` of a
+    convention "all" counts every matrix product that runs, the score's own included; where tokens are chosen by q and k alone, a
+    site's attention runs for the survivors only. "published" counts as the tables of the token pruning papers do (fvcore): LayerNorm
+    at 5 per element is added, the attention is whole, and the score is free because it reads that attention's matrix. counts: for methods that leave a different number of tokens in each image, the `Handle.counts` of a
     forward on real images; their mean at every site is what is counted. Raises PruneError as `prune` does.
     """
     if convention not in ("all", "published"):
@@ -49,7 +49,9 @@ def macs(
     counter = FlopCounterMode(display=False)
     free, norms = [0], [0]
     if recipe is not None:
-        install(shell, metered(recipe, counter, free) if convention == "published" else recipe)
+        handle = install(shell, metered(recipe, counter, free) if convention == "published" else recipe)
+        for site in handle.sites:
+            site.early = site.early and convention == "all"
     if convention == "published":
         for module in shell.modules():
             if isinstance(module, nn.LayerNorm):
@@ -66,9 +68,9 @@ def macs(
     return int(counter.get_total_flops() - free[0]) // 2 + NORM_COST * norms[0]
 
 
-def install(model: nn.Module, recipe: Recipe) -> None:
+def install(model: nn.Module, recipe: Recipe) -> Handle:
     """Prune the model; weights that a method learns are only counted."""
-    prune(model, recipe, weights="random" if recipe.weights else None)
+    return prune(model, recipe, weights="random" if recipe.weights else None)
 
 
 def skeleton(model: nn.Module | str, image_size: int | tuple[int, int]) -> nn.Module:

@@ -1,0 +1,51 @@
+"""How a block with sites runs: the forward that `Family.patch` puts over the block's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ._memory import forget, remember
+from ._site import Site
+
+if TYPE_CHECKING:
+    from ._family import Family
+
+
+def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a block with sites. transformers' layers checkpoint inside the forward that this one replaces."""
+    family, index, sites = self.__dict__["_sparsight"]
+    family.refuse_mask(args, kwargs)
+    work = partial(run_block, family, self, index, sites, kwargs)
+    if self.training and getattr(self, "gradient_checkpointing", False):
+        checkpoint: Callable[..., Tensor] = self.__dict__["_gradient_checkpointing_func"]
+        return checkpoint(work, x)
+    return work(x)
+
+
+def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Site], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
+    if "input" in sites:
+        x = family.visit(sites["input"], block, x, {})
+    kwargs = family.follow(index, kwargs)
+    site = sites.get("attn") or sites.get("block")
+    early = family.attend_early(site, block, index, x) if site is not None and site.early else None
+    if early is not None:
+        return family.feed(block, early)
+    memory = None if site is None else site.memory(x)
+    if memory is None:
+        x = family.attend(block, x, family.bias(index, x), kwargs)
+    else:
+        x, kwargs = remember(family, block, index, kwargs, x, memory)
+    heads = family.hear(block, index, kwargs)
+    if memory is not None:
+        heads = forget(heads, family.prefix, family.scale(block))
+    if "attn" in sites:
+        x = family.visit(sites["attn"], block, x, heads)
+    x = family.feed(block, x)
+    if "block" in sites:
+        x = family.visit(sites["block"], block, x, heads)
+    return x

@@ -1,0 +1,61 @@
+"""Sites that choose by queries and keys: they do so before the block's attention, of which then only the survivors' rows are made."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from ..ops.attention_shared import Attended
+from ._family import Family
+from ._remade import join_heads, split_heads
+from ._site import Site
+
+Heads = tuple[Tensor, Tensor, Tensor]
+
+
+class Opened(Family):
+    """A family whose attention can be taken apart into its own sub-modules: queries, keys and values, and what follows their mixing."""
+
+    @abstractmethod
+    def opens(self, block: nn.Module) -> bool:
+        """Whether the attention is the usual one and nobody listens to it, so that its parts may stand for the whole."""
+
+    @abstractmethod
+    def project(self, block: nn.Module, x: Tensor) -> Heads:
+        """q, k, v [B, H, P+N, D] of the block's attention for the block's input x [B, P+N, C]."""
+
+    @abstractmethod
+    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""
+
+    @abstractmethod
+    def dropout(self, block: nn.Module) -> float:
+        """Rate of the attention's own dropout, as it is now."""
+
+    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor) -> Tensor | None:
+        """The block up to its site: the survivors with their attention branch, [B, P+K, C]; None where the choice has to wait."""
+        bias = self.bias(index, x)
+        if not self.opens(block) or site.ragged or (bias is not None and bias.shape[2] > 1):
+            return None
+        q, k, v = self.project(block, x)
+        for module in self.taps(block).values():
+            module.__dict__.pop("_sparsight_out", None)
+        self.note(index, {"q": q, "k": k})
+        rate, scale = self.dropout(block), self.scale(block)
+        shared = Attended(q, k, v, scale) if bias is None and rate == 0 and Attended.possible(v) else None
+        heads = {name: value for name, value in (("q", q), ("k", k), ("v", v), ("attended", shared)) if value is not None}
+        plan = self.decide(site, block, x, heads)[1]
+        if shared is not None and shared.output is not None:
+            mixed = plan.gather(shared.output, self.prefix)
+        else:
+            queries = split_heads(plan.gather(join_heads(q), self.prefix), q.shape[1])
+            mixed = join_heads(
+                nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
+            )
+        return self.close(block, plan.gather(x, self.prefix), mixed)
+
+
+def unheard(module: nn.Module) -> bool:
+    """Whether a module runs as its class says: no hooks of others, no forward put over its own."""
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in module.__dict__)

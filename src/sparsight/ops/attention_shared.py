@@ -1,0 +1,87 @@
+"""Attention and its statistic in one pass, where a site runs both on the same queries and keys: the softmax rows are made once.
+
+The output costs one product of rows with values more than the statistic alone, instead of a second pass over `q k^T` and its exponentials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import attention_torch as plain
+from .attention_torch import Rows
+
+ORDERS = (1, 2)
+"""Orders of norms and entropies that are sums over exp(logits) or their squares; other orders want logarithms."""
+
+
+@dataclass(eq=False)
+class Attended:
+    """An attention of q, k, v [B, H, P+N, D] whose output somebody wants, and the output [B, P+N, H * D] if a statistic of the same q
+    and k has made it on the way; None if not. Only for CPU tensors without gradients or mask."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    output: Tensor | None = None
+
+    @staticmethod
+    def possible(v: Tensor) -> bool:
+        """Whether a statistic may make the output of attention with these values."""
+        usual = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64)
+        return usual and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+    def takes(self, rows: Rows, order: float) -> bool:
+        """Whether the statistic of these rows can be had together with the output: this very attention, every query, no mask."""
+        same = rows.q is self.q and rows.k is self.k and rows.scale == self.scale and rows.q.shape == rows.k.shape
+        return same and order in ORDERS and rows.mask is None and rows.alive is None
+
+    def columns(self, rows: Rows, order: float, start: int) -> Tensor:
+        """As `attention_torch.column_pass` over the rows from `start` on, for all rows' queries; leaves the output. -> [B, H, P+N]"""
+        out, heads = empty(rows, self.v)
+        total = rows.q.new_zeros(rows.q.shape[0], rows.q.shape[1], 1, rows.k.shape[2])
+        for image, some, here, logits, _ in plain.blocks(rows, order):
+            weight = logits.exp_().sum(dim=-1).reciprocal_()
+            torch.mul(torch.bmm(logits, self.v[image, some]), weight.unsqueeze(-1), out=heads[image, some, here])
+            weight[:, : max(0, start - here.start)] = 0
+            total[image, some].baddbmm_(plain.raised(weight, order).unsqueeze(1), plain.raised(logits, order))
+        self.output = out
+        return total.squeeze(2).pow_(1 / order)
+
+    def entropies(self, rows: Rows, order: float, prefix: int) -> Tensor | None:
+        """Entropy of the softmax over the patch keys of the patch rows; leaves the output. -> [B, H, N], or None where prefix tokens
+        get so much of the attention that nothing measurable is left for patches.
+
+        Shannon's needs the mean logit, and sum_j w_j q . k_j is q . (sum_j w_j k_j): the keys ride along with the values.
+        """
+        out, heads = empty(rows, self.v)
+        found = rows.q.new_empty(rows.q.shape[:3])
+        depth = self.v.shape[3]
+        values = self.v
+        if order == 1:
+            keys = rows.k * rows.scale
+            keys[:, :, :prefix] = 0
+            values = torch.cat([values, keys], dim=3)
+        for image, some, here, logits, top in plain.blocks(rows, order, prefix):
+            patches = logits.exp_()[..., prefix:]
+            total = patches.sum(dim=-1)
+            whole = total + logits[..., :prefix].sum(dim=-1) if prefix else total
+            mixed = torch.bmm(logits, values[image, some])
+            torch.mul(mixed[..., :depth], whole.reciprocal().unsqueeze(-1), out=heads[image, some, here])
+            if order == 2:
+                found[image, some, here] = 2 * (total.log() - torch.linalg.vector_norm(patches, dim=-1).log())
+                continue
+            mean = (rows.q[image, some, here] * mixed[..., depth:]).sum(dim=-1) / total
+            found[image, some, here] = total.log() - mean if top is None else total.log() + top.squeeze(-1) - mean
+        self.output = out
+        return found[:, :, prefix:] if bool(found.isfinite().all()) else None
+
+
+def empty(rows: Rows, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the output, as [B, P+N, H * D] and, the same memory, by heads [B, H, P+N, D]."""
+    batch, heads, length, depth = v.shape
+    out = v.new_empty(batch, length, heads * depth)
+    return out, out.view(batch, length, heads, depth).transpose(1, 2)

@@ -1,0 +1,90 @@
+"""A statistic and the attention's output in one pass: both as the float64 softmax has them, and only where that is possible."""
+
+import pytest
+import torch
+
+from sparsight.ops import attention, attention_torch
+from sparsight.ops.attention_shared import Attended
+
+SCALE = 0.25
+
+
+def problem(rng, prefix, spread=1.0, sink=0.0):
+    """q, k, v as views of one packed tensor, as models have them; prefix tokens draw `sink` more attention."""
+    packed = torch.randn(3, 70 + prefix, 3, 4, 16, generator=rng) * spread
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    k[:, :, :prefix] += sink * q.mean(dim=2, keepdim=True)
+    return q, k, v
+
+
+def expected(q, k, v):
+    out = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=SCALE)
+    return out.transpose(1, 2).flatten(2)
+
+
+STATISTICS = {
+    "col1": lambda q, k, prefix, **box: attention.column_norm(q, k, prefix, SCALE, 1.0, **box),
+    "col2": lambda q, k, prefix, **box: attention.column_norm(q, k, prefix, SCALE, 2.0, **box),
+    "col2-all-joint": lambda q, k, prefix, **box: attention.column_norm(q, k, prefix, SCALE, 2.0, "joint", "all", **box),
+    "shannon": lambda q, k, prefix, **box: attention.row_entropy(q, k, prefix, SCALE, 1.0, **box),
+    "renyi": lambda q, k, prefix, **box: attention.row_entropy(q, k, prefix, SCALE, 2.0, **box),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("spread", [0.5, 3.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize("piece", [1 << 13, 1 << 19], ids=["rows-cut", "heads-together"])
+def test_both_agree_with_float64(rng, monkeypatch, name, prefix, spread, piece):
+    monkeypatch.setattr(attention_torch, "PIECE", piece)
+    q, k, v = problem(rng, prefix, spread)
+    box = Attended(q, k, v, SCALE)
+    found = STATISTICS[name](q, k, prefix, attended=box)
+    wanted = STATISTICS[name](q.double(), k.double(), prefix)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=float(wanted.abs().max()) * 1e-5)
+    torch.testing.assert_close(box.output.double(), expected(q, k, v), rtol=1e-5, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["shannon", "renyi"])
+def test_prefix_tokens_that_take_all_attention(rng, name):
+    """Patches' logits hundreds below those of the prefix: their entropy is still that of a softmax over patches alone."""
+    q, k, v = problem(rng, 2, spread=6.0, sink=12.0)
+    box = Attended(q, k, v, SCALE)
+    found = STATISTICS[name](q, k, 2, attended=box)
+    wanted = STATISTICS[name](q.double(), k.double(), 2)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(box.output.double(), expected(q, k, v), rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda q, k, box: attention.column_norm(q, k, 1, SCALE, 3.0, attended=box),
+        lambda q, k, box: attention.column_norm(q, k, 1, SCALE, 2.0, "average", attended=box),
+        lambda q, k, box: attention.column_norm(q, k, 1, SCALE, 2.0, diagonal=False, attended=box),
+        lambda q, k, box: attention.column_norm(q, k, 1, SCALE, 2.0, stride=2, attended=box),
+        lambda q, k, box: attention.column_norm(q, k, 1, 2 * SCALE, 2.0, attended=box),
+        lambda q, k, box: attention.column_norm(q.clone(), k, 1, SCALE, 2.0, attended=box),
+        lambda q, k, box: attention.row_entropy(q, k, 1, SCALE, 3.0, attended=box),
+        lambda q, k, box: attention.row_entropy(q, k, 1, SCALE, 2.0, mask=torch.ones(1, 1, 1, 71) > 0, attended=box),
+    ],
+    ids=["order", "average", "diagonal", "stride", "scale", "others", "entropy-order", "mask"],
+)
+def test_other_statistics_leave_the_output_alone(rng, statistic):
+    q, k, v = problem(rng, 1)
+    box = Attended(q, k, v, SCALE)
+    torch.testing.assert_close(statistic(q, k, box), statistic(q, k, None), rtol=0, atol=0)
+    assert box.output is None
+
+
+def test_gradients_half_precision_and_other_devices_are_left_out(rng):
+    v = torch.randn(1, 2, 3, 4, generator=rng)
+    assert not Attended.possible(v)
+    with torch.no_grad():
+        assert Attended.possible(v)
+        assert not Attended.possible(v.bfloat16())
+        assert not Attended.possible(v.to("meta"))
