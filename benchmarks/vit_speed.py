@@ -2,17 +2,20 @@
 
     python benchmarks/vit_speed.py --out benchmarks/results/vit_speed_cpu.json
 
-The embedded demo model (ViT-S/14, 257 tokens), fp32. Every number comes from paired runs: both ways alternate on the same batch, and
-the ratio within each pair gives median and quartiles.
+The embedded demo model (ViT-S/14, 257 tokens), fp32. Every number comes from paired runs: both ways alternate on the same batch, warm
+and with the same weights, and the ratio within each pair gives median and quartiles. Beside class attention runs a plain loop that drops
+as many tokens without choosing, in the framework's own blocks.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,40 +23,87 @@ from torch import Tensor, nn
 import sparsight
 from sparsight.tools.load import load_model
 from sparsight.tools.macs import macs
-from sparsight.tools.timing import Pairs, Way, pair
+from sparsight.tools.timing import Spread, alternate, clock
 
-REALISED = ["class_attention:keep=0.7", "class_attention:keep=0.5", "class_attention:keep=0.7,layers=0/3/6", "evit:keep=0.7",
-            "col_ln:keep=0.7", "tome:keep=0.7,layers=3/6/9", "similarity:keep=0.7"]  # fmt: skip
+Forward = Callable[[Tensor], Tensor]
+
+LIMITS = ["class_attention:keep=0.7", "class_attention:keep=0.5", "class_attention:keep=0.7,layers=0/3/6",
+          "class_attention:keep=0.5,layers=0/3/6"]  # fmt: skip
+REALISED = [*LIMITS, "evit:keep=0.7", "col_ln:keep=0.7", "col_ln:keep=0.5,layers=0/3/6", "tome:keep=0.7,layers=3/6/9",
+            "similarity:keep=0.7"]  # fmt: skip
 SCORES = ["col_ln", "col_ln_rescue", "shannon", "renyi", "similarity", "random", "evit", "tome"]
 
 
-def pruned(model: nn.Module, recipe: str) -> Way:
-    return lambda: sparsight.prune(model, recipe)
+def twin(model: nn.Module) -> nn.Module:
+    """A second model with the same weights."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
-def measure(model: nn.Module, images: Tensor, first: Way, recipe: str, seconds: float) -> Pairs:
-    with torch.inference_mode():
-        return pair(lambda: model(images), first, pruned(model, recipe), images.device, seconds)
+def pruned(model: nn.Module, recipe: str) -> nn.Module:
+    found = twin(model)
+    sparsight.prune(found, recipe)
+    return found
+
+
+def sliced(model: nn.Module, recipe: str) -> Forward:
+    """The model as a plain loop that drops the last tokens between attention and MLP, as many as the recipe: nothing is chosen."""
+    m: Any = model
+    with sparsight.prune(m, recipe) as handle, torch.inference_mode():
+        m(torch.zeros(1, 3, 224, 224, device=next(m.parameters()).device))
+        left = dict(zip(handle.layers, handle.counts, strict=True))
+
+    def forward(images: Tensor) -> Tensor:
+        x = m.norm_pre(m._pos_embed(m.patch_embed(images)))
+        for index, block in enumerate(m.blocks):
+            if index in left:
+                x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+                x = x[:, : m.num_prefix_tokens + left[index]].contiguous()
+                x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+            else:
+                x = block(x)
+        out: Tensor = m.forward_head(m.norm(x))
+        return out
+
+    return forward
+
+
+def measure(first: Forward, second: Forward, images: Tensor, seconds: float) -> Spread:
+    """How many times faster the second is, each warm and in turn."""
+
+    def timed(forward: Forward) -> float:
+        with torch.inference_mode():
+            return clock(lambda: forward(images), images.device)
+
+    return alternate(lambda: timed(first), lambda: timed(second), seconds).speedup
+
+
+def row(recipe: str, ratio: float, gain: Spread) -> dict[str, object]:
+    return {"recipe": recipe, "mac_ratio": ratio, "speedup": gain.median, "quartiles": [gain.low, gain.high],
+            "share": gain.median / ratio, "pairs": gain.runs}  # fmt: skip
 
 
 def run(batch: int, seconds: float, device: torch.device) -> dict[str, list[dict[str, object]]]:
     model = load_model("demo").model.to(device)
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
     dense = macs(model)
-    realised, scores = [], []
+    found: dict[str, list[dict[str, object]]] = {"limits": [], "realised": [], "scores": []}
     for recipe in REALISED:
         ratio = dense / macs(model, recipe)
-        gain = measure(model, images, nullcontext, recipe, seconds).speedup
-        realised.append({"recipe": recipe, "mac_ratio": ratio, "speedup": gain.median, "quartiles": [gain.low, gain.high],
-                         "share": gain.median / ratio, "pairs": gain.runs})  # fmt: skip
+        gain = measure(model, pruned(model, recipe), images, seconds)
+        found["realised"].append(row(recipe, ratio, gain))
         print(f"batch {batch:3d}  {recipe:40s} MAC ratio {ratio:.3f}  speed-up {gain}  share {gain.median / ratio:.3f}", flush=True)
+        if recipe in LIMITS:
+            beside = measure(sliced(model, recipe), pruned(model, recipe), images, seconds)
+            found["limits"].append({"recipe": recipe, "speed_of_slicing": beside.median, "quartiles": [beside.low, beside.high]})
+            print(f"batch {batch:3d}  {recipe:40s} beside a loop that only slices {beside}", flush=True)
+    reference = pruned(model, "class_attention:keep=0.7")
     for name in SCORES:
         recipe = f"{name}:keep=0.7,layers=3/6/9"
-        beside = measure(model, images, pruned(model, "class_attention:keep=0.7"), recipe, seconds).speedup
-        scores.append({"recipe": recipe, "throughput_of_class_attention": beside.median,
-                       "quartiles": [beside.low, beside.high], "pairs": beside.runs})  # fmt: skip
+        beside = measure(reference, pruned(model, recipe), images, seconds)
+        found["scores"].append({"recipe": recipe, "throughput_of_class_attention": beside.median,
+                                "quartiles": [beside.low, beside.high], "pairs": beside.runs})  # fmt: skip
         print(f"batch {batch:3d}  {recipe:40s} throughput relative to class attention {beside}", flush=True)
-    return {"realised": realised, "scores": scores}
+    return found
 
 
 def table(result: dict[str, object]) -> str:
@@ -74,6 +124,10 @@ def table(result: dict[str, object]) -> str:
             lines.append(
                 f"| `{row['recipe']}` | {row['mac_ratio']:.3f} | {row['speedup']:.3f} ({low:.3f}-{high:.3f}) | {row['share']:.3f} |"
             )
+        lines += ["", "| recipe | speed beside a loop that only slices (quartiles) |", "| --- | --- |"]
+        for row in part["limits"]:
+            low, high = row["quartiles"]
+            lines.append(f"| `{row['recipe']}` | {row['speed_of_slicing']:.3f} ({low:.3f}-{high:.3f}) |")
         lines += ["", "| keep 0.7 at 3/6/9 | throughput relative to class attention (quartiles) |", "| --- | --- |"]
         for row in part["scores"]:
             low, high = row["quartiles"]

@@ -33,11 +33,10 @@ class Reduced:
 
 def needs(recipe: Recipe) -> tuple[str, ...]:
     """Signals that the recipe's steps ask for, by the names of their parameters."""
-    names = dict.fromkeys(name for step in recipe.steps for name in step.needs)
-    unknown = [name for name in names if name not in SIGNALS and name not in INTERNAL]
+    unknown = [name for name in recipe.needs if name not in SIGNALS and name not in INTERNAL]
     if unknown:
         raise PruneError(f"recipe {recipe} asks for {', '.join(unknown)}; the signals are {', '.join(SIGNALS)}")
-    return tuple(name for name in names if name not in INTERNAL)
+    return tuple(name for name in recipe.needs if name not in INTERNAL)
 
 
 def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
@@ -102,7 +101,7 @@ def choose(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[dict[str,
     has learned weights, which train through the score or the plan's `mix`.
     """
     learning = torch.is_grad_enabled() and recipe.weights is not None
-    signals = {name: derive(name, given) for name in needs_of(recipe.steps)}
+    signals = {name: derive(name, given) for name in recipe.needs if name not in INTERNAL}
     signals.update(count=count, attended=given.get("attended"))
     if recipe.score is not None:
         with torch.set_grad_enabled(learning or (torch.is_grad_enabled() and "s" in reducer(recipe).needs)):
@@ -114,8 +113,9 @@ def choose(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[dict[str,
 def before_attention(recipe: Recipe) -> bool:
     """Whether a site may choose by q and k before its block's attention has run, so that only the survivors' rows of it are made."""
     late = {"x", "feats", "class_token", "valid"}
+    asked = {name for step in recipe.steps[:-1] for name in step.needs}
     plain = not (recipe.adaptive or recipe.hides or recipe.remembers or recipe.weights)
-    return recipe.where == "attn" and plain and only_drops(recipe) and not late & set(needs_of(recipe.steps[:-1]))
+    return recipe.where == "attn" and plain and only_drops(recipe) and not late & asked
 
 
 def reducer(recipe: Recipe) -> Step:
@@ -142,7 +142,3 @@ def full_precision(device: str) -> AbstractContextManager[object]:
 
 def call(step: Step, signals: dict[str, Any]) -> Any:
     return step(**{name: signals[name] for name in step.needs})
-
-
-def needs_of(steps: tuple[Step, ...]) -> list[str]:
-    return [name for name in dict.fromkeys(n for step in steps for n in step.needs) if name not in INTERNAL]

@@ -56,19 +56,26 @@ class Plan:
         spare = torch.nn.functional.pad(owner, (0, 1))
         return spare.scatter(1, self.keep.where(self.keep >= 0, self.total), slot)[:, : self.total]
 
-    def gather(self, x: Tensor, prefix: int = 0) -> Tensor:
+    def gather(self, x: Tensor, prefix: int = 0, index: Tensor | None = None) -> Tensor:
         """Rows of the survivors: x [B, N, C] -> [B, K, C]; zeros in padding. With a prefix, x is [B, P+N, C] and its first P
-        tokens stay in front: [B, P+K, C]."""
+        tokens stay in front: [B, P+K, C]. index: what `index` gives, for those who gather several tensors."""
         batch, length, width = x.shape
-        keep = self.keep if self.valid is None else self.keep.clamp(min=0)
-        if prefix:
-            keep = torch.cat([torch.arange(prefix, device=x.device).expand(batch, -1), keep + prefix], dim=1)
-        rows = keep + torch.arange(0, batch * length, length, device=x.device).unsqueeze(1) if batch != 1 else keep
+        index = self.index(length, prefix) if index is None else index
         # whole rows by one index_select: several times faster than gather, which moves single elements
-        out = x.reshape(-1, width).index_select(0, rows.flatten()).view(batch, -1, width)
+        out = x.reshape(-1, width).index_select(0, index).view(batch, -1, width)
         if self.valid is None:
             return out
         return out.masked_fill(torch.nn.functional.pad(self.keep < 0, (prefix, 0)).unsqueeze(-1), 0)
+
+    def index(self, length: int, prefix: int = 0) -> Tensor:
+        """Rows of the prefix and the survivors among all rows of all images, one after the other: [B * (P+K)]."""
+        keep = self.keep if self.valid is None else self.keep.clamp(min=0)
+        batch = keep.shape[0]
+        if prefix:
+            keep = torch.cat([torch.arange(prefix, device=keep.device).expand(batch, -1), keep + prefix], dim=1)
+        if batch != 1:
+            keep = keep + torch.arange(0, batch * length, length, device=keep.device).unsqueeze(1)
+        return keep.flatten()
 
     def dropped(self) -> Tensor:
         """Indices of the tokens that lost their own slot, ascending: [B, N - K]. Not for plans with padding."""

@@ -109,6 +109,11 @@ class Recipe:
         if self.where not in PLACES:
             raise PruneError(f"where={self.where!r} is not known; choose one of {', '.join(PLACES)}")
 
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """What the steps' functions ask for, without numbers: signals and what one step hands to the next."""
+        return tuple(dict.fromkeys(name for step in self.steps for name in step.needs))
+
     def __str__(self) -> str:
         values = dict(self.params)
         body = ",".join(f"{name}={show(values[name])}" for name in self.shown)

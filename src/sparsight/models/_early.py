@@ -46,14 +46,15 @@ class Opened(Family):
         shared = Attended(q, k, v, scale) if bias is None and rate == 0 and Attended.possible(v) else None
         heads = {name: value for name, value in (("q", q), ("k", k), ("v", v), ("attended", shared)) if value is not None}
         plan = self.decide(site, block, x, heads)[1]
+        rows = plan.index(x.shape[1], self.prefix)
         if shared is not None and shared.output is not None:
-            mixed = plan.gather(shared.output, self.prefix)
+            mixed = plan.gather(shared.output, self.prefix, rows)
         else:
-            queries = split_heads(plan.gather(join_heads(q), self.prefix), q.shape[1])
+            queries = split_heads(plan.gather(join_heads(q), self.prefix, rows), q.shape[1])
             mixed = join_heads(
                 nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
             )
-        return self.close(block, plan.gather(x, self.prefix), mixed)
+        return self.close(block, plan.gather(x, self.prefix, rows), mixed)
 
 
 def unheard(module: nn.Module) -> bool:

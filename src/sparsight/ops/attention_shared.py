@@ -5,6 +5,7 @@ The output costs one product of rows with values more than the statistic alone, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +40,21 @@ class Attended:
         same = rows.q is self.q and rows.k is self.k and rows.scale == self.scale and rows.q.shape == rows.k.shape
         return same and order in ORDERS and rows.mask is None and rows.alive is None
 
+    def matrices(self, rows: Rows, heads: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Softmax matrices [b, H, P+N, P+N] and their logits, as many images at a time as fit in a piece; heads gets the output."""
+        for image, _, logits in plain.pieces(rows):
+            some = slice(image, image + logits.shape[0])
+            matrix = logits.softmax(dim=-1)
+            heads[some] = matrix @ self.v[some]
+            yield matrix, logits
+
     def columns(self, rows: Rows, order: float, start: int) -> Tensor:
         """As `attention_torch.column_pass` over the rows from `start` on, for all rows' queries; leaves the output. -> [B, H, P+N]"""
         out, heads = empty(rows, self.v)
+        if plain.small(rows):
+            parts = [column_sums(matrix[:, :, start:], order) for matrix, _ in self.matrices(rows, heads)]
+            self.output = out
+            return torch.cat(parts).pow(1 / order)
         total = rows.q.new_zeros(rows.q.shape[0], rows.q.shape[1], 1, rows.k.shape[2])
         for image, some, here, logits, _ in plain.blocks(rows, order):
             weight = logits.exp_().sum(dim=-1).reciprocal_()
@@ -54,30 +67,44 @@ class Attended:
     def entropies(self, rows: Rows, order: float, prefix: int) -> Tensor | None:
         """Entropy of the softmax over the patch keys of the patch rows; leaves the output. -> [B, H, N], or None where prefix tokens
         get so much of the attention that nothing measurable is left for patches.
-
-        Shannon's needs the mean logit, and sum_j w_j q . k_j is q . (sum_j w_j k_j): the keys ride along with the values.
         """
         out, heads = empty(rows, self.v)
+        if plain.small(rows):
+            pairs = self.matrices(rows, heads)
+            found = torch.cat([over_patches(matrix[..., prefix:], logits[..., prefix:], order) for matrix, logits in pairs])
+            self.output = out
+            return found[:, :, prefix:] if bool(found.isfinite().all()) else None
         found = rows.q.new_empty(rows.q.shape[:3])
-        depth = self.v.shape[3]
-        values = self.v
-        if order == 1:
-            keys = rows.k * rows.scale
-            keys[:, :, :prefix] = 0
-            values = torch.cat([values, keys], dim=3)
-        for image, some, here, logits, top in plain.blocks(rows, order, prefix):
-            patches = logits.exp_()[..., prefix:]
-            total = patches.sum(dim=-1)
-            whole = total + logits[..., :prefix].sum(dim=-1) if prefix else total
-            mixed = torch.bmm(logits, values[image, some])
-            torch.mul(mixed[..., :depth], whole.reciprocal().unsqueeze(-1), out=heads[image, some, here])
+        spare = None
+        for image, some, here, logits, _ in plain.blocks(rows, order, prefix):
+            if order == 1:  # Shannon's wants the logits too
+                spare = torch.empty_like(logits) if spare is None or spare.shape != logits.shape else spare
+                weight = torch.exp(logits, out=spare)
+            else:
+                weight = logits.exp_()
+            total = weight[..., prefix:].sum(dim=-1)
+            whole = total + weight[..., :prefix].sum(dim=-1) if prefix else total
+            torch.mul(torch.bmm(weight, self.v[image, some]), whole.reciprocal().unsqueeze(-1), out=heads[image, some, here])
             if order == 2:
-                found[image, some, here] = 2 * (total.log() - torch.linalg.vector_norm(patches, dim=-1).log())
-                continue
-            mean = (rows.q[image, some, here] * mixed[..., depth:]).sum(dim=-1) / total
-            found[image, some, here] = total.log() - mean if top is None else total.log() + top.squeeze(-1) - mean
+                found[image, some, here] = 2 * (total.log() - torch.linalg.vector_norm(weight[..., prefix:], dim=-1).log())
+            else:
+                found[image, some, here] = total.log() - logits.mul_(weight)[..., prefix:].sum(dim=-1) / total
         self.output = out
         return found[:, :, prefix:] if bool(found.isfinite().all()) else None
+
+
+def column_sums(matrix: Tensor, order: float) -> Tensor:
+    """Sum of powers down the columns. [b, H, R, K] -> [b, H, K]"""
+    return matrix.square().sum(dim=2) if order == 2 else matrix.sum(dim=2)
+
+
+def over_patches(matrix: Tensor, logits: Tensor, order: float) -> Tensor:
+    """Entropy of rows whose weights add up to less than 1, made to add up to 1. [b, H, R, N] -> [b, H, R]"""
+    total = matrix.sum(dim=-1)
+    if order == 2:
+        return total.log().sub_(torch.linalg.vector_norm(matrix, dim=-1).log()).mul_(2)
+    lse = logits.amax(dim=-1) - matrix.amax(dim=-1).log()
+    return total.log() + lse - logits.mul_(matrix).sum(dim=-1) / total
 
 
 def empty(rows: Rows, v: Tensor) -> tuple[Tensor, Tensor]:
