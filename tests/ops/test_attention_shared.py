@@ -49,9 +49,12 @@ def test_both_agree_with_float64(rng, monkeypatch, name, prefix, spread, piece):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["shannon", "renyi"])
-def test_prefix_tokens_that_take_all_attention(rng, name):
-    """Patches' logits hundreds below those of the prefix: their entropy is still that of a softmax over patches alone."""
-    q, k, v = problem(rng, 2, spread=6.0, sink=12.0)
+@pytest.mark.parametrize("sink", [1.0, 3.0, 5.0, 12.0], ids=lambda sink: f"sink{sink:g}")
+@pytest.mark.parametrize("piece", [1 << 13, 1 << 19], ids=["rows-cut", "heads-together"])
+def test_prefix_tokens_that_take_all_attention(rng, monkeypatch, name, sink, piece):
+    """Patches' logits tens to hundreds below those of the prefix: their entropy is still that of a softmax over patches alone."""
+    monkeypatch.setattr(attention_torch, "PIECE", piece)
+    q, k, v = problem(rng, 2, spread=6.0, sink=sink)
     box = Attended(q, k, v, SCALE)
     found = STATISTICS[name](q, k, 2, attended=box)
     wanted = STATISTICS[name](q.double(), k.double(), 2)

@@ -44,8 +44,7 @@ class Opened(Family):
         self.note(index, {"q": q, "k": k})
         rate, scale = self.dropout(block), self.scale(block)
         shared = Attended(q, k, v, scale) if bias is None and rate == 0 and Attended.possible(v) else None
-        heads = {name: value for name, value in (("q", q), ("k", k), ("v", v), ("attended", shared)) if value is not None}
-        plan = self.decide(site, block, x, heads)[1]
+        plan = self.decide(site, block, x, {"q": q, "k": k, "v": v, "attended": shared})[1]
         rows = plan.index(x.shape[1], self.prefix)
         if shared is not None and shared.output is not None:
             mixed = plan.gather(shared.output, self.prefix, rows)

@@ -5,6 +5,7 @@ The output costs one product of rows with values more than the statistic alone, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from .attention_torch import Rows
 
 ORDERS = (1, 2)
 """Orders of norms and entropies that are sums over exp(logits) or their squares; other orders want logarithms."""
+
+
+FAINT = 1e-15
+"""Attention to all patches together below which float32 no longer knows how it is distributed: squares get lost."""
 
 
 @dataclass(eq=False)
@@ -86,9 +91,10 @@ class Attended:
             whole = total + weight[..., :prefix].sum(dim=-1) if prefix else total
             torch.mul(torch.bmm(weight, self.v[image, some]), whole.reciprocal().unsqueeze(-1), out=heads[image, some, here])
             if order == 2:
-                found[image, some, here] = 2 * (total.log() - torch.linalg.vector_norm(weight[..., prefix:], dim=-1).log())
+                entropy = 2 * (total.log() - torch.linalg.vector_norm(weight[..., prefix:], dim=-1).log())
             else:
-                found[image, some, here] = total.log() - logits.mul_(weight)[..., prefix:].sum(dim=-1) / total
+                entropy = total.log() - logits.mul_(weight)[..., prefix:].sum(dim=-1) / total
+            found[image, some, here] = entropy.masked_fill_(total < FAINT, math.nan)
         self.output = out
         return found[:, :, prefix:] if bool(found.isfinite().all()) else None
 
@@ -99,12 +105,15 @@ def column_sums(matrix: Tensor, order: float) -> Tensor:
 
 
 def over_patches(matrix: Tensor, logits: Tensor, order: float) -> Tensor:
-    """Entropy of rows whose weights add up to less than 1, made to add up to 1. [b, H, R, N] -> [b, H, R]"""
+    """Entropy of rows whose weights add up to less than 1, made to add up to 1; not a number where they are too faint. Uses the logits up.
+    [b, H, R, N] -> [b, H, R]"""
     total = matrix.sum(dim=-1)
     if order == 2:
-        return total.log().sub_(torch.linalg.vector_norm(matrix, dim=-1).log()).mul_(2)
-    lse = logits.amax(dim=-1) - matrix.amax(dim=-1).log()
-    return total.log() + lse - logits.mul_(matrix).sum(dim=-1) / total
+        entropy = 2 * (total.log() - torch.linalg.vector_norm(matrix, dim=-1).log())
+    else:
+        lse = logits.amax(dim=-1) - matrix.amax(dim=-1).log()
+        entropy = total.log() + lse - logits.mul_(matrix).sum(dim=-1) / total
+    return entropy.masked_fill_(total < FAINT, math.nan)
 
 
 def empty(rows: Rows, v: Tensor) -> tuple[Tensor, Tensor]:
