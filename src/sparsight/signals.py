@@ -74,7 +74,7 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return exact(x)
     if name == "training":
         return False
-    if name in ("size", "moves", "valid"):
+    if name in ("size", "moves", "valid", "attended"):
         return None
     if name == "first":
         return torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)

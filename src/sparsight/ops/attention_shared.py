@@ -109,7 +109,7 @@ def over_patches(matrix: Tensor, logits: Tensor, order: float) -> Tensor:
     [b, H, R, N] -> [b, H, R]"""
     total = matrix.sum(dim=-1)
     if order == 2:
-        entropy = 2 * (total.log() - torch.linalg.vector_norm(matrix, dim=-1).log())
+        entropy: Tensor = 2 * (total.log() - torch.linalg.vector_norm(matrix, dim=-1).log())
     else:
         lse = logits.amax(dim=-1) - matrix.amax(dim=-1).log()
         entropy = total.log() + lse - logits.mul_(matrix).sum(dim=-1) / total

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import PruneError
 from ..ops import select
 from ..ops.schedule import Schedule
-from ..prune import Handle, prune, resolve
+from ..prune import prune, resolve
 from ..recipe import Recipe, Step
 
 Convention = Literal["all", "published"]
@@ -49,9 +49,7 @@ def macs(
     counter = FlopCounterMode(display=False)
     free, norms = [0], [0]
     if recipe is not None:
-        handle = install(shell, metered(recipe, counter, free) if convention == "published" else recipe)
-        for site in handle.sites:
-            site.early = site.early and convention == "all"
+        install(shell, metered(recipe, counter, free) if convention == "published" else recipe, convention)
     if convention == "published":
         for module in shell.modules():
             if isinstance(module, nn.LayerNorm):
@@ -68,9 +66,11 @@ def macs(
     return int(counter.get_total_flops() - free[0]) // 2 + NORM_COST * norms[0]
 
 
-def install(model: nn.Module, recipe: Recipe) -> Handle:
-    """Prune the model; weights that a method learns are only counted."""
-    return prune(model, recipe, weights="random" if recipe.weights else None)
+def install(model: nn.Module, recipe: Recipe, convention: Convention) -> None:
+    """Prune the model; weights that a method learns are only counted. Published numbers have the attention of every site whole."""
+    handle = prune(model, recipe, weights="random" if recipe.weights else None)
+    for site in handle.sites:
+        site.early = site.early and convention == "all"
 
 
 def skeleton(model: nn.Module | str, image_size: int | tuple[int, int]) -> nn.Module:
