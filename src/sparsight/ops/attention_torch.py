@@ -183,7 +183,7 @@ def blocks(rows: Rows, power: float, first: int = 0) -> Iterator[Block]:
                 logits = multiply(q[:, here], k, rows.scale, buffer)
                 if rows.mask is not None:
                     hide(logits, rows.mask[image, some, here])
-                yield Block(image, some, here, logits, None if safe else shift(logits, rows.mask is not None, first))
+                yield Block(image, some, here, logits, None if safe else shift(logits, rows.mask is not None, first, power))
 
 
 def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
@@ -209,7 +209,7 @@ def hide(logits: Tensor, mask: Tensor) -> None:
         logits.add_(mask).clamp_(min=FLOOR)
 
 
-def shift(logits: Tensor, blind: bool, first: int) -> Tensor:
+def shift(logits: Tensor, blind: bool, first: int, power: float) -> Tensor:
     """Take the row's maximum from `first` on off; a row that may look at nothing (blind: there can be such) gets weights of 0."""
     top = logits[..., first:].amax(dim=-1, keepdim=True)
     if first:  # the other keys must not overflow either
@@ -217,6 +217,8 @@ def shift(logits: Tensor, blind: bool, first: int) -> Tensor:
     logits.sub_(top)
     if blind:
         logits.masked_fill_(top <= FLOOR / 2, FLOOR)
+    else:  # numbers too small for float32 to hold exactly, which nothing notices, take several times as long
+        logits.clamp_(min=-SAFE if first else -SAFE / power)
     return top
 
 
