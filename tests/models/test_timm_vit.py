@@ -168,3 +168,15 @@ def test_a_subclass_is_its_family(x):
         model(x)
         assert handle.counts == [9]
         assert type(model) is Mine
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("recipe", ["col_ln:keep=0.5,layers=0/2", "evit:keep=0.5,layers=1", "tome:remove=4,layers=all", "similarity"])
+def test_channels_last(x, recipe):
+    """Image and weights in another memory format: the same tokens, the same logits."""
+    model = vit()
+    with sparsight.prune(model, recipe if ":" in recipe else f"{recipe}:keep=0.5,layers=1") as handle:
+        expected, plans = model(x), [plan.keep for plan in handle.plans]
+        found = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        assert all(torch.equal(a, plan.keep) for a, plan in zip(plans, handle.plans, strict=True))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
