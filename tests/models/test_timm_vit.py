@@ -171,7 +171,9 @@ def test_a_subclass_is_its_family(x):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("recipe", ["col_ln:keep=0.5,layers=0/2", "evit:keep=0.5,layers=1", "tome:remove=4,layers=all", "similarity"])
+@pytest.mark.parametrize(
+    "recipe", ["col_ln:keep=0.5,layers=0/2", "evit:keep=0.5,layers=1", "tome:remove=4,layers=all", "similarity"]
+)
 def test_channels_last(x, recipe):
     """Image and weights in another memory format: the same tokens, the same logits."""
     model = vit()
