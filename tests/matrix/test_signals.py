@@ -12,7 +12,7 @@ from sparsight.recipe import Recipe
 
 @torch.no_grad()
 def test_q_k_v_give_the_models_own_attention(name):
-    """Also behind a merging site, where the logits carry log(size)."""
+    """Also behind a merging site, where the logits carry log(size). Sites that choose first make the survivors' rows of it."""
     model, x, seen = made(name), images(name), {}
 
     def spy(q, k, v, prefix, scale):
@@ -29,13 +29,17 @@ def test_q_k_v_give_the_models_own_attention(name):
             handles = [sparsight.prune(model, recipe) for recipe in (first, probe) if recipe]
             outputs(name, model, x)
             size = handles[0].sites[0].size if first else torch.ones(2, ZOO[name].patches, 1)
+            plan = handles[-1].plans[0]
             for handle in handles:
                 handle.remove()
             bias = pad(size.squeeze(-1).log(), (ZOO[name].prefix, 0))[:, None, None]
             weights = (seen["q"] @ seen["k"].transpose(-2, -1) * seen["scale"] + bias).softmax(-1)
             assert seen["prefix"] == ZOO[name].prefix
             assert weights.shape == (2, HEADS, *[ZOO[name].prefix + size.shape[1]] * 2)
-            torch.testing.assert_close((weights @ seen["v"]).transpose(1, 2).flatten(2), seen["joined"], rtol=1e-6, atol=1e-6)
+            own = (weights @ seen["v"]).transpose(1, 2).flatten(2)
+            if seen["joined"].shape[1] < own.shape[1]:
+                own = plan.gather(own, seen["prefix"])
+            torch.testing.assert_close(own, seen["joined"], rtol=1e-6, atol=1e-6)
     finally:
         hook.remove()
 
