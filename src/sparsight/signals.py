@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .errors import PruneError
 from .ops import attention
+from .ops.attention_given import exact
 
 SIGNALS: dict[str, str] = {
     "x": "[B, N, C] tokens to be reduced, prefix excluded",
@@ -110,11 +111,6 @@ def from_matrix(name: str, attn: Tensor, prefix: int) -> Any:
     if name == "k":
         return torch.eye(attn.shape[-1], dtype=attn.dtype, device=attn.device).expand_as(attn)
     return 1.0
-
-
-def exact(x: Tensor) -> Tensor:
-    """float32, or float64 if it is that already: scores of half-precision models are not computed in half precision."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def prefix_of(given: dict[str, Any]) -> int:

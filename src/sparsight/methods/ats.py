@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..ops import reduce, select
+from ..ops.attention_given import exact
 from ..ops.schedule import Layers, Schedule, as_tuple
 from ..plan import Plan
 from ..recipe import Recipe, Step
@@ -44,7 +45,7 @@ class Samples(Schedule):
 
 def significance(class_attn: Tensor, v: Tensor, prefix: int, version: Version) -> Tensor:
     """Attention of the class token times the length of the value. class_attn [B, H, N], v [B, H, P+N, D] -> [B, N]."""
-    v = v[:, :, prefix:].to(torch.promote_types(v.dtype, torch.float32))
+    v = exact(v[:, :, prefix:])
     if version == "official":
         joined: Tensor = v.transpose(1, 2).flatten(2).norm(dim=2)
         return class_attn.sum(dim=1) * joined

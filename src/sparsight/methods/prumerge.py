@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..ops import diversity, importance, reduce, schedule, select
+from ..ops.attention_given import exact
 from ..ops.importance import Importance
 from ..ops.score import check_order
 from ..plan import Plan
@@ -140,7 +141,7 @@ def weights(idx: Tensor, pool: Tensor | None, rest: Tensor, a: Tensor, k: Tensor
     """What every token gives to every slot [B, K+1, N]: a centre idx [B, K] (-1: none) is itself plus its nearest of the candidates,
     which are all tokens or the list `pool` [B, M] that begins with the centres; after an image's centres comes the sum of `rest` [B, N].
     Shares are by a [B, N], nearness by keys k [B, H, N, D]."""
-    keys = importance.joined(k)[:, 0].to(torch.promote_types(k.dtype, torch.float32))
+    keys = exact(importance.joined(k)[:, 0])
     length = keys.norm(dim=-1).clamp(min=torch.finfo(keys.dtype).tiny).unsqueeze(1)
     batch, n, width = keys.shape
     rows = idx.clamp(min=0).unsqueeze(-1)

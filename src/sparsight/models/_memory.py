@@ -52,10 +52,5 @@ def forget(heads: dict[str, Tensor], prefix: int, scale: float) -> dict[str, Ten
     """q, k, v [B, H, 1+P+N, D] without the remembered token, and the class token's attention, which is not renormalised for that."""
     rest = {name: value[:, :, 1:] for name, value in heads.items()}
     if "q" in heads and "k" in heads and prefix:
-        rest["class_attn"] = attention.class_row(exact(rest["q"]), exact(heads["k"]), prefix + 1, scale)
+        rest["class_attn"] = attention.class_row(rest["q"], heads["k"], prefix + 1, scale)
     return rest
-
-
-def exact(x: Tensor) -> Tensor:
-    """float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..plan import Plan
+from .attention_given import exact
 
 Heads = Literal["mean", "max", "min"]
 Normalise = Literal["rows", "columns"]
@@ -29,8 +30,7 @@ class Maps(Sequence[Tensor]):
 
     def __getitem__(self, block):  # type: ignore[no-untyped-def]
         q, k = self.queries[block], self.keys[block]
-        exact = torch.promote_types(q.dtype, torch.float32)
-        return (q.to(exact) * self.scale @ k.to(exact).transpose(-2, -1)).softmax(dim=-1)
+        return (exact(q) * self.scale @ exact(k).transpose(-2, -1)).softmax(dim=-1)
 
 
 def accumulated(
@@ -54,7 +54,7 @@ def mixing(attn: Tensor, heads: Heads, discard: float, residual: bool, normalise
     the identity is added and rows are brought to sum 1. "columns" divides column j by the sum of row j instead, as vit-explain's
     code does for want of a kept dimension: the same where all rows have equal sums.
     """
-    attn = attn.to(torch.promote_types(attn.dtype, torch.float32))
+    attn = exact(attn)
     fused = attn.mean(dim=1) if heads == "mean" else attn.amax(dim=1) if heads == "max" else attn.amin(dim=1)
     length = fused.shape[-1]
     gone = int(length * length * discard)
