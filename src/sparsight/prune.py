@@ -100,7 +100,14 @@ class Handle:
 
 
 def prune(
-    model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: Any = None, weights: Given | None = None, **options: Any
+    model: nn.Module,
+    recipe: Recipe | str,
+    *,
+    visual: Any = None,
+    noise: Any = None,
+    weights: Given | None = None,
+    pack: bool = True,
+    **options: Any,
 ) -> Handle:
     """Prune the model's visual tokens from now on, until `Handle.remove()`.
 
@@ -109,6 +116,8 @@ def prune(
     [B, L], or the placeholder's token id. noise: one tensor per site that breaks ties in clustering (SparseVLM).
     weights: for learned methods (SiT ...): a mapping of tensors for all sites, a list with one mapping per site, a .safetensors file, or
     "random" to train from scratch; afterwards they are in `Handle.learned`.
+    pack: whether linear layers from the first site on may keep a second, packed copy of their weights for inference in float32 on a CPU
+    with at most 512 tokens per batch (docs/speed.md); False saves that memory.
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)
@@ -130,6 +139,8 @@ def prune(
     sites = plan_sites(family, recipe)
     if recipe.weights is not None:
         learn(recipe, recipe.weights, family, sites, recipe.file or None if weights is None else weights)
+    for site in sites:
+        site.packs = pack
     family.add(sites)
     return Handle(recipe, family, sites)
 

@@ -17,7 +17,7 @@ from ..errors import PruneError
 from ..plan import Plan
 from ._bias import key_bias
 from ._block import pruned_forward
-from ._narrow import install, uninstall
+from ._packed import install, uninstall
 from ._site import Site, asked, check_order
 from ._tap import record, recorded
 
@@ -40,7 +40,7 @@ class Family(ABC):
         self.patched: list[nn.Module] = []
         self.tapped: list[nn.Module] = []
         self.hooks: list[Any] = []
-        self.narrowed: list[nn.Linear] = []
+        self.packed: list[nn.Linear] = []
         self.image = (0, 0)
 
     @property
@@ -152,8 +152,8 @@ class Family(ABC):
             biased = first is not None and index > first.layer
             if here or biased or asked(self.sites, index) or (self.positional and index > self.sites[0].layer):
                 self.patch_block(block, index, here)
-            if index >= self.sites[0].layer:
-                self.narrowed += install(block)
+            if any(site.packs and index >= site.layer for site in self.sites):
+                self.packed += install(block)
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
             self.tap(self.projection())
         self.model._sparsight = self  # type: ignore[assignment]
@@ -183,8 +183,8 @@ class Family(ABC):
             hook.remove()
         for module in self.tapped:
             module.__dict__.pop("_sparsight_out", None)
-        uninstall(self.narrowed)
-        self.patched, self.hooks, self.tapped, self.narrowed = [], [], [], []
+        uninstall(self.packed)
+        self.patched, self.hooks, self.tapped, self.packed = [], [], [], []
         self.model.__dict__.pop("_sparsight", None)
 
     def last_size(self) -> Tensor | None:

@@ -25,7 +25,7 @@ Step = Callable[[dict[str, Any]], Outcome]
 class Site:
     """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome.
 
-    early: its choice needs nothing of what its block's attention makes.
+    early: its choice needs nothing of what its block's attention makes. packs: from here on linear layers may keep packed weights.
     """
 
     layer: int
@@ -43,6 +43,7 @@ class Site:
     hides: bool = False
     hiding: bool = False
     early: bool = False
+    packs: bool = True
     trail: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def memory(self, x: Tensor) -> Tensor | None:

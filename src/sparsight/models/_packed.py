@@ -1,0 +1,138 @@
+"""Linear layers of few rows on a CPU: their weights lie packed for MKL, which otherwise packs them again in every call.
+
+After pruning, a block at batch 1 sees few tokens, and preparing the weights takes as long as multiplying with them. The layer's class,
+weights and hooks stay as they are; the packed weights are a second copy of the same size, made in the second forward with as many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
+
+LEAST, MOST = 2, 512
+"""From how many rows to how many packed weights were measured to be faster; a single row is slower, beyond little is gained."""
+
+PROBES = 64
+"""Numbers of a weight that every call looks at."""
+
+State = tuple[int, int, int]
+"""Rows, address and version of a weight: what tells one product from another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A weight packed for one number of rows. probes: some of the weight's own numbers, values: what they were when it was packed."""
+
+    state: State
+    weight: Tensor
+    probes: Tensor
+    values: Tensor
+
+    def fits(self, state: State) -> bool:
+        """Whether it is still the same weight. Writing through `weight.data`, and in inference mode, leaves no trace in the version, hence
+        the probes."""
+        return self.state == state and torch.equal(self.probes, self.values)
+
+
+class Store:
+    """What a layer has packed; copies and pickles of it are empty."""
+
+    def __init__(self) -> None:
+        self.packed: Packed | None = None
+        self.last: State | None = None
+
+    def __reduce__(self) -> tuple[type[Store], tuple[()]]:
+        return Store, ()
+
+    def take(self, weight: Tensor, rows: int) -> Tensor | None:
+        """The weight [N, K], packed for so many rows; None where the call before this one was of another kind."""
+        state, packed = (rows, weight.data_ptr(), 0 if weight.is_inference() else weight._version), self.packed
+        again, self.last = self.last == state, state
+        if packed is not None and packed.fits(state):
+            return packed.weight
+        if not again:
+            return None
+        weight = weight.detach()
+        probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1]
+        self.packed = Packed(state, torch.ops.mkl._mkl_reorder_linear_weight.default(weight, rows), probes, probes.clone())
+        return self.packed.weight
+
+
+def product(linear: nn.Linear, store: Store, x: Tensor) -> Tensor:
+    """What nn.Linear computes: x [..., K] -> x W^T + b, [..., N]."""
+    weight, bias = linear.weight, linear.bias
+    if gains(x, linear.in_features) and plain(weight) and unfollowed(x, weight, bias):
+        rows = x.numel() // linear.in_features
+        packed = store.take(weight, rows)
+        if packed is not None:
+            out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, rows)
+            return out
+    return F.linear(x, weight, bias)
+
+
+def gains(x: Tensor, width: int) -> bool:
+    """Whether x [..., width] is an input for which packed weights were measured to be faster.
+
+    A compiled or traced graph outlives this call's number of rows, so it gets the plain layer; the cheap questions come first.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if traced or not LEAST * width <= x.numel() <= MOST * width:
+        return False
+    if x.dtype is not torch.float32 or not x.is_cpu or type(x) is not Tensor or x.shape[-1] != width:
+        return False
+    return available() and not torch.is_autocast_enabled("cpu")
+
+
+def plain(weight: Tensor) -> bool:
+    """Whether a weight is an ordinary one, of whose values it can be told when they change."""
+    return type(weight) is nn.Parameter and weight.is_contiguous()
+
+
+def unfollowed(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing follows this call: gradients, forward-mode differentiation, torch.func. The packed product has no rules for them."""
+    if torch.is_inference_mode_enabled():
+        return True
+    if torch._C._are_functorch_transforms_active() or unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+        return False
+    learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return not (learns and torch.is_grad_enabled())
+
+
+@cache
+def available() -> bool:
+    """Whether this torch has the packed product, whose operators are not part of its public interface, and it multiplies."""
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return False
+    with torch.inference_mode():
+        x, weight = torch.arange(32.0).view(2, 16), torch.arange(48.0).view(3, 16)
+        try:
+            packed = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, 2)
+            return torch.equal(torch.ops.mkl._mkl_linear.default(x, packed, weight, None, 2), F.linear(x, weight))
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+
+
+def install(block: nn.Module) -> list[nn.Linear]:
+    """Give the plain nn.Linear layers of the block `product` as their forward; returns those, for `uninstall`.
+
+    Layers of a subclass, and those that have a forward of their own already, are left alone. A partial and no bound method, because
+    a pickled model finds it again.
+    """
+    found = [module for module in block.modules() if type(module) is nn.Linear and "forward" not in module.__dict__]
+    for linear in found:
+        linear.forward = partial(product, linear, Store())  # type: ignore[method-assign]
+    return found
+
+
+def uninstall(linears: Iterable[nn.Linear]) -> None:
+    """Take `product` off again, where no one else has put another forward in its place."""
+    for linear in linears:
+        forward = linear.__dict__.get("forward")
+        if isinstance(forward, partial) and forward.func is product:
+            del linear.forward

@@ -1,0 +1,380 @@
+"""Linear layers with packed weights: the same numbers, only where the rule says so, never a stale weight, and a model left as it was."""
+
+import copy
+import io
+import threading
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sparsight
+from sparsight.models import _packed
+from sparsight.models._packed import LEAST, MOST, Store, available, install, product, uninstall
+
+IN, OUT = 96, 200
+
+if not available():
+    pytest.skip("this torch has no packed product", allow_module_level=True)
+
+
+def layer(bias=True, **options):
+    torch.manual_seed(0)
+    return nn.Linear(IN, OUT, bias=bias, **options)
+
+
+def ready(bias=True, rows=20, **options):
+    """A layer that has seen so many rows twice, so that its weight is packed for them."""
+    linear = layer(bias, **options)
+    install(linear)
+    with torch.inference_mode():
+        for _ in range(2):
+            linear(torch.zeros(rows, IN, dtype=linear.weight.dtype))
+    return linear
+
+
+class Products(TorchDispatchMode):
+    """Counts the products with packed weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.packed = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.packed += func is torch.ops.mkl._mkl_linear.default
+        return func(*args, **(kwargs or {}))
+
+
+def uses(module, x):
+    """How many packed products a call makes."""
+    with Products() as products:
+        module(x)
+    return products.packed
+
+
+def exact(linear, x):
+    return F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
+
+
+def inputs(rows):
+    """Tensors with this many rows of IN channels, in several shapes and memory layouts."""
+    draw = torch.Generator().manual_seed(rows)
+    x, wide = torch.randn(rows, IN, generator=draw), torch.randn(1, rows, 2 * IN, generator=draw)
+    found = {
+        "matrix": x,
+        "batch of one": x[None],
+        "transposed": x.t().contiguous().t(),
+        "part of the channels": wide[..., IN:],
+        "every second channel": wide[..., ::2],
+        "four dimensions": x.view(1, rows, 1, IN),
+    }
+    if rows % 2 == 0:
+        found["tokens first"] = x.view(rows // 2, 2, IN).transpose(0, 1)
+        found["without the first token"] = torch.cat([x[:2].view(2, 1, IN), x.view(2, rows // 2, IN)], dim=1)[:, 1:]
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 33, 64, 91, 257, 512, 513])
+def test_same_numbers_and_packed_by_the_rule(rows, bias):
+    linear = ready(bias, rows)
+    for name, x in inputs(rows).items():
+        y = linear(x)
+        torch.testing.assert_close(y.double(), exact(linear, x), rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        assert y.shape == (*x.shape[:-1], OUT), name
+        assert uses(linear, x) == (LEAST <= rows <= MOST), name
+
+
+@torch.inference_mode()
+def test_packs_in_the_second_forward_with_as_many_rows():
+    linear = layer()
+    install(linear)
+    few, more, many = (torch.randn(1, rows, IN) for rows in (20, 30, 2 * MOST))
+    assert [uses(linear, x) for x in (few, more, few, more)] == [0, 0, 0, 0]
+    assert [uses(linear, x) for x in (more, many, more, few, more, few, few, more)] == [1, 0, 1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["ordinary", "made-in-inference-mode"])
+@pytest.mark.parametrize("way", ["copy_", "data", "data +=", "rows of data", "new parameter", "load_state_dict", "set to data"])
+def test_a_changed_weight_is_noticed(way, inference):
+    with torch.inference_mode(inference), torch.no_grad():
+        linear, x, new = ready(), torch.randn(20, IN), torch.randn(OUT, IN)
+        assert linear.weight.is_inference() == inference
+        assert uses(linear, x)
+        if way == "copy_":
+            linear.weight.copy_(new)
+        if way == "data":
+            linear.weight.data.copy_(new)
+        if way == "data +=":
+            linear.weight.data += new
+        if way == "rows of data":
+            linear.weight.data[::2] = 0
+        if way == "new parameter":
+            linear.weight = nn.Parameter(new)
+        if way == "load_state_dict":
+            linear.load_state_dict({"weight": new, "bias": linear.bias})
+        if way == "set to data":
+            linear.weight.data = new
+        for _ in range(3):
+            torch.testing.assert_close(linear(x).double(), exact(linear, x), rtol=0, atol=1e-4)
+        assert uses(linear, x)
+
+
+@torch.inference_mode()
+def test_a_changed_bias_needs_no_notice():
+    linear, x = ready(), torch.randn(20, IN)
+    linear.bias.data.fill_(3)
+    torch.testing.assert_close(linear(x).double(), exact(linear, x), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_types_of_number_stay_plain(dtype):
+    linear, x = ready(dtype=dtype), torch.randn(1, 20, IN, dtype=dtype)
+    assert not uses(linear, x)
+    assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("why", ["no MKL", "autocast", "subclass", "parametrized", "not contiguous"])
+def test_stays_plain(why, monkeypatch):
+    linear, x = ready(), torch.randn(1, 20, IN)
+    assert uses(linear, x)
+    if why == "no MKL":
+        monkeypatch.setattr(_packed, "available", lambda: False)
+    if why == "subclass":
+        x = x.as_subclass(type("Other", (torch.Tensor,), {}))
+    if why == "parametrized":
+        nn.utils.parametrizations.weight_norm(linear)
+        assert "forward" in linear.__dict__
+    if why == "not contiguous":
+        linear.weight = nn.Parameter(torch.randn(IN, OUT).t())
+    with torch.autocast("cpu", enabled=why == "autocast"):
+        assert [uses(linear, x) for _ in range(3)] == [0, 0, 0]
+        torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias), rtol=0, atol=0)
+
+
+def test_empty_and_wrong_inputs_are_the_plain_layers_matter():
+    linear = ready()
+    with torch.no_grad():
+        assert linear(torch.randn(2, 0, IN)).shape == (2, 0, OUT)
+        for shape in [(20, IN // 2), (8 * IN,), (5, IN + 1)]:
+            with pytest.raises(RuntimeError, match="shape"):
+                linear(torch.randn(shape))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["weights-learn", "input-learns"])
+def test_gradients_are_those_of_the_plain_layer(frozen):
+    plain = layer().requires_grad_(not frozen)
+    linear = ready().requires_grad_(not frozen)
+    x = torch.randn(2, 10, IN, requires_grad=frozen)
+    assert not uses(linear, x)
+    found = torch.autograd.grad(linear(x).square().sum(), [x] if frozen else list(linear.parameters()))
+    asked = torch.autograd.grad(plain(x).square().sum(), [x] if frozen else list(plain.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(found, asked, strict=True))
+
+
+def test_nothing_that_learns_needs_no_guard():
+    """Gradients are switched on, but neither the weights nor the input ask for one."""
+    linear, x = ready().requires_grad_(False), torch.randn(1, 20, IN)
+    assert torch.is_grad_enabled()
+    assert uses(linear, x)
+    linear.bias.requires_grad_(True)
+    assert not uses(linear, x)
+
+
+@pytest.mark.parametrize("way", ["torch.func.jvp", "dual numbers", "torch.func.grad", "torch.vmap"])
+def test_transformed_calls_are_the_plain_layers(way):
+    linear, x = ready().requires_grad_(False), torch.randn(20, IN)
+    seen = []
+
+    def watched(call):
+        with Products() as products:
+            found = call()
+        seen.append(products.packed)
+        return found
+
+    if way == "torch.func.jvp":
+        tangent = watched(lambda: torch.func.jvp(linear, (x,), (x,))[1])
+    if way == "dual numbers":
+        with forward_ad.dual_level():
+            tangent = watched(lambda: forward_ad.unpack_dual(linear(forward_ad.make_dual(x, x))).tangent)
+    if way == "torch.func.grad":
+        tangent = watched(lambda: torch.func.grad(lambda x: linear(x).square().sum() / 2)(x))
+        torch.testing.assert_close(tangent, linear(x) @ linear.weight, rtol=0, atol=1e-4)
+    elif way == "torch.vmap":
+        torch.testing.assert_close(watched(lambda: torch.vmap(linear)(x[None].expand(3, -1, -1)))[2], linear(x), rtol=0, atol=1e-5)
+    else:
+        torch.testing.assert_close(tangent, F.linear(x, linear.weight), rtol=0, atol=1e-5)
+    assert seen == [0]
+
+
+class Odd(nn.Linear):
+    """A subclass, as nn.MultiheadAttention has one for its output."""
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.act, self.last = nn.Linear(IN, OUT), nn.GELU(), nn.Linear(OUT, IN)
+        self.odd, self.attn = Odd(IN, OUT), nn.MultiheadAttention(IN, 2, kdim=OUT)
+        self.mine = nn.Linear(IN, OUT)
+        self.mine.forward = torch.neg
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x)))
+
+
+def test_installs_on_plain_layers_only_and_goes_again():
+    block = Block()
+    before = copy.deepcopy(block.state_dict())
+    found = install(block)
+    with torch.no_grad():
+        assert [uses(block, torch.randn(20, IN)) for _ in range(3)] == [0, 2, 2]
+    assert found == [block.first, block.last]
+    assert install(block) == []
+    assert block.mine.forward is torch.neg
+    assert type(block.first) is nn.Linear
+    after = block.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    uninstall(found)
+    assert [name for name, module in block.named_modules() if "forward" in module.__dict__] == ["mine"]
+    uninstall(found)
+
+
+def test_uninstall_leaves_the_forward_of_another_tool():
+    block = Block()
+    found = install(block)
+    block.first.forward = partial(F.linear, weight=block.first.weight)
+    uninstall(found)
+    assert "forward" in block.first.__dict__
+    assert "forward" not in block.last.__dict__
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["deepcopy", "saved"])
+def test_copies_pack_their_own_weights(way):
+    block, x = Block(), torch.randn(1, 20, IN)
+    install(block)
+    block(x)
+    before = block(x)
+    if way == "deepcopy":
+        other = copy.deepcopy(block)
+    else:
+        file = io.BytesIO()
+        torch.save(block, file)
+        assert file.tell() < 3 * sum(p.numel() * p.element_size() for p in block.parameters())
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    other.first.weight.zero_()
+    assert [uses(other, x) for _ in range(3)] == [0, 2, 2]
+    assert torch.equal(block(x), before)
+    assert torch.equal(other.first(x), other.first.bias.expand(1, 20, OUT))
+
+
+@torch.no_grad()
+def test_hooks_go_on_working():
+    linear, x = ready(), torch.randn(1, 20, IN)
+    seen = []
+    linear.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    linear.register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
+    y = linear(x)
+    assert seen[0] is y
+    assert uses(linear, x)
+    torch.testing.assert_close(y, F.linear(x * 2, linear.weight, linear.bias), rtol=0, atol=1e-5)
+
+
+def test_threads_with_different_rows():
+    linear = layer()
+    install(linear)
+    wrong = []
+
+    def work(rows):
+        x = torch.randn(rows, IN, generator=torch.Generator().manual_seed(rows))
+        with torch.inference_mode():
+            wanted = exact(linear, x)
+            for _ in range(200):
+                if not torch.allclose(linear(x).double(), wanted, atol=1e-5):
+                    wrong.append(rows)
+
+    threads = [threading.Thread(target=work, args=(rows,)) for rows in (20, 30, 20, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@torch.no_grad()
+def test_compiled_graph_does_not_ask_for_the_rows():
+    """One graph for few rows and for many: the rule leaves no guard on the shape behind."""
+    block = Block()
+    install(block)
+    for _ in range(2):
+        block(torch.randn(1, 20, IN))
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend=backend, dynamic=True)
+    for rows in (20, 64, 33):
+        x = torch.randn(1, rows, IN)
+        torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=1e-5)
+    assert len(graphs) == 1
+    assert torch._C._nn.linear in {node.target for node in graphs[0].graph.nodes if node.op == "call_function"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["jit", "export"])
+def test_traced_graph_is_the_plain_layer(way):
+    linear, x = ready(), torch.randn(1, 20, IN)
+    traced = torch.jit.trace(linear, x) if way == "jit" else torch.export.export(linear, (x,)).module()
+    assert torch.equal(traced(x), F.linear(x, linear.weight, linear.bias))
+    assert not uses(traced, x)
+
+
+def test_needs_no_installing():
+    linear, x = layer(), torch.randn(1, 20, IN)
+    with torch.no_grad():
+        torch.testing.assert_close(product(linear, Store(), x), linear(x), rtol=0, atol=1e-5)
+        assert "forward" not in linear.__dict__
+
+
+def small():
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5).eval()
+
+
+@torch.inference_mode()
+def test_pruned_model_packs_from_the_first_site_on():
+    model, images = small(), torch.randn(1, 3, 64, 64)
+    with sparsight.prune(model, "class_attention:keep=0.5,layers=1"):
+        assert [uses(model, images) for _ in range(3)] == [0, 8, 8]
+        first = model(images)
+    assert uses(model, images) == 0
+    with sparsight.prune(model, "class_attention:keep=0.5,layers=1", pack=False):
+        assert [uses(model, images) for _ in range(3)] == [0, 0, 0]
+        torch.testing.assert_close(model(images), first, rtol=1e-4, atol=1e-5)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@torch.inference_mode()
+def test_each_handle_says_for_itself_whether_it_packs():
+    model, images = small(), torch.randn(1, 3, 64, 64)
+    early = sparsight.prune(model, "col_ln:keep=0.9,layers=0", pack=False)
+    late = sparsight.prune(model, "col_ln:keep=0.5,layers=2")
+    assert [uses(model, images) for _ in range(3)] == [0, 4, 4]
+    late.remove()
+    assert [uses(model, images) for _ in range(3)] == [0, 0, 0]
+    early.remove()
