@@ -18,8 +18,8 @@ from torch.autograd.forward_ad import unpack_dual
 LEAST, MOST = 2, 512
 """From how many rows to how many packed weights were measured to be faster; a single row is slower, beyond little is gained."""
 
-PROBES = 64
-"""Numbers of a weight that every call looks at."""
+PROBES = 16
+"""Numbers of a weight that every call looks at; few, because each one is a cache line from memory."""
 
 State = tuple[int, int, int]
 """Rows, address and version of a weight: what tells one product from another."""
@@ -56,7 +56,7 @@ class Store:
         again, self.last = self.last == state, state
         if packed is not None and packed.fits(state):
             return packed.weight
-        if not again:
+        if not again or type(weight) is not nn.Parameter or not weight.is_contiguous():
             return None
         weight = weight.detach()
         probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1]
@@ -65,15 +65,16 @@ class Store:
 
 
 def product(linear: nn.Linear, store: Store, x: Tensor) -> Tensor:
-    """What nn.Linear computes: x [..., K] -> x W^T + b, [..., N]."""
-    weight, bias = linear.weight, linear.bias
-    if gains(x, linear.in_features) and plain(weight) and unfollowed(x, weight, bias):
-        rows = x.numel() // linear.in_features
+    """What nn.Linear computes: x [..., K] -> x W^T + b, [..., N]. Short, because it runs four times in every block."""
+    own, width = linear._parameters, linear.in_features
+    weight, bias = own.get("weight"), own.get("bias")
+    if weight is not None and gains(x, width) and unfollowed(x, weight, bias):
+        rows = x.numel() // width
         packed = store.take(weight, rows)
         if packed is not None:
             out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, rows)
             return out
-    return F.linear(x, weight, bias)
+    return F.linear(x, linear.weight, linear.bias)
 
 
 def gains(x: Tensor, width: int) -> bool:
@@ -81,17 +82,11 @@ def gains(x: Tensor, width: int) -> bool:
 
     A compiled or traced graph outlives this call's number of rows, so it gets the plain layer; the cheap questions come first.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if traced or not LEAST * width <= x.numel() <= MOST * width:
+    if torch.compiler.is_compiling() or not LEAST * width <= x.numel() <= MOST * width or torch._C._get_tracing_state() is not None:
         return False
     if x.dtype is not torch.float32 or not x.is_cpu or type(x) is not Tensor or x.shape[-1] != width:
         return False
     return available() and not torch.is_autocast_enabled("cpu")
-
-
-def plain(weight: Tensor) -> bool:
-    """Whether a weight is an ordinary one, of whose values it can be told when they change."""
-    return type(weight) is nn.Parameter and weight.is_contiguous()
 
 
 def unfollowed(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
