@@ -15,115 +15,123 @@ from torch import Tensor
 
 from .attention_torch import FLOOR, Rows
 
-BLOCK = 64
-"""Rows and columns per tile; with heads up to 128 wide this fits any GPU's shared memory."""
-
 WIDEST = 128
 """Largest head dimension that the kernels take."""
 
 LSE, SHANNON, RENYI, MINIMUM = 0, 1, 2, 3
 ANY, INFINITE = 0, -1
+LOG2_E, LN_2 = tl.constexpr(math.log2(math.e)), tl.constexpr(math.log(2))
+"""Logarithms are to base 2 inside, which is what the hardware has."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_tile(base, start, total, stride_row, stride_width, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows start .. start + BLOCK of a [total, width] matrix, zeros outside."""
-    row = start + tl.arange(0, BLOCK)
+def load_tile(base, start, total, stride_row, stride_width, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows start .. start + ROWS of a [total, width] matrix, zeros outside."""
+    row = start + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     place = base + row[:, None].to(tl.int64) * stride_row + column[None, :] * stride_width
     return tl.load(place, mask=(row[:, None] < total) & (column[None, :] < width), other=0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def tile(q, k, row, key, n_rows, n_keys, scale, mask, stride_mr, stride_mk, MASKED: tl.constexpr, FLOOR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Logits [rows, keys] in float32; keys that are hidden have FLOOR, those past the end 2 * FLOOR: finite, so that 0 * it is 0."""
-    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    inside = (row[:, None] < n_rows) & (key[None, :] < n_keys)
+def tile(a, b, at_a, at_b, n_a, n_b, scale, mask, stride_a, stride_b, MASKED: tl.constexpr, FLOOR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Logits [OWN, WALK] times log2(e) in float32; hidden pairs have FLOOR, which is finite, so that 0 * it is 0."""
+    logits = tl.dot(a, tl.trans(b), input_precision="ieee") * (scale * LOG2_E)
     if MASKED:
-        place = mask + row[:, None].to(tl.int64) * stride_mr + key[None, :].to(tl.int64) * stride_mk
-        logits = tl.maximum(logits + tl.load(place, mask=inside, other=0.0).to(tl.float32), FLOOR)
-    return tl.where(key[None, :] < n_keys, logits, 2 * FLOOR)
+        place = mask + at_a[:, None].to(tl.int64) * stride_a + at_b[None, :].to(tl.int64) * stride_b
+        inside = (at_a[:, None] < n_a) & (at_b[None, :] < n_b)
+        logits = tl.maximum(logits + tl.load(place, mask=inside, other=0.0).to(tl.float32) * LOG2_E, FLOOR)
+    return logits
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def row_kernel(  # type: ignore[no-untyped-def]
     q, k, mask, out, sqb, sqh, sqr, sqd, skb, skh, skr, skd, smb, smh, smr, smk, heads, repeat, n_rows, n_keys, width, scale, order,
-    MASKED: tl.constexpr, WHAT: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, WHAT: tl.constexpr, FLOOR: tl.constexpr, OWN: tl.constexpr, WALK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    start, image, head = tl.program_id(0) * BLOCK, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    row = start + tl.arange(0, BLOCK)
-    queries = load_tile(q + image * sqb + head * sqh, start, n_rows, sqr, sqd, width, BLOCK, WIDTH)
+    start, image, head = tl.program_id(0) * OWN, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    row = start + tl.arange(0, OWN)
+    queries = load_tile(q + image * sqb + head * sqh, start, n_rows, sqr, sqd, width, OWN, WIDTH)
     hidden = mask + image * smb + head * smh
     keys = k + image * skb + (head // repeat) * skh
-    top = tl.full([BLOCK], FLOOR, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    extra = tl.zeros([BLOCK], tl.float32)
-    for at in range(0, n_keys, BLOCK):
-        key = at + tl.arange(0, BLOCK)
-        block = load_tile(keys, at, n_keys, skr, skd, width, BLOCK, WIDTH)
+    top = tl.full([OWN], FLOOR, tl.float32)
+    total = tl.zeros([OWN], tl.float32)
+    extra = tl.zeros([OWN], tl.float32)
+    for at in range(0, n_keys, WALK):
+        key = at + tl.arange(0, WALK)
+        block = load_tile(keys, at, n_keys, skr, skd, width, WALK, WIDTH)
         logits = tile(queries, block, row, key, n_rows, n_keys, scale, hidden, smr, smk, MASKED, FLOOR)
+        logits = tl.where(key[None, :] < n_keys, logits, 2 * FLOOR)
         higher = tl.maximum(top, tl.max(logits, 1))
         apart = logits - higher[:, None]
-        weight = tl.exp(apart)
-        fade = tl.exp(top - higher)
+        weight = tl.exp2(apart)
+        fade = tl.exp2(top - higher)
         if WHAT == 1:
             extra = fade * (extra + total * (top - higher)) + tl.sum(weight * apart, 1)
         if WHAT == 2:
-            extra = extra * tl.exp(order * (top - higher)) + tl.sum(tl.exp(order * apart), 1)
+            extra = extra * tl.exp2(order * (top - higher)) + tl.sum(tl.exp2(order * apart), 1)
         total = total * fade + tl.sum(weight, 1)
         top = higher
-    found = top + tl.log(total)
+    found = top + tl.log2(total)
     dead = float("-inf")
     if WHAT == 1:
-        found = tl.log(total) - extra / total
+        found = tl.log2(total) - extra / total
     if WHAT == 2:
-        found = (tl.log(extra) - order * tl.log(total)) / (1 - order)
+        found = (tl.log2(extra) - order * tl.log2(total)) / (1 - order)
     if WHAT == 3:
-        found = tl.log(total)
+        found = tl.log2(total)
     if WHAT > 0:
         dead = float("inf")
-    found = tl.where(top > FLOOR / 2, found, dead)
+    found = tl.where(top > FLOOR / 2, found * LN_2, dead)
     tl.store(out + tl.program_id(1).to(tl.int64) * n_rows + row, found, mask=row < n_rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def column_kernel(  # type: ignore[no-untyped-def]
     q, k, mask, lse, out, sqb, sqh, sqr, sqd, skb, skh, skr, skd, smb, smh, smr, smk, heads, repeat, n_rows, n_keys, width, scale, order,
-    first, step, MASKED: tl.constexpr, DIAGONAL: tl.constexpr, ORDER: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
+    first, step, MASKED: tl.constexpr, DIAGONAL: tl.constexpr, ORDER: tl.constexpr, FLOOR: tl.constexpr, OWN: tl.constexpr,
+    WALK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    start, image, head = tl.program_id(0) * BLOCK, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    key = start + tl.arange(0, BLOCK)
-    keys = load_tile(k + image * skb + (head // repeat) * skh, start, n_keys, skr, skd, width, BLOCK, WIDTH)
+    start, image, head = tl.program_id(0) * OWN, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    key = start + tl.arange(0, OWN)
+    # keys stand in the rows of a tile, so that a sum over queries stays within a warp
+    keys = load_tile(k + image * skb + (head // repeat) * skh, start, n_keys, skr, skd, width, OWN, WIDTH)
     queries = q + image * sqb + head * sqh
     hidden = mask + image * smb + head * smh
-    top = tl.full([BLOCK], FLOOR, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    for at in range(0, n_rows, BLOCK):
-        row = at + tl.arange(0, BLOCK)
-        block = load_tile(queries, at, n_rows, sqr, sqd, width, BLOCK, WIDTH)
-        logits = tile(block, keys, row, key, n_rows, n_keys, scale, hidden, smr, smk, MASKED, FLOOR)
+    top = tl.full([OWN], FLOOR, tl.float32)
+    total = tl.zeros([OWN], tl.float32)
+    for at in range(0, n_rows, WALK):
+        row = at + tl.arange(0, WALK)
+        block = load_tile(queries, at, n_rows, sqr, sqd, width, WALK, WIDTH)
+        logits = tile(keys, block, key, row, n_keys, n_rows, scale, hidden, smk, smr, MASKED, FLOOR)
         norm = tl.load(lse + tl.program_id(1).to(tl.int64) * n_rows + row, mask=row < n_rows, other=float("inf"))
-        logits = logits - norm[:, None]
+        logits = logits - (norm * LOG2_E)[None, :]
         if not DIAGONAL:
-            logits = tl.where((first + step * row)[:, None] == key[None, :], float("-inf"), logits)
+            logits = tl.where(key[:, None] == (first + step * row)[None, :], float("-inf"), logits)
         if ORDER > 0:
-            total += tl.sum(tl.exp(ORDER * logits), 0)
+            total += tl.sum(tl.exp2(ORDER * logits), 1)
         else:
             if ORDER == 0:
                 logits = logits * order
-            higher = tl.maximum(top, tl.max(logits, 0))
+            higher = tl.maximum(top, tl.max(logits, 1))
             if ORDER == 0:
-                total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[None, :]), 0)
+                total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(logits - higher[:, None]), 1)
             top = higher
     found = total
     if ORDER == 2:
         found = tl.sqrt(total)
     if ORDER == 0:
-        found = tl.exp((top + tl.log(total)) / order)
+        found = tl.exp2((top + tl.log2(total)) / order)
     if ORDER == -1:
-        found = tl.exp(top)
+        found = tl.exp2(top)
     tl.store(out + tl.program_id(1).to(tl.int64) * n_keys + key, found, mask=key < n_keys)
+
+
+def tiles(dtype: torch.dtype, width: int) -> dict[str, int]:
+    """Sizes of a tile and warps that hold it in registers, for heads up to `width` wide: none spills on compute capability 8.0 and 9.0."""
+    if dtype == torch.float32:
+        return {"OWN": 64, "WALK": 32, "WIDTH": width, "num_warps": 8}
+    return {"OWN": 128, "WALK": 64, "WIDTH": width, "num_warps": 4 if width <= 64 else 8}
 
 
 def arguments(rows: Rows) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
@@ -137,8 +145,7 @@ def arguments(rows: Rows) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, A
     constants = {
         "MASKED": mask is not None,
         "FLOOR": FLOOR,
-        "BLOCK": BLOCK,
-        "WIDTH": max(16, triton.next_power_of_2(width)),
+        **tiles(rows.q.dtype, max(16, triton.next_power_of_2(width))),
     }
     tensors = (rows.q, rows.k, rows.q if mask is None else mask)
     return tensors, (*rows.q.stride(), *rows.k.stride(), *strides, *sizes), constants
@@ -159,7 +166,7 @@ def row_values(rows: Rows, order: float | None) -> Tensor:
     out = torch.empty(batch, heads, total, dtype=torch.float32, device=rows.q.device)
     what = LSE if order is None else SHANNON if order == 1 else MINIMUM if math.isinf(order) else RENYI
     tensors, numbers, constants = arguments(rows)
-    grid = (triton.cdiv(total, BLOCK), batch * heads)
+    grid = (triton.cdiv(total, constants["OWN"]), batch * heads)
     row_kernel[grid](*tensors, out, *numbers, order if what == RENYI else 1.0, WHAT=what, **constants)
     if rows.alive is None:
         return out
@@ -175,7 +182,7 @@ def columns(rows: Rows, order: float, diagonal: bool) -> Tensor:
     out = torch.empty(batch, heads, keys, dtype=torch.float32, device=rows.q.device)
     kind = int(order) if order in (1, 2) else INFINITE if math.isinf(order) else ANY
     tensors, numbers, constants = arguments(rows)
-    grid = (triton.cdiv(keys, BLOCK), batch * heads)
+    grid = (triton.cdiv(keys, constants["OWN"]), batch * heads)
     column_kernel[grid](
         *tensors,
         lse,
