@@ -4,7 +4,8 @@
     python benchmarks/vit_sizes.py --device cuda --precision bf16 --backend compile --out benchmarks/results/vit_sizes_cuda.json
 
 timm architectures with random weights: which tokens go does not change the time. Every pruned forward is timed beside an unpruned one, as
-`sparsight bench` does it; what would take longer than --most seconds for a single unpruned forward is left out, and said so.
+`sparsight bench` does it. Batches whose unpruned forward takes more than --long seconds are timed with one recipe, those that take more
+than --most are left out, and said so. The files are written after every size, so nothing is lost when it is stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import timm
@@ -33,15 +36,22 @@ def loaded(name: str, side: int) -> Loaded:
     return Loaded(f"{name}/16 at {side}", model, transform, None, (side, side))
 
 
-def affordable(model: Loaded, batches: list[int], most: float, device: str) -> list[int]:
-    """Batch sizes whose unpruned forward takes at most so many seconds, judged by one image."""
+def seconds_of_one(model: Loaded) -> float:
+    """Seconds of an unpruned forward of one image on the CPU."""
     image = torch.randn(1, 3, *model.image_size)
     with torch.inference_mode():
         model.model(image)
         start = time.perf_counter()
         model.model(image)
-    single = time.perf_counter() - start
-    return [batch for batch in batches if device != "cpu" or single * batch <= most]
+    return time.perf_counter() - start
+
+
+def groups(model: Loaded, given: argparse.Namespace) -> Iterator[tuple[list[int], list[str]]]:
+    """Batch sizes and the recipes that they are timed with."""
+    single = seconds_of_one(model) if given.device == "cpu" else 0.0
+    batches = [int(batch) for batch in given.batches.split(",")]
+    yield [batch for batch in batches if single * batch <= given.long], RECIPES
+    yield [batch for batch in batches if given.long < single * batch <= given.most], RECIPES[1:2]
 
 
 def table(results: list[Bench], left_out: list[str]) -> str:
@@ -67,7 +77,8 @@ def main() -> None:
     parser.add_argument("--sides", default="224,384")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--most", type=float, default=4.0)
+    parser.add_argument("--long", type=float, default=5.0)
+    parser.add_argument("--most", type=float, default=200.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--backend", default="eager")
@@ -75,25 +86,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    results, left_out = [], []
-    for name in given.models.split(","):
-        for side in map(int, given.sides.split(",")):
-            model, wanted = loaded(name, side), [int(batch) for batch in given.batches.split(",")]
-            batches = affordable(model, wanted, given.most, given.device)
-            left_out += [f"{model.name}, batch {batch}" for batch in wanted if batch not in batches]
-            if not batches:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                done = bench(
-                    model, RECIPES, folder, batch_sizes=batches, seconds=given.seconds, device=given.device,
-                    precisions=(given.precision,), backends=(given.backend,), listen=lambda step: step.row and print(step.row, flush=True),
-                )  # fmt: skip
-            results.append(done)
-    given.out.write_text(
-        json.dumps({"left_out": left_out, "results": [json.loads(done.to_json()) for done in results]}, indent=1) + "\n"
-    )
-    given.out.with_suffix(".md").write_text(table(results, left_out))
+    results: list[Bench] = []
+    left_out: list[str] = []
+    for side, name in product(map(int, given.sides.split(",")), given.models.split(",")):
+        model = loaded(name, side)
+        timed: list[int] = []
+        for batches, recipes in groups(model, given):
+            if batches:
+                with tempfile.TemporaryDirectory() as folder:
+                    results.append(measure(model, recipes, batches, folder, given))
+            timed += batches
+        left_out += [f"{model.name}, batch {batch}" for batch in given.batches.split(",") if int(batch) not in timed]
+        write(given.out, results, left_out)
     print(table(results, left_out))
+
+
+def measure(model: Loaded, recipes: list[str], batches: list[int], folder: str, given: argparse.Namespace) -> Bench:
+    return bench(
+        model, recipes, folder, batch_sizes=batches, seconds=given.seconds, device=given.device, precisions=(given.precision,),
+        backends=(given.backend,), listen=lambda step: step.row and print(step.row, flush=True),
+    )  # fmt: skip
+
+
+def write(out: Path, results: list[Bench], left_out: list[str]) -> None:
+    found = {"left_out": left_out, "results": [json.loads(done.to_json()) for done in results]}
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(results, left_out))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparsight
 from sparsight.models import _packed
-from sparsight.models._packed import LEAST, MOST, Store, available, install, product, uninstall
+from sparsight.models._packed import LEAST, MOST, Store, available, held, install, product, uninstall
 
 IN, OUT = 96, 200
 
@@ -38,23 +38,18 @@ def ready(bias=True, rows=20, **options):
     return linear
 
 
-class Products(TorchDispatchMode):
-    """Counts the products with packed weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.packed = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.packed += func is torch.ops.mkl._mkl_linear.default
-        return func(*args, **(kwargs or {}))
-
-
 def uses(module, x):
     """How many packed products a call makes."""
-    with Products() as products:
+    taken, take = [], Store.take
+
+    def watched(store, weight, rows):
+        taken.append(take(store, weight, rows))
+        return taken[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "take", watched)
         module(x)
-    return products.packed
+    return sum(packed is not None for packed in taken)
 
 
 def exact(linear, x):
@@ -192,27 +187,32 @@ def test_nothing_that_learns_needs_no_guard():
 @pytest.mark.parametrize("way", ["torch.func.jvp", "dual numbers", "torch.func.grad", "torch.vmap"])
 def test_transformed_calls_are_the_plain_layers(way):
     linear, x = ready().requires_grad_(False), torch.randn(20, IN)
-    seen = []
+    found = []
 
-    def watched(call):
-        with Products() as products:
-            found = call()
-        seen.append(products.packed)
-        return found
-
-    if way == "torch.func.jvp":
-        tangent = watched(lambda: torch.func.jvp(linear, (x,), (x,))[1])
-    if way == "dual numbers":
+    def dual(x):
         with forward_ad.dual_level():
-            tangent = watched(lambda: forward_ad.unpack_dual(linear(forward_ad.make_dual(x, x))).tangent)
-    if way == "torch.func.grad":
-        tangent = watched(lambda: torch.func.grad(lambda x: linear(x).square().sum() / 2)(x))
-        torch.testing.assert_close(tangent, linear(x) @ linear.weight, rtol=0, atol=1e-4)
-    elif way == "torch.vmap":
-        torch.testing.assert_close(watched(lambda: torch.vmap(linear)(x[None].expand(3, -1, -1)))[2], linear(x), rtol=0, atol=1e-5)
-    else:
-        torch.testing.assert_close(tangent, F.linear(x, linear.weight), rtol=0, atol=1e-5)
-    assert seen == [0]
+            found.append(forward_ad.unpack_dual(linear(forward_ad.make_dual(x, x))).tangent)
+
+    ways = {
+        "torch.func.jvp": lambda x: found.append(torch.func.jvp(linear, (x,), (x,))[1]),
+        "dual numbers": dual,
+        "torch.func.grad": lambda x: found.append(torch.func.grad(lambda x: linear(x).square().sum() / 2)(x)),
+        "torch.vmap": lambda x: found.append(torch.vmap(linear)(x[None].expand(3, -1, -1))[2]),
+    }
+    assert uses(linear, x)
+    assert not uses(ways[way], x)
+    plain = F.linear(x, linear.weight, linear.bias)
+    wanted = {"torch.func.grad": plain @ linear.weight, "torch.vmap": plain}.get(way, F.linear(x, linear.weight))
+    torch.testing.assert_close(found[0], wanted, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_counters_of_operations_see_the_plain_product():
+    linear, x = ready(), torch.randn(20, IN)
+    with FlopCounterMode(display=False) as counter:
+        assert not uses(linear, x)
+    assert counter.get_total_flops() == 2 * 20 * IN * OUT
+    assert uses(linear, x)
 
 
 class Odd(nn.Linear):
@@ -351,6 +351,10 @@ def test_needs_no_installing():
         assert "forward" not in linear.__dict__
 
 
+def linears(block):
+    return [block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2]
+
+
 def small():
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5).eval()
@@ -361,8 +365,9 @@ def test_pruned_model_packs_from_the_first_site_on():
     model, images = small(), torch.randn(1, 3, 64, 64)
     with sparsight.prune(model, "class_attention:keep=0.5,layers=1"):
         assert [uses(model, images) for _ in range(3)] == [0, 8, 8]
+        assert held(model) == sum(linear.weight.nbytes for block in model.blocks[1:] for linear in linears(block))
         first = model(images)
-    assert uses(model, images) == 0
+    assert uses(model, images) == held(model) == 0
     with sparsight.prune(model, "class_attention:keep=0.5,layers=1", pack=False):
         assert [uses(model, images) for _ in range(3)] == [0, 0, 0]
         torch.testing.assert_close(model(images), first, rtol=1e-4, atol=1e-5)

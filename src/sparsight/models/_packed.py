@@ -31,6 +31,7 @@ class Packed:
 
     state: State
     weight: Tensor
+    bytes: int
     probes: Tensor
     values: Tensor
 
@@ -60,8 +61,9 @@ class Store:
             return None
         weight = weight.detach()
         probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1]
-        self.packed = Packed(state, torch.ops.mkl._mkl_reorder_linear_weight.default(weight, rows), probes, probes.clone())
-        return self.packed.weight
+        made: Tensor = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, rows)
+        self.packed = Packed(state, made, weight.nbytes, probes, probes.clone())
+        return made
 
 
 def product(linear: nn.Linear, store: Store, x: Tensor) -> Tensor:
@@ -90,7 +92,10 @@ def gains(x: Tensor, width: int) -> bool:
 
 
 def unfollowed(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether nothing follows this call: gradients, forward-mode differentiation, torch.func. The packed product has no rules for them."""
+    """Whether nothing follows this call: modes that watch operations (counters of FLOPs know the plain product), gradients, forward-mode
+    differentiation, torch.func. The packed product has no rules for them."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
     if torch.is_inference_mode_enabled():
         return True
     if torch._C._are_functorch_transforms_active() or unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
@@ -131,3 +136,10 @@ def uninstall(linears: Iterable[nn.Linear]) -> None:
         forward = linear.__dict__.get("forward")
         if isinstance(forward, partial) and forward.func is product:
             del linear.forward
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of packed weights that a model's layers keep. MKL reserves more, but touches no more than the weight's own size."""
+    forwards = [module.__dict__.get("forward") for module in model.modules()]
+    stores = [forward.args[1] for forward in forwards if isinstance(forward, partial) and forward.func is product]
+    return sum(store.packed.bytes for store in stores if store.packed is not None)

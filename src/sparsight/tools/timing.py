@@ -15,14 +15,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..models._packed import held
+
 Way = Callable[[], AbstractContextManager[Any]]
 
 LEAST, MOST = 6, 50
 """Pairs; both even, because the order within a pair alternates."""
 
+LONG = 60.0
+"""Seconds after which two pairs are enough: whatever takes that long averages over what else the machine does."""
+
 MEMORY = {
     "cuda": "weights, batch and torch.cuda.max_memory_allocated during one forward",
-    "cpu": "weights, batch and the tensors alive between the operations of one forward; scratch space inside an operation is not seen",
+    "cpu": "weights, packed copies of them, batch and the tensors alive between the operations of one forward; scratch space inside an operation is not seen",
 }
 
 
@@ -68,7 +73,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def pair(run: Callable[[], object], first: Way, second: Way, device: torch.device, seconds: float = 4.0) -> Pairs:
-    """Time `run` under two contexts in turn until `seconds` have passed: 6 to 50 pairs after one to warm up.
+    """Time `run` under two contexts in turn until `seconds` have passed: 6 to 50 pairs after one to warm up (2 of slow ones).
 
     Entering a context is not timed.
     """
@@ -81,7 +86,7 @@ def pair(run: Callable[[], object], first: Way, second: Way, device: torch.devic
 
 
 def alternate(first: Callable[[], float], second: Callable[[], float], seconds: float) -> Pairs:
-    """Take both times in turn until `seconds` have passed: 6 to 50 pairs after one to warm up.
+    """Take both times in turn until `seconds` have passed: 6 to 50 pairs after one to warm up; 2 or 4 if those take a minute.
 
     Whatever else the machine does slows both alike, and the order changes with every pair.
     """
@@ -95,8 +100,10 @@ def alternate(first: Callable[[], float], second: Callable[[], float], seconds: 
             logs[0].clear()
             logs[1].clear()
             start = time.perf_counter()
-        elif turn >= LEAST and turn % 2 == 0 and time.perf_counter() - start >= seconds:
-            break
+        elif turn % 2 == 0:
+            passed = time.perf_counter() - start
+            if passed >= seconds and (turn >= LEAST or passed >= LONG):
+                break
     return Pairs(*logs)
 
 
@@ -113,7 +120,7 @@ def clock(run: Callable[[], object], device: torch.device) -> float:
 
 def peak_memory(model: nn.Module, images: Tensor) -> int:
     """Bytes at the highest point of one forward, as `MEMORY` says for the device."""
-    resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes
+    resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes + held(model)
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
         before = torch.cuda.memory_allocated(images.device)
