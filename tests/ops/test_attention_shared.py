@@ -35,7 +35,7 @@ STATISTICS = {
 @pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 @pytest.mark.parametrize("spread", [0.5, 3.0], ids=["flat", "peaked"])
-@pytest.mark.parametrize("piece", [1 << 13, 1 << 19], ids=["rows-cut", "heads-together"])
+@pytest.mark.parametrize("piece", [1 << 11, 1 << 15, 1 << 19], ids=["rows-cut", "heads-together", "images-together"])
 def test_both_agree_with_float64(rng, monkeypatch, name, prefix, spread, piece):
     monkeypatch.setattr(attention_torch, "PIECE", piece)
     q, k, v = problem(rng, prefix, spread)
@@ -50,7 +50,7 @@ def test_both_agree_with_float64(rng, monkeypatch, name, prefix, spread, piece):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["shannon", "renyi"])
 @pytest.mark.parametrize("sink", [1.0, 3.0, 5.0, 12.0], ids=lambda sink: f"sink{sink:g}")
-@pytest.mark.parametrize("piece", [1 << 13, 1 << 19], ids=["rows-cut", "heads-together"])
+@pytest.mark.parametrize("piece", [1 << 11, 1 << 15, 1 << 19], ids=["rows-cut", "heads-together", "images-together"])
 def test_prefix_tokens_that_take_all_attention(rng, monkeypatch, name, sink, piece):
     """Patches' logits tens to hundreds below those of the prefix: their entropy is still that of a softmax over patches alone."""
     monkeypatch.setattr(attention_torch, "PIECE", piece)

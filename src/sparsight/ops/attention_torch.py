@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 PIECE = 1 << 19
-"""Matrix elements per piece on a CPU: 2 MiB of float32, about one core's second-level cache."""
+"""Matrix elements per piece on a CPU: 2 MiB of float32. The buffer that is used again has twice as many (docs/attention.md)."""
+
+LEAST = 64
+"""Rows that the buffer has at least: with fewer, the keys are read too often."""
 
 CHUNK = 1 << 24
 """Matrix elements per image and piece elsewhere and in compiled graphs, whose pieces are unrolled."""
@@ -159,8 +162,8 @@ class Block(NamedTuple):
 
 
 def small(rows: Rows) -> bool:
-    """Whether several images fit in a piece: then plain operations on all of them together are faster than one buffer."""
-    return 2 * rows.q.shape[1] * rows.q.shape[2] * rows.k.shape[2] <= PIECE
+    """Whether four images fit in a piece: then a buffer for each image costs more calls than it saves."""
+    return 4 * rows.q.shape[1] * rows.q.shape[2] * rows.k.shape[2] <= PIECE
 
 
 def blocks(rows: Rows, power: float, first: int = 0) -> Iterator[Block]:
@@ -169,8 +172,8 @@ def blocks(rows: Rows, power: float, first: int = 0) -> Iterator[Block]:
     batch, heads, total, _ = rows.q.shape
     keys = rows.k.shape[2]
     repeat = heads // rows.k.shape[1]
-    step = min(total, max(1, PIECE // keys))
-    group = max(1, min(heads, PIECE // (keys * total)))
+    step = min(total, max(LEAST, 2 * PIECE // keys))
+    group = max(1, min(heads, 2 * PIECE // (keys * total)))
     buffer = torch.empty(group * step * keys, dtype=rows.q.dtype, device=rows.q.device)
     for image in range(batch):
         for head in range(0, heads, group):
@@ -188,7 +191,8 @@ def blocks(rows: Rows, power: float, first: int = 0) -> Iterator[Block]:
 
 def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
     """Whether sums of exp(power * logits) over all keys can neither overflow nor vanish, by Cauchy and Schwarz."""
-    bound = float(q.square().sum(-1).amax() * k.square().sum(-1).amax()) ** 0.5 * abs(scale)
+    longest = (torch.linalg.vector_norm(x, dim=-1).amax() for x in (q, k))
+    bound = math.prod(map(float, longest)) * abs(scale)
     return bool(power * (bound + math.log(k.shape[-2])) <= SAFE)
 
 
