@@ -21,5 +21,7 @@ def export(
     """Write the pruned model as an ONNX or torch.export file and check it against PyTorch on real images."""
     from ..tools.export import export as write
 
-    typer.echo(f"tracing {model}, half a minute or more ...", err=True)
-    typer.echo(write(model, recipe, out, format=format, data=data, limit=limit, int8=int8, kept=kept))  # type: ignore[arg-type]
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    typer.echo(write(model, recipe, out, format=format, data=data, limit=limit, int8=int8, kept=kept, listen=say))  # type: ignore[arg-type]

@@ -94,11 +94,9 @@ def complete(text: str, keep: float | str | None, layers: str | None) -> Recipe:
 
 def check_settings(settings: Settings, shown: int) -> Settings:
     """The settings with the device spelled out; a PruneError for what cannot be."""
-    if settings.batch_size < 1 or shown < 0 or settings.seconds < 0:
-        raise PruneError(
-            f"batch_size={settings.batch_size}, shown={shown}, seconds={settings.seconds:g}: "
-            "batch_size must be at least 1, the others not negative"
-        )
+    for name, value, least in (("batch_size", settings.batch_size, 1), ("shown", shown, 0), ("seconds", settings.seconds, 0)):
+        if value < least:
+            raise PruneError(f"{name}={value:g} must be at least {least}")
     if settings.precision not in PRECISIONS:
         raise PruneError(f"precision={settings.precision!r} is not known; choose {', '.join(PRECISIONS)}")
     name = settings.device

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,13 +78,15 @@ def export(
     limit: int = 16,
     int8: bool = False,
     kept: bool = False,
+    listen: Callable[[str], object] | None = None,
 ) -> Exported:
     """Write the pruned model (recipe None: the unpruned one) as a file that takes images [B, 3, H, W] float32 of any batch size.
 
     out: the file, by default MODEL.onnx or MODEL.pt2. data: folder of images for the check, by default the embedded ones, at most
     `limit`. int8: weights of the matrix products quantised (ONNX only; onnxruntime's dynamic quantisation). kept: one more output
     per site, int64 [B, K], the kept patches as indices into the image's grid. The file appears only after it has passed the check:
-    the same outputs as PyTorch within 1e-4 at batch sizes 1 and more. Raises PruneError.
+    the same outputs as PyTorch within 1e-4 at batch sizes 1 and more. listen: called with a word on what takes long, once the
+    arguments have been checked. Raises PruneError.
     """
     check_format(format, int8)
     recipe = None if recipe is None else fixed(resolve(recipe, {}))
@@ -93,6 +95,8 @@ def export(
     loaded = load_model(model) if isinstance(model, str) else model
     images = read_images(loaded, folder.paths)
     with taken_apart(loaded, recipe) as (wrapper, sites), scratch(target) as room:
+        if listen is not None:
+            listen(f"tracing {loaded.name}, half a minute or more ...")
         names = ["logits", *(f"kept_{site}" for site in sites)]
         with torch.no_grad():
             write_file(wrapper, images[:2], room / target.name, format, names)
