@@ -19,6 +19,7 @@ from .learned import Given, build, ratio_loss
 from .models._family import Family
 from .models._inside import inside
 from .models._lvlm import LVLM as LVLM
+from .models._packed import held
 from .models._site import Outcome, Site
 from .models._windowed import reason
 from .ops.schedule import BUDGET, as_tuple
@@ -69,6 +70,11 @@ class Handle:
     @property
     def grid(self) -> tuple[int, int]:
         return self.family.grid
+
+    @property
+    def packed(self) -> int:
+        """Bytes of packed weights that the model's linear layers keep (docs/families.md)."""
+        return held(self.family.model)
 
     def sources(self) -> list[Plan]:
         """For each site one Plan over the image's patches, all earlier sites included."""
@@ -121,16 +127,11 @@ def prune(
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)
-    if recipe.per_tile and (recipe.where == "decoder" or not isinstance(family_of(model), LVLM)):
-        raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
-    if weights is not None and recipe.weights is None:
-        raise PruneError(f"weights= is for learned methods, and {recipe.name} has no weights; leave it out")
+    check_arguments(model, recipe, visual, noise, weights)
     if recipe.where == "decoder":
         from .in_llm import prune_decoder
 
         return prune_decoder(model, recipe, visual, noise)
-    if visual is not None or noise is not None:
-        raise PruneError(f"visual= and noise= are for methods inside a language model; {recipe.name} is none")
     family = family_of(model)
     if isinstance(family, LVLM):
         from .before_llm import prune_images
@@ -143,6 +144,16 @@ def prune(
         site.packs = pack
     family.add(sites)
     return Handle(recipe, family, sites)
+
+
+def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> None:
+    """Raise PruneError for an argument of `prune` that is for other methods or models."""
+    if recipe.per_tile and (recipe.where == "decoder" or not isinstance(family_of(model), LVLM)):
+        raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
+    if weights is not None and recipe.weights is None:
+        raise PruneError(f"weights= is for learned methods, and {recipe.name} has no weights; leave it out")
+    if recipe.where != "decoder" and (visual is not None or noise is not None):
+        raise PruneError(f"visual= and noise= are for methods inside a language model; {recipe.name} is none")
 
 
 def resolve(recipe: Recipe | str, options: dict[str, Any]) -> Recipe:

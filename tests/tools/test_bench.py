@@ -98,7 +98,7 @@ def test_numbers_of_a_row() -> None:
         ({"backends": ("tensorrt",)}, "choose eager, compile, onnxruntime"),
         ({"precisions": ("int4",)}, "choose fp32, bf16, fp16"),
         ({"backends": ("onnxruntime",), "precisions": ("bf16",)}, "add fp32"),
-        ({"batch_sizes": (0,)}, "batch_size must be at least 1"),
+        ({"batch_sizes": (0,)}, "batch_size=0 must be at least 1"),
         ({"recipes": ("col_ln:layers=9",)}, "out of range"),
         ({"recipes": ("fastv:layer=2,keep=0.5",)}, "language model"),
         ({"data": "nowhere"}, "does not exist"),

@@ -13,11 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PIECE = 1 << 19
-"""Matrix elements per piece on a CPU: 2 MiB of float32. The buffer that is used again has twice as many (docs/attention.md)."""
-
-LEAST = 64
-"""Rows that the buffer has at least: with fewer, the keys are read too often."""
+PIECE, LEAST = 1 << 19, 64
+"""Matrix elements per piece on a CPU, 2 MiB of float32. The buffer that is used again has twice as many, and rows at least LEAST."""
 
 CHUNK = 1 << 24
 """Matrix elements per image and piece elsewhere and in compiled graphs, whose pieces are unrolled."""
@@ -191,8 +188,7 @@ def blocks(rows: Rows, power: float, first: int = 0) -> Iterator[Block]:
 
 def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
     """Whether sums of exp(power * logits) over all keys can neither overflow nor vanish, by Cauchy and Schwarz."""
-    longest = (torch.linalg.vector_norm(x, dim=-1).amax() for x in (q, k))
-    bound = math.prod(map(float, longest)) * abs(scale)
+    bound = math.prod(float(torch.linalg.vector_norm(x, dim=-1).amax()) for x in (q, k)) * abs(scale)
     return bool(power * (bound + math.log(k.shape[-2])) <= SAFE)
 
 

@@ -205,7 +205,7 @@ class Engine:
         if self.module is None or self.backend != "eager":
             return None, None
         with torch.inference_mode():
-            memory = peak_memory(self.module, images)
+            memory = peak_memory(self.module, images, 0 if self.handle is None else self.handle.packed)
             return memory, None if self.handle is None else site_share(self.module, self.handle, images)
 
 

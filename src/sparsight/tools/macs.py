@@ -38,8 +38,7 @@ def macs(
     convention "all" counts every matrix product that runs, the score's own included; where tokens are chosen by q and k alone, a
     site's attention runs for the survivors only. "published" counts as the tables of the token pruning papers do (fvcore): LayerNorm
     at 5 per element is added, the attention is whole, and the score is free because it reads that attention's matrix.
-    counts: for methods that leave a different number of tokens in each image, the `Handle.counts` of a forward on real images; their
-    mean at every site is what is counted. Raises PruneError as `prune` does.
+    counts: for adaptive methods, `Handle.counts` of a forward on real images, whose means count. Raises PruneError as `prune` does.
     """
     if convention not in ("all", "published"):
         raise PruneError(f"convention={convention!r} is not known; choose all or published")

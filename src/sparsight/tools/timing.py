@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..models._packed import held
-
 Way = Callable[[], AbstractContextManager[Any]]
 
 LEAST, MOST = 6, 50
@@ -118,9 +116,9 @@ def clock(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(model: nn.Module, images: Tensor) -> int:
-    """Bytes at the highest point of one forward, as `MEMORY` says for the device."""
-    resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes + held(model)
+def peak_memory(model: nn.Module, images: Tensor, packed: int = 0) -> int:
+    """Bytes at the highest point of one forward, as `MEMORY` says for the device; packed: what the model keeps besides its weights."""
+    resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes + packed
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
         before = torch.cuda.memory_allocated(images.device)
