@@ -1,59 +1,19 @@
-"""Linear layers with packed weights: the same numbers, only where the rule says so, never a stale weight, and a model left as it was."""
+"""Linear layers with packed weights: the same numbers, only where the rule says so, and never a stale weight."""
 
-import copy
-import io
 import threading
-from functools import partial
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
+from packing import IN, OUT, exact, layer, ready, uses
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-import sparsight
 from sparsight.models import _packed
-from sparsight.models._packed import LEAST, MOST, Store, available, held, install, product, uninstall
+from sparsight.models._packed import LEAST, MOST, Store, available, install, product
 
-IN, OUT = 96, 200
-
-if not available():
-    pytest.skip("this torch has no packed product", allow_module_level=True)
-
-
-def layer(bias=True, **options):
-    torch.manual_seed(0)
-    return nn.Linear(IN, OUT, bias=bias, **options)
-
-
-def ready(bias=True, rows=20, **options):
-    """A layer that has seen so many rows twice, so that its weight is packed for them."""
-    linear = layer(bias, **options)
-    install(linear)
-    with torch.inference_mode():
-        for _ in range(2):
-            linear(torch.zeros(rows, IN, dtype=linear.weight.dtype))
-    return linear
-
-
-def uses(module, x):
-    """How many packed products a call makes."""
-    taken, take = [], Store.take
-
-    def watched(store, weight, rows):
-        taken.append(take(store, weight, rows))
-        return taken[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "take", watched)
-        module(x)
-    return sum(packed is not None for packed in taken)
-
-
-def exact(linear, x):
-    return F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
+pytestmark = pytest.mark.skipif(not available(), reason="this torch has no packed product")
 
 
 def inputs(rows):
@@ -215,81 +175,14 @@ def test_counters_of_operations_see_the_plain_product():
     assert uses(linear, x)
 
 
-class Odd(nn.Linear):
-    """A subclass, as nn.MultiheadAttention has one for its output."""
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.first, self.act, self.last = nn.Linear(IN, OUT), nn.GELU(), nn.Linear(OUT, IN)
-        self.odd, self.attn = Odd(IN, OUT), nn.MultiheadAttention(IN, 2, kdim=OUT)
-        self.mine = nn.Linear(IN, OUT)
-        self.mine.forward = torch.neg
-
-    def forward(self, x):
-        return self.last(self.act(self.first(x)))
-
-
-def test_installs_on_plain_layers_only_and_goes_again():
-    block = Block()
-    before = copy.deepcopy(block.state_dict())
-    found = install(block)
-    with torch.no_grad():
-        assert [uses(block, torch.randn(20, IN)) for _ in range(3)] == [0, 2, 2]
-    assert found == [block.first, block.last]
-    assert install(block) == []
-    assert block.mine.forward is torch.neg
-    assert type(block.first) is nn.Linear
-    after = block.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    uninstall(found)
-    assert [name for name, module in block.named_modules() if "forward" in module.__dict__] == ["mine"]
-    uninstall(found)
-
-
-def test_uninstall_leaves_the_forward_of_another_tool():
-    block = Block()
-    found = install(block)
-    block.first.forward = partial(F.linear, weight=block.first.weight)
-    uninstall(found)
-    assert "forward" in block.first.__dict__
-    assert "forward" not in block.last.__dict__
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("way", ["deepcopy", "saved"])
-def test_copies_pack_their_own_weights(way):
-    block, x = Block(), torch.randn(1, 20, IN)
-    install(block)
-    block(x)
-    before = block(x)
-    if way == "deepcopy":
-        other = copy.deepcopy(block)
-    else:
-        file = io.BytesIO()
-        torch.save(block, file)
-        assert file.tell() < 3 * sum(p.numel() * p.element_size() for p in block.parameters())
-        file.seek(0)
-        other = torch.load(file, weights_only=False)
-    other.first.weight.zero_()
-    assert [uses(other, x) for _ in range(3)] == [0, 2, 2]
-    assert torch.equal(block(x), before)
-    assert torch.equal(other.first(x), other.first.bias.expand(1, 20, OUT))
-
-
-@torch.no_grad()
-def test_hooks_go_on_working():
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", ["jit", "export"])
+def test_traced_graph_is_the_plain_layer(way):
     linear, x = ready(), torch.randn(1, 20, IN)
-    seen = []
-    linear.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    linear.register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
-    y = linear(x)
-    assert seen[0] is y
-    assert uses(linear, x)
-    torch.testing.assert_close(y, F.linear(x * 2, linear.weight, linear.bias), rtol=0, atol=1e-5)
+    traced = torch.jit.trace(linear, x) if way == "jit" else torch.export.export(linear, (x,)).module()
+    assert torch.equal(traced(x), F.linear(x, linear.weight, linear.bias))
+    assert not uses(traced, x)
 
 
 def test_threads_with_different_rows():
@@ -313,73 +206,8 @@ def test_threads_with_different_rows():
     assert not wrong
 
 
-@torch.no_grad()
-def test_compiled_graph_does_not_ask_for_the_rows():
-    """One graph for few rows and for many: the rule leaves no guard on the shape behind."""
-    block = Block()
-    install(block)
-    for _ in range(2):
-        block(torch.randn(1, 20, IN))
-    graphs = []
-
-    def backend(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(block, fullgraph=True, backend=backend, dynamic=True)
-    for rows in (20, 64, 33):
-        x = torch.randn(1, rows, IN)
-        torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=1e-5)
-    assert len(graphs) == 1
-    assert torch._C._nn.linear in {node.target for node in graphs[0].graph.nodes if node.op == "call_function"}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("way", ["jit", "export"])
-def test_traced_graph_is_the_plain_layer(way):
-    linear, x = ready(), torch.randn(1, 20, IN)
-    traced = torch.jit.trace(linear, x) if way == "jit" else torch.export.export(linear, (x,)).module()
-    assert torch.equal(traced(x), F.linear(x, linear.weight, linear.bias))
-    assert not uses(traced, x)
-
-
 def test_needs_no_installing():
     linear, x = layer(), torch.randn(1, 20, IN)
     with torch.no_grad():
         torch.testing.assert_close(product(linear, Store(), x), linear(x), rtol=0, atol=1e-5)
         assert "forward" not in linear.__dict__
-
-
-def linears(block):
-    return [block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2]
-
-
-def small():
-    torch.manual_seed(0)
-    return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5).eval()
-
-
-@torch.inference_mode()
-def test_pruned_model_packs_from_the_first_site_on():
-    model, images = small(), torch.randn(1, 3, 64, 64)
-    with sparsight.prune(model, "class_attention:keep=0.5,layers=1"):
-        assert [uses(model, images) for _ in range(3)] == [0, 8, 8]
-        assert held(model) == sum(linear.weight.nbytes for block in model.blocks[1:] for linear in linears(block))
-        first = model(images)
-    assert uses(model, images) == held(model) == 0
-    with sparsight.prune(model, "class_attention:keep=0.5,layers=1", pack=False):
-        assert [uses(model, images) for _ in range(3)] == [0, 0, 0]
-        torch.testing.assert_close(model(images), first, rtol=1e-4, atol=1e-5)
-    assert not any("forward" in module.__dict__ for module in model.modules())
-
-
-@torch.inference_mode()
-def test_each_handle_says_for_itself_whether_it_packs():
-    model, images = small(), torch.randn(1, 3, 64, 64)
-    early = sparsight.prune(model, "col_ln:keep=0.9,layers=0", pack=False)
-    late = sparsight.prune(model, "col_ln:keep=0.5,layers=2")
-    assert [uses(model, images) for _ in range(3)] == [0, 4, 4]
-    late.remove()
-    assert [uses(model, images) for _ in range(3)] == [0, 0, 0]
-    early.remove()

@@ -31,9 +31,8 @@ def cases():
         1,
         2,
     )
-    halves = torch.randn(
-        2, 1, HEADS, 139, 24, generator=draw
-    ).half()  # not bfloat16: the interpreter multiplies its bits as integers
+    # float16 and not bfloat16, whose bits the interpreter multiplies as integers
+    halves = torch.randn(2, 1, HEADS, 139, 24, generator=draw).half()
     yield Rows(halves[0], halves[1], 0.3, first=1)
 
 

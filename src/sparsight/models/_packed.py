@@ -84,7 +84,7 @@ def gains(x: Tensor, width: int) -> bool:
 
     A compiled or traced graph outlives this call's number of rows, so it gets the plain layer; the cheap questions come first.
     """
-    if torch.compiler.is_compiling() or not LEAST * width <= x.numel() <= MOST * width or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not LEAST * width <= x.numel() <= MOST * width:
         return False
     if x.dtype is not torch.float32 or not x.is_cpu or type(x) is not Tensor or x.shape[-1] != width:
         return False
@@ -133,13 +133,20 @@ def install(block: nn.Module) -> list[nn.Linear]:
 def uninstall(linears: Iterable[nn.Linear]) -> None:
     """Take `product` off again, where no one else has put another forward in its place."""
     for linear in linears:
-        forward = linear.__dict__.get("forward")
-        if isinstance(forward, partial) and forward.func is product:
+        if store_of(linear) is not None:
             del linear.forward
 
 
 def held(model: nn.Module) -> int:
     """Bytes of packed weights that a model's layers keep. MKL reserves more, but touches no more than the weight's own size."""
-    forwards = [module.__dict__.get("forward") for module in model.modules()]
-    stores = [forward.args[1] for forward in forwards if isinstance(forward, partial) and forward.func is product]
-    return sum(store.packed.bytes for store in stores if store.packed is not None)
+    stores = (store_of(module) for module in model.modules())
+    return sum(store.packed.bytes for store in stores if store is not None and store.packed is not None)
+
+
+def store_of(module: nn.Module) -> Store | None:
+    """Where a layer keeps what it has packed; None for a module whose forward is another one."""
+    forward = module.__dict__.get("forward")
+    if not isinstance(forward, partial) or forward.func is not product:
+        return None
+    store: Store = forward.args[1]
+    return store
