@@ -28,16 +28,22 @@ def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Ten
 
 def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Site], kwargs: dict[str, Any], x: Tensor) -> Tensor:
     """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
+    line = family.lines.get(index)
+    if line is not None and not (family.fused(block) and line.ready(x, kwargs)):
+        line = None
+    runs = line or family
+    if line is not None and not sites and not line.tapped:
+        return line.feed(block, line.attend(block, x, family.bias(index, x), kwargs))
     if "input" in sites:
         x = family.visit(sites["input"], block, x, {})
     kwargs = family.follow(index, kwargs)
     site = sites.get("attn") or sites.get("block")
-    early = family.attend_early(site, block, index, x) if site is not None and site.early else None
+    early = family.attend_early(site, block, index, x, line) if site is not None and site.early else None
     if early is not None:
-        return family.feed(block, early)
+        return runs.feed(block, early)
     memory = None if site is None else site.memory(x)
     if memory is None:
-        x = family.attend(block, x, family.bias(index, x), kwargs)
+        x = (family if line is None or line.tapped else line).attend(block, x, family.bias(index, x), kwargs)
     else:
         x, kwargs = remember(family, block, index, kwargs, x, memory)
     heads = family.hear(block, index, kwargs)
@@ -45,7 +51,7 @@ def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Sit
         heads = forget(heads, family.prefix, family.scale(block))
     if "attn" in sites:
         x = family.visit(sites["attn"], block, x, heads)
-    x = family.feed(block, x)
+    x = runs.feed(block, x)
     if "block" in sites:
         x = family.visit(sites["block"], block, x, heads)
     return x

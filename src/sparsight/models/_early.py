@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops.attention_shared import Attended
 from ._family import Family
+from ._line import Line
 from ._remade import join_heads, split_heads
 from ._site import Site
 
@@ -33,12 +34,13 @@ class Opened(Family):
     def dropout(self, block: nn.Module) -> float:
         """Rate of the attention's own dropout, as it is now."""
 
-    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor) -> Tensor | None:
+    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, line: Line | None) -> Tensor | None:
         """The block up to its site: the survivors with their attention branch, [B, P+K, C]; None where the choice has to wait."""
         bias = self.bias(index, x)
         if not self.opens(block) or site.ragged or (bias is not None and bias.shape[2] > 1):
             return None
-        q, k, v = self.project(block, x)
+        runs = line or self
+        q, k, v = runs.project(block, x)
         for module in self.taps(block).values():
             module.__dict__.pop("_sparsight_out", None)
         self.note(index, {"q": q, "k": k})
@@ -53,7 +55,7 @@ class Opened(Family):
             mixed = join_heads(
                 nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
             )
-        return self.close(block, plan.gather(x, self.prefix, rows), mixed)
+        return runs.close(block, plan.gather(x, self.prefix, rows), mixed)
 
 
 def unheard(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from ..errors import PruneError
 from ..plan import Plan
 from ._bias import key_bias
 from ._block import pruned_forward
+from ._line import Line, Straight
 from ._packed import install, uninstall
 from ._site import Site, asked, check_order
 from ._tap import record, recorded
@@ -41,6 +42,7 @@ class Family(ABC):
         self.tapped: list[nn.Module] = []
         self.hooks: list[Any] = []
         self.packed: list[nn.Linear] = []
+        self.lines: dict[int, Line] = {}
         self.image = (0, 0)
 
     @property
@@ -109,6 +111,14 @@ class Family(ABC):
         except AttributeError as error:
             raise PruneError(f"{kind.__name__} of {kind.__module__} is not built like {self.name}: {error}") from None
 
+    def straight(self, block: nn.Module) -> Straight | None:
+        """The parts of a block that may run as a straight line of operations in inference; None where it runs as it is."""
+        return None
+
+    def fused(self, block: nn.Module) -> bool:
+        """Whether the block's attention is, at present, nothing but projections and scaled_dot_product_attention."""
+        return False
+
     def weigh_pooling(self) -> None:  # noqa: B027
         """Make the model's average pooling weigh tokens by `last_size`; undone by `unpatch`."""
 
@@ -150,10 +160,15 @@ class Family(ABC):
         for index, block in enumerate(self.blocks):
             here = [site for site in self.sites if site.layer == index or (index == 0 and site.layer < 0)]
             biased = first is not None and index > first.layer
-            if here or biased or asked(self.sites, index) or (self.positional and index > self.sites[0].layer):
-                self.patch_block(block, index, here)
-            if any(site.packs and index >= site.layer for site in self.sites):
+            if any(site.packs for site in self.sites):
                 self.packed += install(block)
+            needed = here or biased or asked(self.sites, index) or (self.positional and index > self.sites[0].layer)
+            straight = self.straight(block)
+            runs = straight is not None and straight.known(block)
+            if needed or runs:
+                self.patch_block(block, index, here)
+            if straight is not None and runs:
+                self.lines[index] = Line(block, straight, bool(asked(self.sites, index)))
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
             self.tap(self.projection())
         self.model._sparsight = self  # type: ignore[assignment]
@@ -184,7 +199,7 @@ class Family(ABC):
         for module in self.tapped:
             module.__dict__.pop("_sparsight_out", None)
         uninstall(self.packed)
-        self.patched, self.hooks, self.tapped, self.packed = [], [], [], []
+        self.patched, self.hooks, self.tapped, self.packed, self.lines = [], [], [], [], {}
         self.model.__dict__.pop("_sparsight", None)
 
     def last_size(self) -> Tensor | None:
@@ -210,8 +225,9 @@ class Family(ABC):
             if site.follows(index):
                 site.trail[index] = (heads["q"].detach(), heads["k"].detach())
 
-    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor) -> Tensor | None:
-        """Where a site chooses before its block's attention: the survivors [B, P+K, C] with their attention branch. None: it cannot."""
+    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, line: Line | None) -> Tensor | None:
+        """Where a site chooses before its block's attention: the survivors [B, P+K, C] with their attention branch. None: it cannot.
+        line: the block as a straight line, where this call may take it."""
         return None
 
     def visit(self, site: Site, block: nn.Module, x: Tensor, heads: dict[str, Any]) -> Tensor:

@@ -68,40 +68,42 @@ class Store:
 
 def product(linear: nn.Linear, store: Store, x: Tensor) -> Tensor:
     """What nn.Linear computes: x [..., K] -> x W^T + b, [..., N]. Short, because it runs four times in every block."""
-    own, width = linear._parameters, linear.in_features
+    alone = unwatched(x) and x.shape[-1:] == (linear.in_features,) and not (torch.is_grad_enabled() and learns(linear, x))
+    return multiply(linear, store, x, rows_of(x) if alone else 0)
+
+
+def learns(linear: nn.Linear, x: Tensor) -> bool:
+    """Whether the layer's output has a gradient, for which the packed product has no rule."""
+    return x.requires_grad or any(p is not None and p.requires_grad for p in linear._parameters.values())
+
+
+def multiply(linear: nn.Module, store: Store | None, x: Tensor, rows: int) -> Tensor:
+    """The product, from the packed weight if it has one for so many rows; rows 0: from the weight itself."""
+    own = linear._parameters
     weight, bias = own.get("weight"), own.get("bias")
-    if weight is not None and gains(x, width) and unfollowed(x, weight, bias):
-        rows = x.numel() // width
-        packed = store.take(weight, rows)
-        if packed is not None:
-            out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, rows)
-            return out
-    return F.linear(x, linear.weight, linear.bias)
+    packed = store.take(weight, rows) if rows and store is not None and weight is not None else None
+    if packed is None:
+        return F.linear(x, linear.weight, linear.bias)  # type: ignore[arg-type]
+    out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, rows)
+    return out
 
 
-def gains(x: Tensor, width: int) -> bool:
-    """Whether x [..., width] is an input for which packed weights were measured to be faster.
+def rows_of(x: Tensor) -> int:
+    """How many rows x [..., K] has if packed weights were measured to be faster for it, else 0."""
+    rows = x.numel() // x.shape[-1] if x.dtype is torch.float32 and x.is_cpu and x.shape[-1] else 0
+    return rows if LEAST <= rows <= MOST and available() else 0
 
-    A compiled or traced graph outlives this call's number of rows, so it gets the plain layer; the cheap questions come first.
-    """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not LEAST * width <= x.numel() <= MOST * width:
+
+def unwatched(x: Tensor) -> bool:
+    """Whether nothing follows or changes this call: compilers and tracers, whose graph outlives its number of rows; modes that watch
+    operations (counters of FLOPs know the plain product); autocast, torch.func, forward-mode differentiation; a tensor's own subclass."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
         return False
-    if x.dtype is not torch.float32 or not x.is_cpu or type(x) is not Tensor or x.shape[-1] != width:
-        return False
-    return available() and not torch.is_autocast_enabled("cpu")
-
-
-def unfollowed(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether nothing follows this call: modes that watch operations (counters of FLOPs know the plain product), gradients, forward-mode
-    differentiation, torch.func. The packed product has no rules for them."""
-    if torch._C._len_torch_dispatch_stack():
+    if type(x) is not Tensor or torch.is_autocast_enabled(x.device.type):
         return False
     if torch.is_inference_mode_enabled():
         return True
-    if torch._C._are_functorch_transforms_active() or unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
-        return False
-    learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    return not (learns and torch.is_grad_enabled())
+    return not torch._C._are_functorch_transforms_active() and unpack_dual(x).tangent is None  # type: ignore[no-untyped-call]
 
 
 @cache

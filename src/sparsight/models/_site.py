@@ -25,7 +25,7 @@ Step = Callable[[dict[str, Any]], Outcome]
 class Site:
     """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome.
 
-    early: its choice needs nothing of what its block's attention makes. packs: from here on linear layers may keep packed weights.
+    early: its choice needs nothing of what its block's attention makes. packs: the blocks' linear layers may keep packed weights.
     """
 
     layer: int

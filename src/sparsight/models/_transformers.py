@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
 from ._early import Heads, Opened, unheard
+from ._line import Straight
 from ._site import Site
 
 
@@ -120,16 +121,26 @@ class TransformersViT(Opened):
         return self.residual(block, x, self.attended(block, self.normal(block, x), bias, kwargs))
 
     def opens(self, block: nn.Module) -> bool:
-        a = self.attention(block)
-        return not self.positional and a.config._attn_implementation == "sdpa" and unheard(a)
+        return self.fused(block) and unheard(self.attention(block))
+
+    def fused(self, block: nn.Module) -> bool:
+        return not self.positional and self.attention(block).config._attn_implementation == "sdpa"
+
+    def usual(self, block: nn.Module, norms: tuple[nn.Module, nn.Module], *scales: nn.Module) -> Straight | None:
+        """The parts of a layer with these norms (and LayerScale), if its MLP is two linear layers and an activation."""
+        a, m = self.attention(block), cast(Any, block.mlp)
+        if self.positional or not type(m).__name__.endswith("MLP") or not hasattr(m, "activation_fn"):
+            return None
+        inputs, width = (a.q_proj, a.k_proj, a.v_proj), int(a.head_dim)
+        heads = int(a.q_proj.out_features) // width
+        return Straight((block, a, m), norms, inputs, output(a), (m.fc1, m.activation_fn, m.fc2), heads, self.scale(block), scales)
 
     def project(self, block: nn.Module, x: Tensor) -> Heads:
         a, x = self.attention(block), self.normal(block, x)
         return self.heads(block, a.q_proj(x)), self.heads(block, a.k_proj(x)), self.heads(block, a.v_proj(x))
 
     def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
-        a = self.attention(block)
-        return self.residual(block, x, (a.o_proj if hasattr(a, "o_proj") else a.out_proj)(mixed))
+        return self.residual(block, x, output(self.attention(block))(mixed))
 
     def dropout(self, block: nn.Module) -> float:
         a = self.attention(block)
@@ -163,6 +174,12 @@ class TransformersViT(Opened):
         weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
         weighed = torch.cat([x[:, : self.prefix], x[:, self.prefix :] * weight], dim=1)
         return dataclasses.replace(output, last_hidden_state=weighed)
+
+
+def output(attention: Any) -> nn.Module:
+    """The layer behind an attention's heads."""
+    found: nn.Module = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
+    return found
 
 
 def pair(size: Any) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ._line import Straight
 from ._transformers import TransformersViT
 
 
@@ -32,6 +33,10 @@ class HFCLIP(TransformersViT):
 
     def projection(self) -> nn.Module:
         return self.model.embeddings.patch_embedding  # type: ignore[return-value, union-attr]
+
+    def straight(self, block: nn.Module) -> Straight | None:
+        b: Any = block
+        return self.usual(block, (b.layer_norm1, b.layer_norm2))
 
     def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

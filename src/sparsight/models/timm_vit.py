@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._early import Heads, Opened, unheard
+from ._line import Straight
 from ._remade import split_heads
 from ._timm import TimmFamily
 
@@ -41,7 +42,11 @@ class TimmViT(Opened, TimmFamily):
 
     def opens(self, block: nn.Module) -> bool:
         a: Any = block.attn
-        return a.fused_attn and a.gate is None and unheard(a) and unheard(a.attn_drop)
+        return self.fused(block) and unheard(a) and unheard(a.attn_drop)
+
+    def fused(self, block: nn.Module) -> bool:
+        a: Any = block.attn
+        return a.fused_attn and a.gate is None
 
     def project(self, block: nn.Module, x: Tensor) -> Heads:
         b: Any = block
@@ -60,6 +65,15 @@ class TimmViT(Opened, TimmFamily):
         b: Any = block
         branch: Tensor = b.drop_path2(b.ls2(b.mlp(b.norm2(x))))
         return x + branch
+
+    def straight(self, block: nn.Module) -> Straight | None:
+        b: Any = block
+        a, m = b.attn, b.mlp
+        if type(m).__name__ != "Mlp":
+            return None
+        return Straight(
+            (b, a, m), (b.norm1, b.norm2), (a.qkv,), a.proj, (m.fc1, m.act, m.fc2), a.num_heads, a.scale, (b.ls1, b.ls2)
+        )
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         a: Any = block.attn

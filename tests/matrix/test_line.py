@@ -1,0 +1,273 @@
+"""Blocks as straight lines of operations: the same result as through their modules, and never behind anybody's back."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from zoo import DEPTH, ZOO, images, made, outputs
+
+import sparsight
+from sparsight.models._line import Line
+
+STRAIGHT = [
+    *("timm-token", "timm-registers", "timm-noclass-map", "timm-layerscale", "timm-dynamic", "vit", "deit"),
+    *("dinov2", "dinov2-registers", "clip", "clip-vision", "siglip", "siglip-vision"),
+]
+OTHERS = [
+    *("timm-qknorm", "timm-gated", "timm-unfused", "timm-eva", "timm-beit", "timm-relpos", "timm-naflex", "vit-model-eager"),
+    *("dinov2-model-swiglu", "dinov3", "beit", "clip-projection-eager", "openclip"),
+]
+COUNTED = "col_ln:keep=0.5,layers=1/2"
+TAPPED = "evit:keep=0.5,layers=1"
+MERGING = "tome:remove=3,layers=1/2"
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Blocks that have run as a line since the list was cleared."""
+    seen, real = [], Line.feed
+
+    def feed(line, block, x):
+        seen.append(block)
+        return real(line, block, x)
+
+    monkeypatch.setattr(Line, "feed", feed)
+    return seen
+
+
+def both(name, model, x):
+    """All outputs along the lines, and without them."""
+    family = inside(model)._sparsight
+    found, lines = outputs(name, model, x), family.lines
+    family.lines = {}
+    plain = outputs(name, model, x)
+    family.lines = lines
+    return found, plain
+
+
+def inside(model):
+    return next(
+        module for module in model.modules() if "_sparsight" in module.__dict__ and not isinstance(module._sparsight, tuple)
+    )
+
+
+def assert_same(found, plain):
+    for key in plain:
+        torch.testing.assert_close(found[key], plain[key], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", [COUNTED, TAPPED, MERGING, "rollout:keep=0.5,layers=2", "similarity:keep=0.6,layers=input"])
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_same_as_through_the_modules(name, text, taken):
+    if text.startswith(("evit", "rollout")) and not ZOO[name].class_token:
+        pytest.skip("no class token")
+    with sparsight.prune(made(name), text) as handle:
+        found, plain = both(name, made(name), images(name))
+        assert len(taken) == DEPTH
+        assert handle.counts
+    assert_same(found, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_blocks_run_as_they_are(name, taken):
+    with sparsight.prune(made(name), COUNTED):
+        outputs(name, made(name), images(name))
+    assert taken == []
+
+
+@torch.no_grad()
+def test_modules_are_not_called():
+    """The point of it: of a block without a site nothing is called but its activation."""
+    model = copy.deepcopy(made("timm-layerscale"))
+    with sparsight.prune(model, COUNTED):
+        called, real = [], nn.Module._call_impl
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                nn.Module, "__call__", lambda module, *args, **kwargs: (called.append(module), real(module, *args, **kwargs))[1]
+            )
+            model(images("timm-layerscale"))
+    last = model.blocks[DEPTH - 1]
+    assert [module for module in last.modules() if any(module is other for other in called)] == [last, last.mlp.act]
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def meddle(model, way, patch):
+    """Something that the last block's own modules would show."""
+    block = model.blocks[DEPTH - 1]
+    if way == "hook":
+        block.norm2.register_forward_hook(lambda _m, _a, out: out + 1)
+    if way == "pre-hook":
+        block.mlp.fc1.register_forward_pre_hook(lambda _m, args: (args[0] + 1,))
+    if way == "hook on the attention":
+        block.attn.register_forward_hook(lambda _m, _a, out: out + 1)
+    if way == "forward":
+        block.mlp.forward = torch.neg
+    if way == "class":
+        patch.setattr(type(block.mlp), "forward", lambda _self, x: -x)
+    if way == "replaced":
+        block.attn.proj = Doubled(*block.attn.proj.weight.shape[::-1], dtype=torch.float64)
+    if way == "changed class":
+        block.attn.proj.__class__ = Doubled
+    if way == "parametrized":
+        nn.utils.parametrize.register_parametrization(block.mlp.fc2, "weight", nn.Softplus())
+    if way == "training":
+        block.attn.proj_drop.train().p = 1.0
+    if way == "unfused":
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _m, _a, out: out * 0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "hook",
+        "pre-hook",
+        "hook on the attention",
+        "forward",
+        "class",
+        "replaced",
+        "changed class",
+        "parametrized",
+        "training",
+        "unfused",
+    ],
+)
+def test_whoever_changes_a_module_is_heard(way, before, taken, monkeypatch):
+    """Whether it happens before the model is pruned or after."""
+    name = "timm-layerscale"
+    model, x = copy.deepcopy(made(name)), images(name)
+    untouched = outputs(name, model, x)
+    if before:
+        meddle(model, way, monkeypatch)
+    with sparsight.prune(model, COUNTED):
+        if not before:
+            outputs(name, model, x)
+            assert model.blocks[DEPTH - 1] in taken
+            meddle(model, way, monkeypatch)
+        taken.clear()
+        found = outputs(name, model, x)
+        assert model.blocks[DEPTH - 1] not in taken
+        assert len(taken) == (0 if way == "class" else DEPTH - 1)
+        assert_same(*both(name, model, x))
+    assert not torch.equal(found["logits"], untouched["logits"])
+
+
+@pytest.mark.parametrize("way", ["gradients", "autocast", "counter", "global hook", "subclass"])
+def test_stands_back_for_the_call(way, taken):
+    name, heard = "timm-token", []
+    model, x = copy.deepcopy(made(name)), images(name)
+    if way == "subclass":
+        x = x.as_subclass(type("Other", (torch.Tensor,), {}))
+    with sparsight.prune(model, COUNTED), torch.set_grad_enabled(way == "gradients"):
+        if way == "global hook":
+            hook = nn.modules.module.register_module_forward_hook(lambda module, _a, _o: heard.append(module))
+            model(x)
+            hook.remove()
+            assert model.blocks[DEPTH - 1].norm2 in heard
+        elif way == "counter":
+            with FlopCounterMode(display=False):
+                model(x)
+        else:
+            with torch.autocast("cpu", enabled=way == "autocast"):
+                out = model(x)
+            assert out.requires_grad == (way == "gradients")
+        assert taken == []
+
+
+@torch.no_grad()
+def test_other_attention_of_transformers_is_left_whole(taken):
+    model = copy.deepcopy(made("vit"))
+    with sparsight.prune(model, COUNTED):
+        found = outputs("vit", model, images("vit"))
+        assert len(taken) == DEPTH
+        taken.clear()
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(outputs("vit", model, images("vit")), found, rtol=1e-5, atol=1e-5)
+        assert taken == []
+        attentions = model(pixel_values=images("vit"), output_attentions=True).attentions
+    assert [tuple(attention.shape[-2:]) for attention in attentions] == [(17, 17), (17, 17), (9, 9), (5, 5)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["copy_", "data", "load_state_dict", "new parameters"])
+def test_changed_weights_are_seen(way):
+    name = "timm-layerscale"
+    model, x = copy.deepcopy(made(name)), images(name)
+    with sparsight.prune(model, COUNTED):
+        before = outputs(name, model, x)
+        for module in model.blocks[DEPTH - 1].modules():
+            for key, parameter in list(module._parameters.items()):
+                if way == "copy_":
+                    parameter.mul_(0.5)
+                if way == "data":
+                    parameter.data *= 0.5
+                if way == "load_state_dict":
+                    module.load_state_dict({key: parameter * 0.5}, strict=False)
+                if way == "new parameters":
+                    setattr(module, key, nn.Parameter(parameter * 0.5))
+        found, plain = both(name, model, x)
+    assert_same(found, plain)
+    assert not torch.allclose(found["logits"], before["logits"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["deepcopy", "saved"])
+def test_copies_run_along_lines_of_their_own(way, taken):
+    name = "timm-layerscale"
+    model, x = copy.deepcopy(made(name)), images(name)
+    sparsight.prune(model, COUNTED)
+    expected = outputs(name, model, x)
+    if way == "deepcopy":
+        other = copy.deepcopy(model)
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    for parameter in model.parameters():
+        parameter.zero_()
+    taken.clear()
+    assert_same(outputs(name, other, x), expected)
+    assert [block in other.blocks for block in taken] == [True] * DEPTH
+    other.blocks[0].mlp.fc1.weight.zero_()
+    assert_same(*both(name, other, x))
+
+
+@torch.no_grad()
+def test_a_block_of_another_tool_is_left_alone(taken):
+    """It is no site's, so nothing has to change in it."""
+    model = copy.deepcopy(made("timm-token"))
+    model.blocks[3].forward = lambda x, **_: -x
+    handle = sparsight.prune(model, COUNTED)
+    model(images("timm-token"))
+    assert len(taken) == DEPTH - 1
+    handle.remove()
+    assert [i for i, block in enumerate(model.blocks) if "forward" in block.__dict__] == [3]
+    assert not any("_sparsight" in module.__dict__ for module in model.modules())
+
+
+@torch.inference_mode()
+def test_lines_use_packed_weights():
+    from sparsight.models._packed import available
+
+    if not available():
+        pytest.skip("this torch has no packed product")
+    name = "timm-layerscale"
+    model, x = copy.deepcopy(made(name)).float(), images(name, 1).float()
+    with sparsight.prune(model, COUNTED) as handle:
+        plain = both(name, model, x)[1]
+        for _ in range(2):
+            found = outputs(name, model, x)
+        assert handle.packed == sum(m.weight.nbytes for m in model.blocks.modules() if isinstance(m, nn.Linear))
+        torch.testing.assert_close(found["logits"], plain["logits"], rtol=1e-4, atol=1e-5)
