@@ -115,6 +115,32 @@ def test_stays_plain(why, monkeypatch):
         torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias), rtol=0, atol=0)
 
 
+class Quantised(torch.Tensor):
+    """A weight as quantisation tools make them: a tensor without storage that answers operations itself."""
+
+    @staticmethod
+    def __new__(cls, plain):
+        return torch.Tensor._make_wrapper_subclass(cls, plain.shape, dtype=plain.dtype)
+
+    def __init__(self, plain):
+        self.plain = plain
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args = [arg.plain if isinstance(arg, cls) else arg for arg in args]
+        result = func(*args, **(kwargs or {}))
+        return cls(result) if func is torch.ops.aten.detach.default else result
+
+
+@torch.no_grad()
+def test_weights_of_another_kind_stay_as_they_are():
+    linear, x = ready(), torch.randn(1, 20, IN)
+    expected = F.linear(x, linear.weight, linear.bias)
+    linear.weight = nn.Parameter(Quantised(linear.weight.detach().clone()), requires_grad=False)
+    assert [uses(linear, x) for _ in range(3)] == [0, 0, 0]
+    assert torch.equal(linear(x), expected)
+
+
 def test_empty_and_wrong_inputs_are_the_plain_layers_matter():
     linear = ready()
     with torch.no_grad():

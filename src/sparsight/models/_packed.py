@@ -53,11 +53,13 @@ class Store:
 
     def take(self, weight: Tensor, rows: int) -> Tensor | None:
         """The weight [N, K], packed for so many rows; None where the call before this one was of another kind."""
+        if type(weight) is not nn.Parameter:  # weights of quantisation tools are tensors of their own kind, some without an address
+            return None
         state, packed = (rows, weight.data_ptr(), 0 if weight.is_inference() else weight._version), self.packed
         again, self.last = self.last == state, state
         if packed is not None and packed.fits(state):
             return packed.weight
-        if not again or type(weight) is not nn.Parameter or not weight.is_contiguous():
+        if not again or not weight.is_contiguous():
             return None
         weight = weight.detach()
         probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1]
