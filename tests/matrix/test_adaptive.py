@@ -126,7 +126,7 @@ def test_nothing_is_added_where_counts_are_equal(name):
     with sparsight.prune(model, "col_ln:keep=0.6,layers=1") as handle:
         outputs(name, model, x)
         patched = [index for index, block in enumerate(handle.family.blocks) if "forward" in vars(block)]
-        assert [index for index in patched if index == 1 or index not in handle.family.lines] == [1] or handle.family.positional
+        assert [index for index in patched if index == 1 or index not in handle.family.lines.of] == [1] or handle.family.positional
         assert handle.family.bias(DEPTH - 1, x) is None
     if ZOO[name].class_token:
         with sparsight.prune(model, "ats:tokens=2,layers=1") as handle:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
-from sparsight.models._line import Line
+from sparsight.models._line import Line, Lines
 
 STRAIGHT = [
     *("timm-token", "timm-registers", "timm-noclass-map", "timm-layerscale", "timm-dynamic", "vit", "deit"),
@@ -42,7 +42,7 @@ def both(name, model, x):
     """All outputs along the lines, and without them."""
     family = inside(model)._sparsight
     found, lines = outputs(name, model, x), family.lines
-    family.lines = {}
+    family.lines = Lines()
     plain = outputs(name, model, x)
     family.lines = lines
     return found, plain
@@ -197,6 +197,30 @@ def test_other_attention_of_transformers_is_left_whole(taken):
         assert taken == []
         attentions = model(pixel_values=images("vit"), output_attentions=True).attentions
     assert [tuple(attention.shape[-2:]) for attention in attentions] == [(17, 17), (17, 17), (9, 9), (5, 5)]
+
+
+@torch.no_grad()
+def test_blocks_called_by_themselves_are_looked_at(taken):
+    """What the start of a forward has found holds for that forward only, also where it ends before the last block."""
+    name = "timm-layerscale"
+    model, x = copy.deepcopy(made(name)), images(name)
+    with sparsight.prune(model, COUNTED) as handle:
+        model.forward_intermediates(x, indices=[1], stop_early=True)
+        assert list(handle.family.lines.found) == [2, 3]
+        tokens = torch.randn(2, 5, 32, dtype=torch.float64)
+        block = model.blocks[3]
+        expected = block(tokens)
+        assert taken[-1] is block
+        hook = block.mlp.register_forward_hook(lambda _m, _a, out: out * 0)
+        model.forward_intermediates(x, indices=[1], stop_early=True)
+        hook.remove()
+        torch.testing.assert_close(block(tokens), expected, rtol=1e-9, atol=1e-9)
+        for number in (2, 3):
+            model.forward_intermediates(x, indices=[1], stop_early=True)
+            del taken[:]
+            model.blocks[number].norm2.register_forward_hook(lambda _m, _a, out: out * 0)
+            model.blocks[number](tokens)
+            assert taken == []
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from ._line import Line
 from ._memory import forget, remember
 from ._site import Site
 
@@ -17,23 +19,26 @@ if TYPE_CHECKING:
 
 def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of a block with sites. transformers' layers checkpoint inside the forward that this one replaces."""
+    family: Family
     family, index, sites = self.__dict__["_sparsight"]
-    family.refuse_mask(args, kwargs)
-    work = partial(run_block, family, self, index, sites, kwargs)
+    if args or kwargs:
+        family.refuse_mask(args, kwargs)
+    line = family.lines.take(index, x, kwargs, family.fused)
+    if line is not None and not sites and not line.tapped:
+        x = line.attend(self, x, family.bias(index, x) if line.biased else None, kwargs)
+        return family.lines.gave(index, line.feed(self, x))
+    work = partial(run_block, family, self, index, sites, line, kwargs)
     if self.training and getattr(self, "gradient_checkpointing", False):
         checkpoint: Callable[..., Tensor] = self.__dict__["_gradient_checkpointing_func"]
         return checkpoint(work, x)
-    return work(x)
+    return work(x) if torch.compiler.is_compiling() else family.lines.gave(index, work(x))
 
 
-def run_block(family: Family, block: nn.Module, index: int, sites: dict[str, Site], kwargs: dict[str, Any], x: Tensor) -> Tensor:
-    """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
-    line = family.lines.get(index)
-    if line is not None and not (family.fused(block) and line.ready(x, kwargs)):
-        line = None
+def run_block(
+    family: Family, block: nn.Module, index: int, sites: dict[str, Site], line: Line | None, kwargs: dict[str, Any], x: Tensor
+) -> Tensor:
+    """The block's own arithmetic, with tokens leaving before it, in the middle or at the end. line: what runs it, if this call may."""
     runs = line or family
-    if line is not None and not sites and not line.tapped:
-        return line.feed(block, line.attend(block, x, family.bias(index, x), kwargs))
     if "input" in sites:
         x = family.visit(sites["input"], block, x, {})
     kwargs = family.follow(index, kwargs)

@@ -17,7 +17,7 @@ from ..errors import PruneError
 from ..plan import Plan
 from ._bias import key_bias
 from ._block import pruned_forward
-from ._line import Line, Straight
+from ._line import Line, Lines, Straight
 from ._packed import install, uninstall
 from ._site import Site, asked, check_order
 from ._tap import record, recorded
@@ -42,7 +42,7 @@ class Family(ABC):
         self.tapped: list[nn.Module] = []
         self.hooks: list[Any] = []
         self.packed: list[nn.Linear] = []
-        self.lines: dict[int, Line] = {}
+        self.lines = Lines()
         self.image = (0, 0)
 
     @property
@@ -168,7 +168,7 @@ class Family(ABC):
             if needed or runs:
                 self.patch_block(block, index, here)
             if straight is not None and runs:
-                self.lines[index] = Line(block, straight, bool(asked(self.sites, index)))
+                self.lines.of[index] = Line(straight, bool(asked(self.sites, index)), biased)
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
             self.tap(self.projection())
         self.model._sparsight = self  # type: ignore[assignment]
@@ -199,7 +199,7 @@ class Family(ABC):
         for module in self.tapped:
             module.__dict__.pop("_sparsight_out", None)
         uninstall(self.packed)
-        self.patched, self.hooks, self.tapped, self.packed, self.lines = [], [], [], [], {}
+        self.patched, self.hooks, self.tapped, self.packed, self.lines = [], [], [], [], Lines()
         self.model.__dict__.pop("_sparsight", None)
 
     def last_size(self) -> Tensor | None:
@@ -207,7 +207,8 @@ class Family(ABC):
         return self.sites[-1].weight() if self.sites else None
 
     def see_image(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Remember the size of the images that come in, for the grid."""
+        """A forward begins: look at the blocks' lines, and remember the size of the images, for the grid."""
+        self.lines.begin(self.fused)
         if args and isinstance(args[0], Tensor) and args[0].dim() == 4:
             self.image = (int(args[0].shape[-2]), int(args[0].shape[-1]))
 

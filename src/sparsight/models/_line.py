@@ -6,13 +6,15 @@ the same weights. It stands back for every block and every call in which somebod
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 
-from ._packed import Store, multiply, rows_of, store_of, unwatched
+from ._packed import Packed, multiply, rows_of, store_of, unwatched
 from ._tap import record
 
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
@@ -66,36 +68,53 @@ class Straight:
 class Line:
     """One block of a model as a straight line. Its methods are named as the family's, in whose place it stands.
 
-    tapped: whether a site listens to the block's queries, keys or values, which only the attention module tells it.
+    tapped: whether a site listens to the block's queries, keys or values, which only the attention module tells it. biased: whether
+    attention logits may get a bias here.
     """
 
-    def __init__(self, block: nn.Module, straight: Straight, tapped: bool) -> None:
-        self.straight, self.tapped = straight, tapped
+    def __init__(self, straight: Straight, tapped: bool, biased: bool) -> None:
+        self.straight, self.tapped, self.biased = straight, tapped, biased
         self.parts: tuple[Part, ...] = tuple(
             (parent, name, module, type(module), type(module).forward, module.__dict__.get("forward"))
-            for parent in block.modules()
+            for parent in straight.frames[0].modules()
             for name, module in parent._modules.items()
             if module is not None
         )
-        self.inputs, self.output = tuple(layer(found) for found in straight.inputs), layer(straight.output)
-        self.first, self.last = layer(straight.mlp[0]), layer(straight.mlp[2])
+        self.layers = [(linear, store_of(linear)) for linear in straight.layers]
+        self.nothing = (None,) * len(self.layers)
+        self.fresh: Sequence[Packed | None] = self.nothing
         self.scales = [found if scales_channels(found) else None for found in straight.scales] or [None, None]
 
-    def ready(self, x: Tensor, kwargs: dict[str, Any]) -> bool:
-        """Whether this call may take the line: in inference, with nobody watching, and with every module as it was."""
-        if torch.is_grad_enabled() or not unwatched(x) or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
-            return False
-        return all(name in MASKS or value is None for name, value in kwargs.items()) and all(map(untouched, self.parts))
+    def untouched(self) -> bool:
+        """Whether each module is the one that it was, does nothing that only training does, and nobody else listens to it."""
+        for parent, name, module, kind, forward, own in self.parts:
+            if parent._modules.get(name) is not module or type(module) is not kind or kind.forward is not forward:
+                return False
+            state = module.__dict__
+            if state.get("forward") is not own or state["training"] or state["_forward_pre_hooks"]:
+                return False
+            hooks = state["_forward_hooks"]
+            if hooks and not all(hook is record for hook in hooks.values()):
+                return False
+        return True
+
+    def packed(self) -> list[Packed | None]:
+        """What the layers have packed, as far as it is of their weights as they are now."""
+        return [None if store is None else store.fresh(linear._parameters["weight"]) for linear, store in self.layers]  # type: ignore[arg-type]
+
+    def multiply(self, number: int, x: Tensor, rows: int) -> Tensor:
+        """The product of one of the layers: inputs, output, MLP's first and last."""
+        return multiply(*self.layers[number], x, rows, self.fresh[number])
 
     def project(self, _block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, H, L, D] of the block's input x [B, L, C]."""
         batch, length = x.shape[:2]
         rows, heads = rows_of(x), self.straight.heads
         x = normal(self.straight.norms[0], x)
-        if len(self.inputs) == 1:
-            q, k, v = multiply(*self.inputs[0], x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if len(self.layers) == 4:
+            q, k, v = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         else:
-            q, k, v = (multiply(*found, x, rows).view(batch, length, heads, -1).transpose(1, 2) for found in self.inputs)
+            q, k, v = (self.multiply(i, x, rows).view(batch, length, heads, -1).transpose(1, 2) for i in range(3))
         return q, k, v
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, _kwargs: dict[str, Any]) -> Tensor:
@@ -106,30 +125,64 @@ class Line:
 
     def close(self, _block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""
-        return plus(x, multiply(*self.output, mixed, rows_of(x)), self.scales[0])
+        return plus(x, self.multiply(-3, mixed, rows_of(x)), self.scales[0])
 
     def feed(self, _block: nn.Module, x: Tensor) -> Tensor:
         """x [B, L, C] plus the MLP branch."""
         rows = rows_of(x)
-        inner = self.straight.mlp[1](multiply(*self.first, normal(self.straight.norms[1], x), rows))
-        return plus(x, multiply(*self.last, inner, rows), self.scales[1])
+        inner = self.straight.mlp[1](self.multiply(-2, normal(self.straight.norms[1], x), rows))
+        return plus(x, self.multiply(-1, inner, rows), self.scales[1])
 
 
-def layer(linear: nn.Module) -> tuple[nn.Module, Store | None]:
-    """A linear layer, and where its packed weight lies."""
-    return linear, store_of(linear)
+class Lines:
+    """The lines of a model's blocks by their numbers.
+
+    Whether modules and packed weights are as they were is asked for all blocks when a forward begins, because it takes a tenth of the time
+    there: between products that fill the caches every object comes from memory. What is found counts for one call of each block, in
+    their order and on what the block before gave; any other call of a block looks for itself.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[int, Line] = {}
+        self.found: dict[int, tuple[bool, Sequence[Packed | None]]] = {}
+        self.awaited = 0
+        self.given: ReferenceType[Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type[Lines], tuple[()], dict[str, Any]]:
+        return Lines, (), {"of": self.of}
+
+    def begin(self, fused: Callable[[nn.Module], bool]) -> None:
+        """A forward begins. fused: whether a block's attention is plain SDPA at present."""
+        self.found, self.awaited, self.given = {}, min(self.of, default=0), None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return
+        for index, line in self.of.items():
+            runs = line.untouched() and fused(line.straight.frames[0])
+            self.found[index] = runs, line.packed() if runs else line.nothing
+
+    def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
+        """The line of a block, if this call may take it: in inference, with nobody watching, and with every module as it was."""
+        line = self.of.get(index)
+        if line is None or torch.is_grad_enabled() or not unwatched(x) or anyone_listens():
+            return None
+        if kwargs and not all(name in MASKS or value is None for name, value in kwargs.items()):
+            return None
+        follows = index == self.awaited and (self.given is None or self.given() is x)
+        found = self.found.pop(index, None) if follows else None
+        if found is None:
+            found = line.untouched() and fused(line.straight.frames[0]), line.nothing
+        line.fresh = found[1]
+        return line if found[0] else None
+
+    def gave(self, index: int, x: Tensor) -> Tensor:
+        """What a block gives to the next one."""
+        self.awaited, self.given = index + 1, ref(x)
+        return x
 
 
-def untouched(part: Part) -> bool:
-    """Whether a module is the one that it was, does nothing that only training does, and nobody else listens to it."""
-    parent, name, module, kind, plain, own = part
-    if parent._modules.get(name) is not module or type(module) is not kind:
-        return False
-    if kind.forward is not plain or module.__dict__.get("forward") is not own:
-        return False
-    if module.training or module._forward_pre_hooks:
-        return False
-    return not module._forward_hooks or all(hook is record for hook in module._forward_hooks.values())
+def anyone_listens() -> bool:
+    """Whether there are hooks on all modules of this process."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def normal(norm: Any, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 LEAST, MOST = 2, 512
 """From how many rows to how many packed weights were measured to be faster; a single row is slower, beyond little is gained."""
@@ -51,11 +51,16 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[()]]:
         return Store, ()
 
+    def fresh(self, weight: Tensor) -> Packed | None:
+        """What is packed, if it is of this weight as it is now."""
+        packed = self.packed
+        return packed if packed is not None and packed.fits((packed.state[0], *identity(weight))) else None
+
     def take(self, weight: Tensor, rows: int) -> Tensor | None:
         """The weight [N, K], packed for so many rows; None where the call before this one was of another kind."""
         if type(weight) is not nn.Parameter:  # weights of quantisation tools are tensors of their own kind, some without an address
             return None
-        state, packed = (rows, weight.data_ptr(), 0 if weight.is_inference() else weight._version), self.packed
+        state, packed = (rows, *identity(weight)), self.packed
         again, self.last = self.last == state, state
         if packed is not None and packed.fits(state):
             return packed.weight
@@ -66,6 +71,11 @@ class Store:
         made: Tensor = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, rows)
         self.packed = Packed(state, made, weight.nbytes, probes, probes.clone())
         return made
+
+
+def identity(weight: Tensor) -> tuple[int, int]:
+    """Address and version of a weight."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def product(linear: nn.Linear, store: Store, x: Tensor) -> Tensor:
@@ -79,11 +89,15 @@ def learns(linear: nn.Linear, x: Tensor) -> bool:
     return x.requires_grad or any(p is not None and p.requires_grad for p in linear._parameters.values())
 
 
-def multiply(linear: nn.Module, store: Store | None, x: Tensor, rows: int) -> Tensor:
-    """The product, from the packed weight if it has one for so many rows; rows 0: from the weight itself."""
+def multiply(linear: nn.Module, store: Store | None, x: Tensor, rows: int, fresh: Packed | None = None) -> Tensor:
+    """The product, from the packed weight if it has one for so many rows; rows 0: from the weight itself. fresh: what is packed, if
+    somebody has just seen that it is of this weight."""
     own = linear._parameters
     weight, bias = own.get("weight"), own.get("bias")
-    packed = store.take(weight, rows) if rows and store is not None and weight is not None else None
+    if fresh is not None and fresh.state[0] == rows:
+        packed: Tensor | None = fresh.weight
+    else:
+        packed = store.take(weight, rows) if rows and store is not None and weight is not None else None
     if packed is None:
         return F.linear(x, linear.weight, linear.bias)  # type: ignore[arg-type]
     out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, rows)
@@ -103,9 +117,7 @@ def unwatched(x: Tensor) -> bool:
         return False
     if type(x) is not Tensor or torch.is_autocast_enabled(x.device.type):
         return False
-    if torch.is_inference_mode_enabled():
-        return True
-    return not torch._C._are_functorch_transforms_active() and unpack_dual(x).tangent is None  # type: ignore[no-untyped-call]
+    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
 
 @cache
