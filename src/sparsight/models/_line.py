@@ -18,7 +18,7 @@ from ._packed import Packed, multiply, rows_of, store_of, unwatched
 from ._tap import record
 
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
-FRAMEWORKS = ("timm", "transformers")
+FRAMEWORKS = ("torch", "timm", "transformers")
 IDLE = ("Identity", "Dropout", "DropPath")
 """How the names of classes end that do nothing outside training."""
 SCALE = "LayerScale"
@@ -52,15 +52,14 @@ class Straight:
         return (*self.inputs, self.output, self.mlp[0], self.mlp[2])
 
     def known(self, block: nn.Module) -> bool:
-        """Whether each module of the block is of a class whose arithmetic a line repeats, and no other tool runs it."""
+        """Whether a line repeats the arithmetic of each module of the block, all of them as their frameworks wrote them. The activation
+        may be any, because it is called."""
+        act, named = self.mlp[1], {id(module) for module in (*self.frames, *self.norms, *self.layers)}
+        if not all(module is act or original(module) for module in block.modules()):
+            return False
         if not all(full_name(norm) in NORMS for norm in self.norms) or not all(type(layer) is nn.Linear for layer in self.layers):
             return False
-        if not all(original(type(frame)) for frame in self.frames):
-            return False
-        if any("forward" in module.__dict__ and store_of(module) is None for module in block.modules()):
-            return False
-        named = {id(module) for module in (*self.frames, *self.norms, *self.layers, self.mlp[1])}
-        rest = [module for module in block.modules() if id(module) not in named]
+        rest = [module for module in block.modules() if module is not act and id(module) not in named]
         scales = [module for module in self.scales if scales_channels(module)]
         return all(kind_of(module).endswith(IDLE) or any(module is scale for scale in scales) for module in rest)
 
@@ -137,7 +136,7 @@ class Line:
 class Lines:
     """The lines of a model's blocks by their numbers.
 
-    Whether modules and packed weights are as they were is asked for all blocks when a forward begins, because it takes a tenth of the time
+    Whether modules and packed weights are as they were is asked for all blocks when a forward begins, because it takes a third of the time
     there: between products that fill the caches every object comes from memory. What is found counts for one call of each block, in
     their order and on what the block before gave; any other call of a block looks for itself.
     """
@@ -200,10 +199,11 @@ def plus(x: Tensor, branch: Tensor, scale: nn.Module | None) -> Tensor:
     return torch.addcmul(x, branch, weight)
 
 
-def original(kind: type) -> bool:
-    """Whether a class is a framework's, with the forward that stands there."""
-    forward: Any = kind.forward  # type: ignore[attr-defined]
-    return kind.__module__.partition(".")[0] in FRAMEWORKS and forward.__module__ == kind.__module__
+def original(module: nn.Module) -> bool:
+    """Whether a module's class is a framework's, with the forward that stands there, and no other tool has put its own over it."""
+    kind: Any = type(module)
+    written = kind.__module__.partition(".")[0] in FRAMEWORKS and kind.forward.__module__ == kind.__module__
+    return written and ("forward" not in module.__dict__ or store_of(module) is not None)
 
 
 def kind_of(module: nn.Module) -> str:
