@@ -11,6 +11,7 @@ from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
 from sparsight.models._line import Line, Lines
+from sparsight.prune import family_of
 
 STRAIGHT = [
     *("timm-token", "timm-registers", "timm-noclass-map", "timm-layerscale", "timm-dynamic", "vit", "deit"),
@@ -40,18 +41,12 @@ def taken(monkeypatch):
 
 def both(name, model, x):
     """All outputs along the lines, and without them."""
-    family = inside(model)._sparsight
+    family = family_of(model)
     found, lines = outputs(name, model, x), family.lines
     family.lines = Lines()
     plain = outputs(name, model, x)
     family.lines = lines
     return found, plain
-
-
-def inside(model):
-    return next(
-        module for module in model.modules() if "_sparsight" in module.__dict__ and not isinstance(module._sparsight, tuple)
-    )
 
 
 def assert_same(found, plain):
@@ -169,7 +164,7 @@ def test_stands_back_for_the_call(way, taken):
     model, x = copy.deepcopy(made(name)), images(name)
     if way == "subclass":
         x = x.as_subclass(type("Other", (torch.Tensor,), {}))
-    with sparsight.prune(model, COUNTED), torch.set_grad_enabled(way == "gradients"):
+    with sparsight.prune(model, COUNTED) as handle, torch.set_grad_enabled(way == "gradients"):
         if way == "global hook":
             hook = nn.modules.module.register_module_forward_hook(lambda module, _a, _o: heard.append(module))
             model(x)
@@ -183,6 +178,7 @@ def test_stands_back_for_the_call(way, taken):
                 out = model(x)
             assert out.requires_grad == (way == "gradients")
         assert taken == []
+        assert not handle.family.lines.found
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of a block with sites. transformers' layers checkpoint inside the forward that this one replaces."""
+    """The forward of a patched block. transformers' layers checkpoint inside the forward that this one replaces."""
     family: Family
     family, index, sites = self.__dict__["_sparsight"]
     if args or kwargs:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..ops.attention_shared import Attended
 from ._family import Family
+from ._heads import join_heads, split_heads
 from ._line import Line
-from ._remade import join_heads, split_heads
 from ._site import Site
 
 Heads = tuple[Tensor, Tensor, Tensor]

@@ -162,13 +162,12 @@ class Family(ABC):
             biased = first is not None and index > first.layer
             if any(site.packs for site in self.sites):
                 self.packed += install(block)
-            needed = here or biased or asked(self.sites, index) or (self.positional and index > self.sites[0].layer)
+            tapped = bool(asked(self.sites, index))
             straight = self.straight(block)
-            runs = straight is not None and straight.known(block)
-            if needed or runs:
+            if straight is not None and straight.known():
+                self.lines.of[index] = Line(straight, tapped, biased)
+            if here or biased or tapped or index in self.lines.of or (self.positional and index > self.sites[0].layer):
                 self.patch_block(block, index, here)
-            if straight is not None and runs:
-                self.lines.of[index] = Line(straight, bool(asked(self.sites, index)), biased)
         if any(site.layer < 0 and "feats" in site.needs for site in self.sites):
             self.tap(self.projection())
         self.model._sparsight = self  # type: ignore[assignment]
@@ -208,9 +207,10 @@ class Family(ABC):
 
     def see_image(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward begins: look at the blocks' lines, and remember the size of the images, for the grid."""
-        self.lines.begin(self.fused)
-        if args and isinstance(args[0], Tensor) and args[0].dim() == 4:
-            self.image = (int(args[0].shape[-2]), int(args[0].shape[-1]))
+        images = args[0] if args and isinstance(args[0], Tensor) else None
+        self.lines.begin(images, self.fused)
+        if images is not None and images.dim() == 4:
+            self.image = (int(images.shape[-2]), int(images.shape[-1]))
 
     def hear(self, block: nn.Module, index: int, kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """What sites ask of a block's attention, q, k or v; kwargs are what it got besides x. Later sites that follow the attention

@@ -14,6 +14,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
+from ._heads import join_heads, split_heads
 from ._packed import Packed, multiply, rows_of, store_of, unwatched
 from ._tap import record
 
@@ -48,18 +49,22 @@ class Straight:
     scales: tuple[nn.Module, ...] = ()
 
     @property
+    def block(self) -> nn.Module:
+        return self.frames[0]
+
+    @property
     def layers(self) -> tuple[nn.Module, ...]:
         return (*self.inputs, self.output, self.mlp[0], self.mlp[2])
 
-    def known(self, block: nn.Module) -> bool:
+    def known(self) -> bool:
         """Whether a line repeats the arithmetic of each module of the block, all of them as their frameworks wrote them. The activation
         may be any, because it is called."""
         act, named = self.mlp[1], {id(module) for module in (*self.frames, *self.norms, *self.layers)}
-        if not all(module is act or original(module) for module in block.modules()):
+        if not all(module is act or original(module) for module in self.block.modules()):
             return False
         if not all(full_name(norm) in NORMS for norm in self.norms) or not all(type(layer) is nn.Linear for layer in self.layers):
             return False
-        rest = [module for module in block.modules() if module is not act and id(module) not in named]
+        rest = [module for module in self.block.modules() if module is not act and id(module) not in named]
         scales = [module for module in self.scales if scales_channels(module)]
         return all(kind_of(module).endswith(IDLE) or any(module is scale for scale in scales) for module in rest)
 
@@ -75,7 +80,7 @@ class Line:
         self.straight, self.tapped, self.biased = straight, tapped, biased
         self.parts: tuple[Part, ...] = tuple(
             (parent, name, module, type(module), type(module).forward, module.__dict__.get("forward"))
-            for parent in straight.frames[0].modules()
+            for parent in straight.block.modules()
             for name, module in parent._modules.items()
             if module is not None
         )
@@ -113,14 +118,14 @@ class Line:
         if len(self.layers) == 4:
             q, k, v = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         else:
-            q, k, v = (self.multiply(i, x, rows).view(batch, length, heads, -1).transpose(1, 2) for i in range(3))
+            q, k, v = (split_heads(self.multiply(number, x, rows), heads) for number in range(3))
         return q, k, v
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, _kwargs: dict[str, Any]) -> Tensor:
         """x [B, L, C] plus the attention branch."""
         q, k, v = self.project(block, x)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.straight.scale)
-        return self.close(block, x, mixed.transpose(1, 2).flatten(2))
+        return self.close(block, x, join_heads(mixed))
 
     def close(self, _block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""
@@ -150,26 +155,26 @@ class Lines:
     def __reduce__(self) -> tuple[type[Lines], tuple[()], dict[str, Any]]:
         return Lines, (), {"of": self.of}
 
-    def begin(self, fused: Callable[[nn.Module], bool]) -> None:
-        """A forward begins. fused: whether a block's attention is plain SDPA at present."""
+    def begin(self, images: Tensor | None, fused: Callable[[nn.Module], bool]) -> None:
+        """A forward on these images begins. fused: whether a block's attention is plain SDPA at present."""
         self.found, self.awaited, self.given = {}, min(self.of, default=0), None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        if not self.of or images is None or not alone(images):
             return
         for index, line in self.of.items():
-            runs = line.untouched() and fused(line.straight.frames[0])
+            runs = line.untouched() and fused(line.straight.block)
             self.found[index] = runs, line.packed() if runs else line.nothing
 
     def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
         """The line of a block, if this call may take it: in inference, with nobody watching, and with every module as it was."""
         line = self.of.get(index)
-        if line is None or torch.is_grad_enabled() or not unwatched(x) or anyone_listens():
+        if line is None or not alone(x):
             return None
         if kwargs and not all(name in MASKS or value is None for name, value in kwargs.items()):
             return None
         follows = index == self.awaited and (self.given is None or self.given() is x)
         found = self.found.pop(index, None) if follows else None
         if found is None:
-            found = line.untouched() and fused(line.straight.frames[0]), line.nothing
+            found = line.untouched() and fused(line.straight.block), line.nothing
         line.fresh = found[1]
         return line if found[0] else None
 
@@ -179,9 +184,11 @@ class Lines:
         return x
 
 
-def anyone_listens() -> bool:
-    """Whether there are hooks on all modules of this process."""
-    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+def alone(x: Tensor) -> bool:
+    """Whether a call is inference that nobody watches, also by hooks on all modules of this process."""
+    if torch.is_grad_enabled() or not unwatched(x):
+        return False
+    return not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def normal(norm: Any, x: Tensor) -> Tensor:

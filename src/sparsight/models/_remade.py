@@ -46,16 +46,6 @@ class Remade(Family):
         super().unpatch()
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, L, H * D] -> [B, H, L, D]."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
-
-
-def join_heads(x: Tensor) -> Tensor:
-    """[B, H, L, D] -> [B, L, H * D]."""
-    return x.transpose(1, 2).flatten(2)
-
-
 def with_bias(relative: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """The model's own bias of the logits plus the one of sizes and padding, either of which may be missing."""
     if relative is None or bias is None:

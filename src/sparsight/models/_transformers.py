@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,8 @@ class TransformersViT(Opened):
 
     def usual(self, block: nn.Module, norms: tuple[nn.Module, nn.Module], *scales: nn.Module) -> Straight | None:
         """The parts of a layer with these norms (and LayerScale), if its MLP is two linear layers and an activation."""
-        a, m = self.attention(block), cast(Any, block.mlp)
+        b: Any = block
+        a, m = self.attention(block), b.mlp
         if self.positional or not type(m).__name__.endswith("MLP") or not hasattr(m, "activation_fn"):
             return None
         inputs, width = (a.q_proj, a.k_proj, a.v_proj), int(a.head_dim)

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ._remade import Remade, join_heads, split_heads
+from ._heads import join_heads, split_heads
+from ._remade import Remade
 from ._timm import full_intermediates
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._heads import join_heads, split_heads
 from ._positions import take_pairs, with_columns
-from ._remade import Remade, join_heads, split_heads, with_bias
+from ._remade import Remade, with_bias
 from ._timm import TimmFamily
 
 SHARED = "shared_rel_pos_bias"

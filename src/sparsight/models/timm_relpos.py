@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._remade import split_heads
+from ._heads import split_heads
 from .timm_beit import TimmBeit
 
 

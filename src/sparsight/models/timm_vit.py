@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._early import Heads, Opened, unheard
+from ._heads import split_heads
 from ._line import Straight
-from ._remade import split_heads
 from ._timm import TimmFamily
 
 
