@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
+from . import attention_streamed as streamed
 from . import attention_torch as plain
 from .attention_given import exact, real, visible
 from .attention_shared import Attended
@@ -147,7 +148,7 @@ def head_entropy(
         work = replace(work, mask=work.mask[..., prefix:])
     match backend(work):
         case "streamed":
-            return plain.row_pass(work, order)
+            return streamed.row_pass(work, order)
         case "triton":
             from . import attention_triton
 
@@ -164,7 +165,7 @@ def row_normalisers(q: Tensor, k: Tensor, scale: float, *, mask: Tensor | None =
 def lse(work: Work) -> Tensor:
     match backend(work):
         case "streamed":
-            return plain.row_pass(work, None)
+            return streamed.row_pass(work, None)
         case "triton":
             from . import attention_triton
 
@@ -178,7 +179,7 @@ def columns(work: Work, order: float, diagonal: bool, average: bool) -> Tensor:
         return plain.columns(replace(work, q=exact(work.q), k=exact(work.k)), order, diagonal, True)
     match backend(work):
         case "streamed":
-            return plain.column_pass(work, order, diagonal)
+            return streamed.column_pass(work, order, diagonal)
         case "triton":
             from . import attention_triton
 
@@ -268,7 +269,7 @@ def backend(work: Work) -> Backend:
         return "explicit"
     if work.q.device.type == "cuda" and kernels_fit(work):
         return "triton"
-    return "streamed" if work.q.device.type == "cpu" and not plain.small(work) else "explicit"
+    return "streamed" if work.q.device.type == "cpu" and not streamed.small(work) else "explicit"
 
 
 @cache
