@@ -104,9 +104,9 @@ def choose(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[dict[str,
     signals = {name: derive(name, given) for name in recipe.needs if name not in INTERNAL}
     signals.update(count=count, attended=given.get("attended"))
     if recipe.score is not None:
-        with torch.set_grad_enabled(learning or (torch.is_grad_enabled() and "s" in reducer(recipe).needs)):
+        with gradients(learning or (torch.is_grad_enabled() and "s" in reducer(recipe).needs)):
             signals["s"] = call(recipe.steps[0], signals)
-    with torch.set_grad_enabled(learning):
+    with gradients(learning):
         return signals, call(recipe.steps[-2], signals)
 
 
@@ -135,10 +135,15 @@ def decide(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[Plan, Ten
     return plan, None if size is None else plan.gather(size), signals.get("s")
 
 
+def gradients(wanted: bool) -> AbstractContextManager[object]:
+    """Gradients off where they are on and not wanted."""
+    return nullcontext() if wanted == torch.is_grad_enabled() else torch.set_grad_enabled(wanted)
+
+
 def full_precision(device: str) -> AbstractContextManager[object]:
     """Autocast off where it is on; elsewhere nothing, which exported programs can be saved with."""
     return torch.autocast(device, enabled=False) if device != "meta" and torch.is_autocast_enabled(device) else nullcontext()
 
 
 def call(step: Step, signals: dict[str, Any]) -> Any:
-    return step(**{name: signals[name] for name in step.needs})
+    return step.function(**{name: signals[name] for name in step.needs}, **step.bound)

@@ -212,8 +212,9 @@ def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[
     if recipe.where == "before" and layer >= 0:
         layer -= 1
     place = "input" if layer < 0 else "block" if recipe.where == "before" else recipe.where
-    early = before_attention(recipe)
-    return Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive, hides=recipe.hides, early=early)
+    site = Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive, hides=recipe.hides)
+    site.early, site.shares = before_attention(recipe), "attended" in recipe.needs
+    return site
 
 
 def run_site(recipe: Recipe, index: int, sites: int, given: dict[str, Any]) -> Outcome:

@@ -47,13 +47,17 @@ class Step:
         object.__setattr__(self, "numbers", tuple(sorted(numbers.items())))
 
     @cached_property
+    def bound(self) -> dict[str, Value]:
+        """The numbers by name."""
+        return dict(self.numbers)
+
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         """Names of the signals, in the order of the function's signature."""
-        bound = dict(self.numbers)
-        return tuple(name for name in inspect.signature(self.function).parameters if name not in bound)
+        return tuple(name for name in inspect.signature(self.function).parameters if name not in self.bound)
 
     def __call__(self, **signals: Any) -> Any:
-        return self.function(**signals, **dict(self.numbers))
+        return self.function(**signals, **self.bound)
 
 
 def as_step(step: Step | Callable[..., Any]) -> Step:

@@ -77,8 +77,10 @@ def test_other_blocks_run_as_they_are(name, taken):
 
 @torch.no_grad()
 def test_modules_are_not_called():
-    """The point of it: of a block without a site nothing is called but its activation."""
+    """The point of it: of a block without a site nothing is called, but its activation if that is not the plain GELU."""
     model = copy.deepcopy(made("timm-layerscale"))
+    last, other = model.blocks[DEPTH - 1], model.blocks[0]
+    other.mlp.act = nn.SiLU().eval()
     with sparsight.prune(model, COUNTED):
         called, real = [], nn.Module._call_impl
         with pytest.MonkeyPatch.context() as patch:
@@ -86,8 +88,8 @@ def test_modules_are_not_called():
                 nn.Module, "__call__", lambda module, *args, **kwargs: (called.append(module), real(module, *args, **kwargs))[1]
             )
             model(images("timm-layerscale"))
-    last = model.blocks[DEPTH - 1]
-    assert [module for module in last.modules() if any(module is other for other in called)] == [last, last.mlp.act]
+    for block, expected in ((last, [last]), (other, [other, other.mlp.act])):
+        assert [module for module in block.modules() if any(module is found for found in called)] == expected
 
 
 class Doubled(nn.Linear):
@@ -102,6 +104,8 @@ def meddle(model, way, patch):
         block.norm2.register_forward_hook(lambda _m, _a, out: out + 1)
     if way == "pre-hook":
         block.mlp.fc1.register_forward_pre_hook(lambda _m, args: (args[0] + 1,))
+    if way == "hook on the activation":
+        block.mlp.act.register_forward_hook(lambda _m, _a, out: out + 1)
     if way == "hook on the attention":
         block.attn.register_forward_hook(lambda _m, _a, out: out + 1)
     if way == "forward":
@@ -128,6 +132,7 @@ def meddle(model, way, patch):
     [
         "hook",
         "pre-hook",
+        "hook on the activation",
         "hook on the attention",
         "forward",
         "class",
@@ -156,6 +161,40 @@ def test_whoever_changes_a_module_is_heard(way, before, taken, monkeypatch):
         assert len(taken) == (0 if way == "class" else DEPTH - 1)
         assert_same(*both(name, model, x))
     assert not torch.equal(found["logits"], untouched["logits"])
+
+
+class Cubed(nn.GELU):
+    def forward(self, x):
+        return super().forward(x) ** 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("way", ["tanh", "approximate", "forward", "subclass", "other"])
+def test_activations_are_the_models_own(way, after, taken):
+    """Plain GELU runs in place, and any other one as it is; whether it was put there before the model was pruned or after."""
+    name = "timm-layerscale"
+    model, x = copy.deepcopy(made(name)), images(name)
+    untouched = outputs(name, model, x)["logits"]
+    ways = {"tanh": nn.GELU("tanh"), "subclass": Cubed(), "other": nn.SiLU()}
+
+    def change():
+        if way == "forward":
+            model.blocks[0].mlp.act.forward = torch.neg
+        elif way == "approximate":
+            model.blocks[0].mlp.act.approximate = "tanh"
+        else:
+            model.blocks[0].mlp.act = ways[way].eval()
+
+    if not after:
+        change()
+    with sparsight.prune(model, COUNTED):
+        if after:
+            change()
+        found, plain = both(name, model, x)
+        assert (model.blocks[0] in taken) == (not after or way == "approximate")
+    assert_same(found, plain)
+    assert not torch.equal(found["logits"], untouched)
 
 
 @pytest.mark.parametrize("way", ["gradients", "autocast", "counter", "global hook", "subclass"])
@@ -289,5 +328,6 @@ def test_lines_use_packed_weights():
         plain = both(name, model, x)[1]
         for _ in range(2):
             found = outputs(name, model, x)
-        assert handle.packed == sum(m.weight.nbytes for m in model.blocks.modules() if isinstance(m, nn.Linear))
+        layers = [model.patch_embed.proj, *(m for m in model.blocks.modules() if isinstance(m, nn.Linear))]
+        assert handle.packed == sum(m.weight.nbytes for m in layers)
         torch.testing.assert_close(found["logits"], plain["logits"], rtol=1e-4, atol=1e-5)

@@ -126,11 +126,12 @@ def small():
 
 
 @torch.inference_mode()
-def test_pruned_model_packs_all_its_blocks():
+def test_pruned_model_packs_its_blocks_and_patch_embedding():
     model, images = small(), torch.randn(1, 3, 64, 64)
     with sparsight.prune(model, "class_attention:keep=0.5,layers=1"):
-        assert [uses(model, images) for _ in range(3)] == [0, 12, 12]
-        assert held(model) == sum(linear.weight.nbytes for block in model.blocks for linear in linears(block))
+        assert [uses(model, images) for _ in range(3)] == [0, 13, 13]
+        layers = [model.patch_embed.proj, *(linear for block in model.blocks for linear in linears(block))]
+        assert held(model) == sum(layer.weight.nbytes for layer in layers)
         first = model(images)
     assert uses(model, images) == held(model) == 0
     with sparsight.prune(model, "class_attention:keep=0.5,layers=1", pack=False):
@@ -144,7 +145,7 @@ def test_one_handle_that_packs_is_enough():
     model, images = small(), torch.randn(1, 3, 64, 64)
     early = sparsight.prune(model, "col_ln:keep=0.9,layers=0", pack=False)
     late = sparsight.prune(model, "col_ln:keep=0.5,layers=2")
-    assert [uses(model, images) for _ in range(3)] == [0, 12, 12]
+    assert [uses(model, images) for _ in range(3)] == [0, 13, 13]
     late.remove()
     assert [uses(model, images) for _ in range(3)] == [0, 0, 0]
     early.remove()

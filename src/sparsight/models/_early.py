@@ -36,16 +36,18 @@ class Opened(Family):
 
     def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, line: Line | None) -> Tensor | None:
         """The block up to its site: the survivors with their attention branch, [B, P+K, C]; None where the choice has to wait."""
-        bias = self.bias(index, x)
-        if not self.opens(block) or site.ragged or (bias is not None and bias.shape[2] > 1):
+        bias = self.bias(index, x) if line is None or line.biased else None
+        if site.ragged or (line is None and not self.opens(block)) or (bias is not None and bias.shape[2] > 1):
             return None
         runs = line or self
         q, k, v = runs.project(block, x)
-        for module in self.taps(block).values():
-            module.__dict__.pop("_sparsight_out", None)
+        if line is None:
+            for module in self.taps(block).values():
+                module.__dict__.pop("_sparsight_out", None)
         self.note(index, {"q": q, "k": k})
-        rate, scale = self.dropout(block), self.scale(block)
-        shared = Attended(q, k, v, scale) if bias is None and rate == 0 and Attended.possible(v) else None
+        rate, scale = self.dropout(block) if line is None else 0.0, self.scale(block)
+        shares = site.shares and bias is None and rate == 0 and Attended.possible(v)
+        shared = Attended(q, k, v, scale) if shares else None
         plan = self.decide(site, block, x, {"q": q, "k": k, "v": v, "attended": shared})[1]
         rows = plan.index(x.shape[1], self.prefix)
         if shared is not None and shared.output is not None:

@@ -41,7 +41,7 @@ class Family(ABC):
         self.patched: list[nn.Module] = []
         self.tapped: list[nn.Module] = []
         self.hooks: list[Any] = []
-        self.packed: list[nn.Linear] = []
+        self.packed: list[nn.Module] = []
         self.lines = Lines()
         self.image = (0, 0)
 
@@ -156,11 +156,13 @@ class Family(ABC):
         if not self.sites:
             return
         self.hooks.append(self.projection().register_forward_pre_hook(self.see_image))
+        packs = any(site.packs for site in self.sites)
+        self.packed = install(self.projection()) if packs else []
         first = next((s for s in self.sites if s.proportional or s.adaptive or s.hides), None)
         for index, block in enumerate(self.blocks):
             here = [site for site in self.sites if site.layer == index or (index == 0 and site.layer < 0)]
             biased = first is not None and index > first.layer
-            if any(site.packs for site in self.sites):
+            if packs:
                 self.packed += install(block)
             tapped = bool(asked(self.sites, index))
             straight = self.straight(block)

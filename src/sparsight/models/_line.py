@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ._heads import join_heads, split_heads
 from ._packed import Packed, multiply, rows_of, store_of, unwatched
-from ._tap import record
+from ._watch import Watch
 
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
+GELU = "torch.nn.modules.activation.GELU"
 FRAMEWORKS = ("torch", "timm", "transformers")
 IDLE = ("Identity", "Dropout", "DropPath")
 """How the names of classes end that do nothing outside training."""
@@ -26,9 +27,6 @@ SCALE = "LayerScale"
 """How the names of classes end that multiply each channel with their only parameter."""
 MASKS = ("attn_mask", "attention_mask", "is_causal")
 """What a pruned block gets besides x and has no use for."""
-
-Part = tuple[nn.Module, str, nn.Module, type, Any, Any]
-"""Parent, name in it, module, its class, the class's forward and the one that packed weights put over it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,42 +76,32 @@ class Line:
 
     def __init__(self, straight: Straight, tapped: bool, biased: bool) -> None:
         self.straight, self.tapped, self.biased = straight, tapped, biased
-        self.parts: tuple[Part, ...] = tuple(
-            (parent, name, module, type(module), type(module).forward, module.__dict__.get("forward"))
-            for parent in straight.block.modules()
-            for name, module in parent._modules.items()
-            if module is not None
-        )
+        self.watch = Watch.inside(straight.block)
+        self.gelu = full_name(straight.mlp[1]) == GELU and original(straight.mlp[1])
         self.layers = [(linear, store_of(linear)) for linear in straight.layers]
         self.nothing = (None,) * len(self.layers)
         self.fresh: Sequence[Packed | None] = self.nothing
         self.scales = [found if scales_channels(found) else None for found in straight.scales] or [None, None]
 
-    def untouched(self) -> bool:
-        """Whether each module is the one that it was, does nothing that only training does, and nobody else listens to it."""
-        for parent, name, module, kind, forward, own in self.parts:
-            if parent._modules.get(name) is not module or type(module) is not kind or kind.forward is not forward:
-                return False
-            state = module.__dict__
-            if state.get("forward") is not own or state["training"] or state["_forward_pre_hooks"]:
-                return False
-            hooks = state["_forward_hooks"]
-            if hooks and not all(hook is record for hook in hooks.values()):
-                return False
-        return True
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "fresh": self.nothing}
 
     def packed(self) -> list[Packed | None]:
         """What the layers have packed, as far as it is of their weights as they are now."""
         return [None if store is None else store.fresh(linear._parameters["weight"]) for linear, store in self.layers]  # type: ignore[arg-type]
 
     def multiply(self, number: int, x: Tensor, rows: int) -> Tensor:
-        """The product of one of the layers: inputs, output, MLP's first and last."""
-        return multiply(*self.layers[number], x, rows, self.fresh[number])
+        """The product of one of the layers with x of so many rows: inputs, output, MLP's first and last."""
+        linear, store = self.layers[number]
+        fresh = self.fresh[number]
+        if fresh is None or fresh.state[0] != rows:
+            return multiply(linear, store, x, rows_of(x))
+        return fresh.times(x, linear._parameters["bias"])
 
     def project(self, _block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, H, L, D] of the block's input x [B, L, C]."""
-        batch, length = x.shape[:2]
-        rows, heads = rows_of(x), self.straight.heads
+        batch, length, _ = x.shape
+        rows, heads = batch * length, self.straight.heads
         x = normal(self.straight.norms[0], x)
         if len(self.layers) == 4:
             q, k, v = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -129,12 +117,13 @@ class Line:
 
     def close(self, _block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""
-        return plus(x, self.multiply(-3, mixed, rows_of(x)), self.scales[0])
+        return plus(x, self.multiply(-3, mixed, x.shape[0] * x.shape[1]), self.scales[0])
 
     def feed(self, _block: nn.Module, x: Tensor) -> Tensor:
         """x [B, L, C] plus the MLP branch."""
-        rows = rows_of(x)
-        inner = self.straight.mlp[1](self.multiply(-2, normal(self.straight.norms[1], x), rows))
+        rows = x.shape[0] * x.shape[1]
+        inner, act = self.multiply(-2, normal(self.straight.norms[1], x), rows), self.straight.mlp[1]
+        inner = torch.ops.aten.gelu_.default(inner, approximate=act.approximate) if self.gelu else act(inner)
         return plus(x, self.multiply(-1, inner, rows), self.scales[1])
 
 
@@ -151,6 +140,7 @@ class Lines:
         self.found: dict[int, tuple[bool, Sequence[Packed | None]]] = {}
         self.awaited = 0
         self.given: ReferenceType[Tensor] | None = None
+        self.watch: Watch | None = None
 
     def __reduce__(self) -> tuple[type[Lines], tuple[()], dict[str, Any]]:
         return Lines, (), {"of": self.of}
@@ -160,21 +150,24 @@ class Lines:
         self.found, self.awaited, self.given = {}, min(self.of, default=0), None
         if not self.of or images is None or not alone(images):
             return
+        if self.watch is None:
+            self.watch = Watch.together([line.watch for line in self.of.values()])
+        same = self.watch.same()
         for index, line in self.of.items():
-            runs = line.untouched() and fused(line.straight.block)
+            runs = (same or line.watch.same()) and fused(line.straight.block)
             self.found[index] = runs, line.packed() if runs else line.nothing
 
     def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
         """The line of a block, if this call may take it: in inference, with nobody watching, and with every module as it was."""
         line = self.of.get(index)
-        if line is None or not alone(x):
-            return None
-        if kwargs and not all(name in MASKS or value is None for name, value in kwargs.items()):
+        if line is None or (kwargs and not all(name in MASKS or value is None for name, value in kwargs.items())):
             return None
         follows = index == self.awaited and (self.given is None or self.given() is x)
         found = self.found.pop(index, None) if follows else None
+        if not (alone(x) if found is None or self.given is None else quiet()):
+            return None
         if found is None:
-            found = line.untouched() and fused(line.straight.block), line.nothing
+            found = line.watch.same() and fused(line.straight.block), line.nothing
         line.fresh = found[1]
         return line if found[0] else None
 
@@ -182,6 +175,14 @@ class Lines:
         """What a block gives to the next one."""
         self.awaited, self.given = index + 1, ref(x)
         return x
+
+
+def quiet() -> bool:
+    """Whether a call on what the block before gave is inference that nobody watches, as that block's was: what can change between the
+    two without another tensor."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled())
 
 
 def alone(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Linear layers of few rows on a CPU: their weights lie packed for MKL, which otherwise packs them again in every call.
+"""Linear layers and patch embeddings of few rows on a CPU: their weights lie packed for MKL, which otherwise packs them in every call.
 
 After pruning, a block at batch 1 sees few tokens, and preparing the weights takes as long as multiplying with them. The layer's class,
 weights and hooks stay as they are; the packed weights are a second copy of the same size, made in the second forward with as many rows.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,18 +28,25 @@ State = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A weight packed for one number of rows. probes: some of the weight's own numbers, values: what they were when it was packed."""
+    """A weight packed for one number of rows. origin: the weight itself, [N, K]. probes: some of its numbers, where they lie; values:
+    their bytes when it was packed."""
 
     state: State
     weight: Tensor
-    bytes: int
-    probes: Tensor
-    values: Tensor
+    origin: Tensor
+    size: int
+    probes: Any
+    values: bytes
 
     def fits(self, state: State) -> bool:
         """Whether it is still the same weight. Writing through `weight.data`, and in inference mode, leaves no trace in the version, hence
         the probes."""
-        return self.state == state and torch.equal(self.probes, self.values)
+        return bool(self.state == state and self.probes.tobytes() == self.values)
+
+    def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product of x [..., K], of so many rows, with the weight, plus the bias [N]: [..., N]."""
+        out: Tensor = torch.ops.mkl._mkl_linear.default(x, self.weight, self.origin, bias, self.state[0])
+        return out
 
 
 class Store:
@@ -56,21 +64,21 @@ class Store:
         packed = self.packed
         return packed if packed is not None and packed.fits((packed.state[0], *identity(weight))) else None
 
-    def take(self, weight: Tensor, rows: int) -> Tensor | None:
-        """The weight [N, K], packed for so many rows; None where the call before this one was of another kind."""
+    def take(self, weight: Tensor, rows: int) -> Packed | None:
+        """The weight [N, K] (of a convolution: [N, ...] with as many numbers) for so many rows; None where the call before this one was of another kind."""
         if type(weight) is not nn.Parameter:  # weights of quantisation tools are tensors of their own kind, some without an address
             return None
         state, packed = (rows, *identity(weight)), self.packed
         again, self.last = self.last == state, state
         if packed is not None and packed.fits(state):
-            return packed.weight
+            return packed
         if not again or not weight.is_contiguous():
             return None
-        weight = weight.detach()
-        probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1]
+        weight = weight.detach().flatten(1)
+        probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1].numpy()
         made: Tensor = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, rows)
-        self.packed = Packed(state, made, weight.nbytes, probes, probes.clone())
-        return made
+        self.packed = Packed(state, made, weight, weight.nbytes, probes, probes.tobytes())
+        return self.packed
 
 
 def identity(weight: Tensor) -> tuple[int, int]:
@@ -84,30 +92,42 @@ def product(linear: nn.Linear, store: Store, x: Tensor) -> Tensor:
     return multiply(linear, store, x, rows_of(x) if alone else 0)
 
 
-def learns(linear: nn.Linear, x: Tensor) -> bool:
+def learns(layer: nn.Module, x: Tensor) -> bool:
     """Whether the layer's output has a gradient, for which the packed product has no rule."""
-    return x.requires_grad or any(p is not None and p.requires_grad for p in linear._parameters.values())
+    return x.requires_grad or any(p is not None and p.requires_grad for p in layer._parameters.values())
 
 
-def multiply(linear: nn.Module, store: Store | None, x: Tensor, rows: int, fresh: Packed | None = None) -> Tensor:
-    """The product, from the packed weight if it has one for so many rows; rows 0: from the weight itself. fresh: what is packed, if
-    somebody has just seen that it is of this weight."""
-    own = linear._parameters
-    weight, bias = own.get("weight"), own.get("bias")
-    if fresh is not None and fresh.state[0] == rows:
-        packed: Tensor | None = fresh.weight
-    else:
-        packed = store.take(weight, rows) if rows and store is not None and weight is not None else None
+def multiply(linear: nn.Module, store: Store | None, x: Tensor, rows: int) -> Tensor:
+    """The product, from the packed weight if it has one for so many rows; rows 0: from the weight itself."""
+    weight = linear._parameters.get("weight")
+    packed = store.take(weight, rows) if rows and store is not None and weight is not None else None
     if packed is None:
         return F.linear(x, linear.weight, linear.bias)  # type: ignore[arg-type]
-    out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, rows)
+    return packed.times(x, linear._parameters["bias"])
+
+
+def embed(conv: nn.Conv2d, store: Store, x: Tensor) -> Tensor:
+    """What a convolution computes whose stride is its kernel's size: each patch times the weight. x [B, I, H, W] -> [B, N, h, w]."""
+    (high, wide), alone = conv.kernel_size, unwatched(x) and x.dim() == 4 and not (torch.is_grad_enabled() and learns(conv, x))
+    if alone and x.shape[1] == conv.in_channels and not (x.shape[2] % high or x.shape[3] % wide):
+        batch, h, w = x.shape[0], x.shape[2] // high, x.shape[3] // wide
+        rows = rows_in(x, batch * h * w)
+        packed = store.take(conv.weight, rows) if rows else None
+        if packed is not None:
+            patches = x.reshape(batch, -1, h, high, w, wide).permute(0, 2, 4, 1, 3, 5).reshape(rows, -1)
+            return packed.times(patches, conv.bias).view(batch, h, w, -1).permute(0, 3, 1, 2)
+    out: Tensor = conv._conv_forward(x, conv.weight, conv.bias)
     return out
 
 
 def rows_of(x: Tensor) -> int:
     """How many rows x [..., K] has if packed weights were measured to be faster for it, else 0."""
-    rows = x.numel() // x.shape[-1] if x.dtype is torch.float32 and x.is_cpu and x.shape[-1] else 0
-    return rows if LEAST <= rows <= MOST and available() else 0
+    return rows_in(x, x.numel() // x.shape[-1] if x.shape[-1] else 0)
+
+
+def rows_in(x: Tensor, rows: int) -> int:
+    """The number of rows that x holds if packed weights were measured to be faster for it, else 0."""
+    return rows if LEAST <= rows <= MOST and x.dtype is torch.float32 and x.is_cpu and available() else 0
 
 
 def unwatched(x: Tensor) -> bool:
@@ -122,47 +142,62 @@ def unwatched(x: Tensor) -> bool:
 
 @cache
 def available() -> bool:
-    """Whether this torch has the packed product, whose operators are not part of its public interface, and it multiplies."""
+    """Whether this torch has the packed product, whose operators are not part of its public interface, and it multiplies; and NumPy,
+    which reads a few numbers of a weight ten times faster."""
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return False
     with torch.inference_mode():
         x, weight = torch.arange(32.0).view(2, 16), torch.arange(48.0).view(3, 16)
         try:
             packed = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, 2)
-            return torch.equal(torch.ops.mkl._mkl_linear.default(x, packed, weight, None, 2), F.linear(x, weight))
+            return (
+                torch.equal(torch.ops.mkl._mkl_linear.default(x, packed, weight, None, 2), F.linear(x, weight))
+                and x.numpy().size > 0
+            )
         except (AttributeError, RuntimeError, TypeError):
             return False
 
 
-def install(block: nn.Module) -> list[nn.Linear]:
-    """Give the plain nn.Linear layers of the block `product` as their forward; returns those, for `uninstall`.
+def install(part: nn.Module) -> list[nn.Module]:
+    """Give the plain nn.Linear layers of a part of the model `product` as their forward, and its patch embedding `embed`; returns those,
+    for `uninstall`.
 
     Layers of a subclass, and those that have a forward of their own already, are left alone. A partial and no bound method, because
     a pickled model finds it again.
     """
-    found = [module for module in block.modules() if type(module) is nn.Linear and "forward" not in module.__dict__]
-    for linear in found:
-        linear.forward = partial(product, linear, Store())  # type: ignore[method-assign]
+    found: list[nn.Module] = []
+    for module in part.modules():
+        run: Any = product if type(module) is nn.Linear else embed if cuts(module) else None
+        if run is not None and "forward" not in module.__dict__:
+            module.forward = partial(run, module, Store())
+            found.append(module)
     return found
 
 
-def uninstall(linears: Iterable[nn.Linear]) -> None:
-    """Take `product` off again, where no one else has put another forward in its place."""
-    for linear in linears:
-        if store_of(linear) is not None:
-            del linear.forward
+def cuts(module: nn.Module) -> bool:
+    """Whether a module is a convolution that cuts an image into patches."""
+    if type(module) is not nn.Conv2d or module.groups != 1 or module.stride != module.kernel_size:
+        return False
+    return module.padding in ((0, 0), "valid") and module.dilation == (1, 1)
+
+
+def uninstall(layers: Iterable[nn.Module]) -> None:
+    """Take the forwards of `install` off again, where no one else has put another in their place."""
+    for layer in layers:
+        if store_of(layer) is not None:
+            del layer.forward
 
 
 def held(model: nn.Module) -> int:
-    """Bytes of packed weights that a model's layers keep. MKL reserves more, but touches no more than the weight's own size."""
+    """Bytes of packed weights that the layers of a model keep. MKL reserves more, but touches no more than the weight's own size."""
     stores = (store_of(module) for module in model.modules())
-    return sum(store.packed.bytes for store in stores if store is not None and store.packed is not None)
+    return sum(store.packed.size for store in stores if store is not None and store.packed is not None)
 
 
 def store_of(module: nn.Module) -> Store | None:
     """Where a layer keeps what it has packed; None for a module whose forward is another one."""
     forward = module.__dict__.get("forward")
-    if not isinstance(forward, partial) or forward.func is not product:
+    if not isinstance(forward, partial) or forward.func not in (product, embed):
         return None
     store: Store = forward.args[1]
     return store

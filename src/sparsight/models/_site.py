@@ -25,7 +25,8 @@ Step = Callable[[dict[str, Any]], Outcome]
 class Site:
     """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome.
 
-    early: its choice needs nothing of what its block's attention makes. packs: the blocks' linear layers may keep packed weights.
+    early: its choice needs nothing of what its block's attention makes. shares: its score may make that attention's output.
+    packs: layers may keep packed weights.
     """
 
     layer: int
@@ -43,6 +44,7 @@ class Site:
     hides: bool = False
     hiding: bool = False
     early: bool = False
+    shares: bool = False
     packs: bool = True
     trail: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

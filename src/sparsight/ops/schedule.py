@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from ..errors import PruneError
@@ -66,7 +67,7 @@ class Schedule:
         if self.inflect and self.remove is None:
             raise PruneError(f"inflect={self.inflect:g} changes `remove` over the sites; it has no meaning with {self.word}")
 
-    @property
+    @cached_property
     def word(self) -> str:
         """The budget word in use, "" for an adaptive count."""
         return next((word for word in BUDGET if getattr(self, word) is not None), "")
