@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ._heads import join_heads, split_heads
 from ._packed import Packed, multiply, rows_of, store_of, unwatched
-from ._watch import Watch
+from ._snapshot import Snapshot
 
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
 GELU = "torch.nn.modules.activation.GELU"
@@ -76,7 +76,7 @@ class Line:
 
     def __init__(self, straight: Straight, tapped: bool, biased: bool) -> None:
         self.straight, self.tapped, self.biased = straight, tapped, biased
-        self.watch = Watch.inside(straight.block)
+        self.modules = Snapshot.of(straight.block)
         self.gelu = full_name(straight.mlp[1]) == GELU and original(straight.mlp[1])
         self.layers = [(linear, store_of(linear)) for linear in straight.layers]
         self.nothing = (None,) * len(self.layers)
@@ -140,7 +140,7 @@ class Lines:
         self.found: dict[int, tuple[bool, Sequence[Packed | None]]] = {}
         self.awaited = 0
         self.given: ReferenceType[Tensor] | None = None
-        self.watch: Watch | None = None
+        self.modules: Snapshot | None = None
 
     def __reduce__(self) -> tuple[type[Lines], tuple[()], dict[str, Any]]:
         return Lines, (), {"of": self.of}
@@ -150,11 +150,11 @@ class Lines:
         self.found, self.awaited, self.given = {}, min(self.of, default=0), None
         if not self.of or images is None or not alone(images):
             return
-        if self.watch is None:
-            self.watch = Watch.together([line.watch for line in self.of.values()])
-        same = self.watch.same()
+        if self.modules is None:
+            self.modules = Snapshot.together([line.modules for line in self.of.values()])
+        all_hold = self.modules.holds()
         for index, line in self.of.items():
-            runs = (same or line.watch.same()) and fused(line.straight.block)
+            runs = (all_hold or line.modules.holds()) and fused(line.straight.block)
             self.found[index] = runs, line.packed() if runs else line.nothing
 
     def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
@@ -167,7 +167,7 @@ class Lines:
         if not (alone(x) if found is None or self.given is None else quiet()):
             return None
         if found is None:
-            found = line.watch.same() and fused(line.straight.block), line.nothing
+            found = line.modules.holds() and fused(line.straight.block), line.nothing
         line.fresh = found[1]
         return line if found[0] else None
 

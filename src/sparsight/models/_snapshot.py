@@ -18,7 +18,7 @@ BEFORE, AFTER = itemgetter("_forward_pre_hooks"), itemgetter("_forward_hooks")
 
 
 @dataclass(frozen=True, eq=False)
-class Watch:
+class Snapshot:
     """Modules as they were: those that contain others and what they contained, all that were contained, their classes and own forwards,
     and the forwards that the classes had."""
 
@@ -30,24 +30,24 @@ class Watch:
     written: dict[Any, Any]
 
     @staticmethod
-    def inside(frame: nn.Module) -> Watch:
+    def of(frame: nn.Module) -> Snapshot:
         """All modules inside another one, as they are now."""
         parents = [parent for parent in frame.modules() if any(True for _ in parent.children())]
         children = [dict(parent._modules) for parent in parents]
         modules = [module for found in children for module in found.values() if module is not None]
         kinds: list[Any] = list(map(type, modules))
         forwards = [module.__dict__.get("forward") for module in modules]
-        return Watch(parents, children, modules, kinds, forwards, {kind: kind.forward for kind in kinds})
+        return Snapshot(parents, children, modules, kinds, forwards, {kind: kind.forward for kind in kinds})
 
     @staticmethod
-    def together(watches: Sequence[Watch]) -> Watch:
-        """All that some watch, at once."""
-        written = {kind: forward for watch in watches for kind, forward in watch.written.items()}
-        lists: Any = ([entry for watch in watches for entry in getattr(watch, name)] for name in LISTS)
-        return Watch(*lists, written=written)
+    def together(snapshots: Sequence[Snapshot]) -> Snapshot:
+        """Several as one."""
+        written = {kind: forward for snapshot in snapshots for kind, forward in snapshot.written.items()}
+        lists: dict[str, Any] = {name: [entry for snapshot in snapshots for entry in getattr(snapshot, name)] for name in LISTS}
+        return Snapshot(**lists, written=written)
 
-    def same(self) -> bool:
-        """Whether they are the same, do nothing that only training does, and nobody else listens to one of them."""
+    def holds(self) -> bool:
+        """Whether the modules are the same, do nothing that only training does, and nobody else listens to one of them."""
         if list(map(CHILDREN, map(vars, self.parents))) != self.children or list(map(type, self.modules)) != self.kinds:
             return False
         states = list(map(vars, self.modules))
