@@ -73,7 +73,7 @@ class Handle:
 
     @property
     def packed(self) -> int:
-        """Bytes of packed weights that the model's linear layers keep (docs/families.md)."""
+        """Bytes of packed weights that the model's layers keep (docs/families.md)."""
         return held(self.family.model)
 
     def sources(self) -> list[Plan]:
@@ -122,8 +122,8 @@ def prune(
     [B, L], or the placeholder's token id. noise: one tensor per site that breaks ties in clustering (SparseVLM).
     weights: for learned methods (SiT ...): a mapping of tensors for all sites, a list with one mapping per site, a .safetensors file, or
     "random" to train from scratch; afterwards they are in `Handle.learned`.
-    pack: whether the blocks' linear layers may keep a second, packed copy of their weights for inference in float32 on a CPU with at most
-    512 tokens in all (docs/families.md); False saves that memory.
+    pack: whether the blocks' linear layers and the patch embedding may keep a second, packed copy of their weights for inference in
+    float32 on a CPU with at most 512 tokens in all (docs/families.md); False saves that memory.
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)

@@ -85,17 +85,18 @@ def column_norm(
     """
     if stride < 1:
         raise PruneError(f"stride={stride} must be 1 (every query row) or more")
-    valid = real(valid, k)
-    mask = visible(q, k, mask, valid)
-    work = setting(q, k, scale, mask, valid)
     start = prefix if rows == "patches" else 0
     average = heads == "average"
-    if stride > 1:
-        norms = sampled_columns(work, start, stride, order, diagonal, average)
-    elif attended is not None and attended.takes(work, order) and diagonal and not average:
-        norms = attended.columns(work, order, start)
+    plainly = stride == 1 and diagonal and not average and mask is None and valid is None
+    if attended is not None and plainly and attended.takes(Work(q, k, scale), order):
+        norms = attended.columns(Work(q, k, scale), order, start)
     else:
-        norms = columns(cut(work, start, 1), order, diagonal, average)
+        valid = real(valid, k)
+        work = setting(q, k, scale, visible(q, k, mask, valid), valid)
+        if stride > 1:
+            norms = sampled_columns(work, start, stride, order, diagonal, average)
+        else:
+            norms = columns(cut(work, start, 1), order, diagonal, average)
     norms = norms[..., prefix:]
     return together(norms, order) if heads == "joint" else norms.mean(dim=1)
 
