@@ -2,6 +2,7 @@
 
 import copy
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -218,6 +219,31 @@ def test_stands_back_for_the_call(way, taken):
             assert out.requires_grad == (way == "gradients")
         assert taken == []
         assert not handle.family.lines.found
+
+
+@pytest.mark.parametrize("way", ["gradients", "autocast", "counter"])
+def test_stands_back_in_the_middle_of_a_forward(way, taken):
+    """The first blocks run in inference, the others are watched: as where only the last blocks learn."""
+    name = "timm-layerscale"
+    model, x = copy.deepcopy(made(name)), images(name)
+    with sparsight.prune(model, COUNTED):
+        with torch.no_grad():
+            expected = outputs(name, model, x)["logits"]
+            taken.clear()
+            tokens = model._pos_embed(model.patch_embed(x))
+            for block in model.blocks[:2]:
+                tokens = block(tokens)
+        assert taken == list(model.blocks[:2])
+        with torch.set_grad_enabled(way == "gradients"), torch.autocast("cpu", enabled=way == "autocast"):
+            with FlopCounterMode(display=False) if way == "counter" else nullcontext():
+                for block in model.blocks[2:]:
+                    tokens = block(tokens)
+                found = model.forward_head(model.norm(tokens))
+        assert taken == list(model.blocks[:2])
+    torch.testing.assert_close(
+        found.detach(), expected, **({"rtol": 0.1, "atol": 0.1} if way == "autocast" else {"rtol": 1e-9, "atol": 1e-9})
+    )
+    assert found.requires_grad == (way == "gradients")
 
 
 @torch.no_grad()

@@ -159,7 +159,9 @@ class Lines:
 
     def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
         """The line of a block, if this call may take it: in inference, with nobody watching, and with every module as it was."""
-        line = self.of.get(index)
+        line = (
+            None if torch.compiler.is_compiling() else self.of.get(index)
+        )  # first: compiled graphs shall not ask for what follows
         if line is None or (kwargs and not all(name in MASKS or value is None for name, value in kwargs.items())):
             return None
         follows = index == self.awaited and (self.given is None or self.given() is x)
@@ -180,9 +182,7 @@ class Lines:
 def quiet() -> bool:
     """Whether a call on what the block before gave is inference that nobody watches, as that block's was: what can change between the
     two without another tensor."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return False
-    return not (torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled())
+    return not (torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled())
 
 
 def alone(x: Tensor) -> bool:
