@@ -6,6 +6,7 @@ from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
 from sparsight.models._early import Opened
+from sparsight.models._line import Lines
 
 RECIPES = [
     "class_attention:keep=0.5,layers=1/2",
@@ -29,6 +30,7 @@ def late(monkeypatch):
         for kind in kinds(Opened):
             if "opens" in kind.__dict__:
                 monkeypatch.setattr(kind, "opens", lambda *_: False)
+        monkeypatch.setattr(Lines, "take", lambda *_: None)
 
     return switch
 

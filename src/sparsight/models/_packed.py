@@ -108,8 +108,8 @@ def multiply(linear: nn.Module, store: Store | None, x: Tensor, rows: int) -> Te
 
 def embed(conv: nn.Conv2d, store: Store, x: Tensor) -> Tensor:
     """What a convolution computes whose stride is its kernel's size: each patch times the weight. x [B, I, H, W] -> [B, N, h, w]."""
-    (high, wide), alone = conv.kernel_size, unwatched(x) and x.dim() == 4 and not (torch.is_grad_enabled() and learns(conv, x))
-    if alone and x.shape[1] == conv.in_channels and not (x.shape[2] % high or x.shape[3] % wide):
+    if unwatched(x) and whole(conv, x) and not (torch.is_grad_enabled() and learns(conv, x)):
+        high, wide = conv.kernel_size
         batch, h, w = x.shape[0], x.shape[2] // high, x.shape[3] // wide
         rows = rows_in(x, batch * h * w)
         packed = store.take(conv.weight, rows) if rows else None
@@ -118,6 +118,12 @@ def embed(conv: nn.Conv2d, store: Store, x: Tensor) -> Tensor:
             return packed.times(patches, conv.bias).view(batch, h, w, -1).permute(0, 3, 1, 2)
     out: Tensor = conv._conv_forward(x, conv.weight, conv.bias)
     return out
+
+
+def whole(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether x is a batch of images that are whole patches."""
+    high, wide = conv.kernel_size
+    return x.dim() == 4 and x.shape[1] == conv.in_channels and not (x.shape[2] % high or x.shape[3] % wide)
 
 
 def rows_of(x: Tensor) -> int:
