@@ -146,4 +146,4 @@ def full_precision(device: str) -> AbstractContextManager[object]:
 
 
 def call(step: Step, signals: dict[str, Any]) -> Any:
-    return step.function(**{name: signals[name] for name in step.needs}, **step.bound)
+    return step(**{name: signals[name] for name in step.needs})

@@ -24,6 +24,24 @@ def ready(bias=True, rows=20, **options):
     return linear
 
 
+def change(module, way, new):
+    """Give a layer another weight, in one of the ways in which people do."""
+    if way == "copy_":
+        module.weight.copy_(new)
+    if way == "data":
+        module.weight.data.copy_(new)
+    if way == "data +=":
+        module.weight.data += new
+    if way == "rows of data":
+        module.weight.data[::2] = 0
+    if way == "new parameter":
+        module.weight = nn.Parameter(new)
+    if way == "load_state_dict":
+        module.load_state_dict({"weight": new, "bias": module.bias})
+    if way == "set to data":
+        module.weight.data = new
+
+
 def uses(module, x):
     """How many packed products a call makes."""
     with torch.autograd.profiler.profile() as found:

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from packing import IN, OUT, exact, layer, ready, uses
+from packing import IN, OUT, change, exact, layer, ready, uses
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,20 +62,7 @@ def test_a_changed_weight_is_noticed(way, inference):
         linear, x, new = ready(), torch.randn(20, IN), torch.randn(OUT, IN)
         assert linear.weight.is_inference() == inference
         assert uses(linear, x)
-        if way == "copy_":
-            linear.weight.copy_(new)
-        if way == "data":
-            linear.weight.data.copy_(new)
-        if way == "data +=":
-            linear.weight.data += new
-        if way == "rows of data":
-            linear.weight.data[::2] = 0
-        if way == "new parameter":
-            linear.weight = nn.Parameter(new)
-        if way == "load_state_dict":
-            linear.load_state_dict({"weight": new, "bias": linear.bias})
-        if way == "set to data":
-            linear.weight.data = new
+        change(linear, way, new)
         for _ in range(3):
             torch.testing.assert_close(linear(x).double(), exact(linear, x), rtol=0, atol=1e-4)
         assert uses(linear, x)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from packing import uses
+from packing import change, uses
 from torch import nn
 
 from sparsight.models._packed import MOST, available, install, uninstall
@@ -76,19 +76,14 @@ def test_other_convolutions_stay_as_they_are(options):
     assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups))
 
 
-@pytest.mark.parametrize("way", ["copy_", "data", "data +=", "new parameter", "channels last"])
+@pytest.mark.parametrize(
+    "way", ["copy_", "data", "data +=", "rows of data", "new parameter", "load_state_dict", "set to data", "channels last"]
+)
 def test_a_changed_weight_is_noticed(way):
     conv, x, new = ready(), torch.randn(1, 3, 32, 24), torch.randn(WIDTH, 3, 8, 4)
     with torch.no_grad():
         assert uses(conv, x)
-        if way == "copy_":
-            conv.weight.copy_(new)
-        if way == "data":
-            conv.weight.data.copy_(new)
-        if way == "data +=":
-            conv.weight.data += new
-        if way == "new parameter":
-            conv.weight = nn.Parameter(new)
+        change(conv, way, new)
         if way == "channels last":
             conv.to(memory_format=torch.channels_last)
         for _ in range(3):

@@ -34,7 +34,6 @@ class Packed:
     state: State
     weight: Tensor
     origin: Tensor
-    size: int
     probes: Any
     values: bytes
 
@@ -77,7 +76,7 @@ class Store:
         weight = weight.detach().flatten(1)
         probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1].numpy()
         made: Tensor = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, rows)
-        self.packed = Packed(state, made, weight, weight.nbytes, probes, probes.tobytes())
+        self.packed = Packed(state, made, weight, probes, probes.tobytes())
         return self.packed
 
 
@@ -197,7 +196,7 @@ def uninstall(layers: Iterable[nn.Module]) -> None:
 def held(model: nn.Module) -> int:
     """Bytes of packed weights that the layers of a model keep. MKL reserves more, but touches no more than the weight's own size."""
     stores = (store_of(module) for module in model.modules())
-    return sum(store.packed.size for store in stores if store is not None and store.packed is not None)
+    return sum(store.packed.origin.nbytes for store in stores if store is not None and store.packed is not None)
 
 
 def store_of(module: nn.Module) -> Store | None:

@@ -51,9 +51,8 @@ def query_rows(
 
 def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Rows that are few enough to be made at once. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
-    shared = q.shape[1] // k.shape[1]
-    keys = exact(k) if shared == 1 else exact(k).repeat_interleave(shared, dim=1)
-    logits = (exact(q) * scale) @ keys.transpose(-2, -1)
+    rows = Work(exact(q), exact(k), scale).full_keys()
+    logits = (rows.q * scale) @ rows.k.transpose(-2, -1)
     if mask is None:
         return logits.softmax(dim=-1)
     logits = plain.masked(logits, mask)
