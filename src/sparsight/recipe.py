@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from .errors import PruneError
-from .ops.schedule import Schedule, show
+from .ops.schedule import Schedule, show, spell
 
 Attention = Literal["making", "consuming"]
 Value = int | float | bool | str | tuple[Any, ...] | None
@@ -45,16 +45,27 @@ class Step:
     def __init__(self, function: Callable[..., Any], **numbers: Value) -> None:
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "numbers", tuple(sorted(numbers.items())))
+        _ = self.fixed, self.spelt, self.needs  # made here, where no compiler sees the numbers themselves
 
     @cached_property
+    def spelt(self) -> dict[str, str]:
+        """Floats by name, as text (see `ops.schedule.spell`)."""
+        return {name: spell(value) for name, value in self.numbers if isinstance(value, float)}
+
+    @cached_property
+    def fixed(self) -> dict[str, Value]:
+        """All other numbers by name."""
+        return {name: value for name, value in self.numbers if not isinstance(value, float)}
+
+    @property
     def bound(self) -> dict[str, Value]:
         """The numbers by name."""
-        return dict(self.numbers)
+        return {**self.fixed, **{name: float(text) for name, text in self.spelt.items()}}
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
         """Names of the signals, in the order of the function's signature."""
-        return tuple(name for name in inspect.signature(self.function).parameters if name not in self.bound)
+        return tuple(name for name in inspect.signature(self.function).parameters if name not in self.fixed and name not in self.spelt)
 
     def __call__(self, **signals: Any) -> Any:
         return self.function(**signals, **self.bound)

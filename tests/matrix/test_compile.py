@@ -67,3 +67,33 @@ def test_one_graph_for_every_batch_size(name, method):
             for key, value in outputs(name, model, x).items():
                 torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6)
             assert all(torch.equal(keep, plan.keep) for keep, plan in zip(kept, handle.plans, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "recipes",
+    [
+        ["col_ln:keep=0.7,layers=0/1/2", "col_ln:keep=0.5,layers=0/1/2", "col_ln:keep=0.6,layers=all"],
+        ["tome:remove=3,layers=0/1", "tome:remove=2,inflect=-0.5,layers=0/1"],
+        ["dpc_knn:keep=0.8,layers=0/1", "dpc_knn:keep=0.6,layers=0/1"],
+        ["renyi:keep=0.7,order=2.5,layers=1", "renyi:keep=0.7,order=1.5,layers=1"],
+    ],
+    ids=lambda recipes: recipes[0].partition(":")[0],
+)
+def test_budgets_are_constants_of_every_graph(recipes):
+    """A second model with another budget: torch.compile makes variables of numbers that have changed since, and shapes must not depend on any."""
+    given = []
+
+    def watch(graph, inputs):
+        given.append([x for x in inputs if not isinstance(x, torch.Tensor) or x.dim() == 0])
+        return graph.forward
+
+    x = images("timm-token-avg")
+    for recipe in recipes:
+        model = copy.deepcopy(made("timm-token-avg"))
+        with prune(model, recipe) as handle:
+            torch.compile(model, fullgraph=True, backend=watch)(x)
+            kept = [plan.keep for plan in handle.plans]
+            model(x)
+            assert all(torch.equal(keep, plan.keep) for keep, plan in zip(kept, handle.plans, strict=True))
+    assert given == [[]] * len(recipes)

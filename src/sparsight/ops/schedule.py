@@ -66,11 +66,18 @@ class Schedule:
             raise PruneError(f"inflect={self.inflect:g} is outside [-1, 1]")
         if self.inflect and self.remove is None:
             raise PruneError(f"inflect={self.inflect:g} changes `remove` over the sites; it has no meaning with {self.word}")
+        _ = self.word, self.spelt  # made here, where no compiler sees the numbers themselves
 
     @cached_property
     def word(self) -> str:
         """The budget word in use, "" for an adaptive count."""
         return next((word for word in BUDGET if getattr(self, word) is not None), "")
+
+    @cached_property
+    def spelt(self) -> tuple[tuple[str, ...], str]:
+        """The budget's numbers and `inflect` as text (see `spell`)."""
+        amounts = as_tuple(getattr(self, self.word)) if self.word else ()
+        return tuple(map(spell, amounts)), spell(self.inflect)
 
     def with_budget(self, word: str, value: Amount) -> Schedule:
         """The same layers under another budget."""
@@ -107,16 +114,16 @@ class Schedule:
         `entered` is how many there were before the first place, for `compound` budgets (0: these n are the first)."""
         if not self.word:
             return 0
-        amounts = as_tuple(getattr(self, self.word))
+        amounts, inflect = [float(text) for text in self.spelt[0]], float(self.spelt[1])
         amount = amounts[site] if len(amounts) > 1 else amounts[0]
-        if self.keep is not None and self.compound:
+        if self.word == "keep" and self.compound:
             kept = int((entered or n) * (math.prod(amounts[: site + 1]) if len(amounts) > 1 else amount ** (site + 1)))
-        elif self.keep is not None:
+        elif self.word == "keep":
             kept = rounded(amount * n, self.rounding)
-        elif self.tokens is not None:
+        elif self.word == "tokens":
             kept = int(amount)
         else:
-            kept = n - (removals(int(amount), self.inflect, sites)[site] if self.inflect else int(amount))
+            kept = n - (removals(int(amount), inflect, sites)[site] if inflect else int(amount))
         kept = max(1, min(n, kept))
         if kept < min(self.least, n):
             raise PruneError(f"{self.word}={show(amount)} leaves {kept} of {n} tokens, but this recipe needs {self.least} or more")
@@ -166,6 +173,12 @@ def as_tuple(value: Amount | None) -> tuple[float, ...]:
     if value is None:
         return ()
     return value if isinstance(value, tuple) else (value,)
+
+
+def spell(value: float) -> str:
+    """A number as text that reads back as exactly the same one. torch.compile takes text for a constant; of a float that is another one
+    in the next model it makes a variable, with which every count of tokens and all shapes would vary."""
+    return repr(float(value))
 
 
 def check_amount(word: str, value: float) -> None:
