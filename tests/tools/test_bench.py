@@ -1,6 +1,7 @@
 """bench: rows beside the unpruned model in the same engine, taken up again where they were left; nothing is asserted about speed."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,12 @@ def test_damaged_result(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(PruneError, match="no result of bench"):
         Bench.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_many_compiled_recipes(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo keeps eight graphs of one forward by default, and these are ten; what makes code of a graph does not matter here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    recipes = [f"col_ln:keep=0.{digit},layers=0/1" for digit in (2, 4, 6, 8)]
+    found = bench(loaded, recipes, tmp_path, backends=("compile",), batch_sizes=(1, 2), seconds=0.0)
+    assert [row.tokens[0] for row in found.rows[1:]] == [4, 7, 10, 13]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ BACKENDS = {
     "onnxruntime": "an ONNX file made by sparsight export",
     "onnxruntime-int8": "the same with int8 weights in the matrix products",
 }
+
+GRAPHS = 1024
+"""How many graphs torch.compile may keep of one forward, in place of 8: each recipe and batch size has its own. The setting goes by its
+older name, which every torch knows."""
 
 
 def check_backends(backends: list[str], precisions: list[str], device: str) -> None:
@@ -72,6 +76,14 @@ def exported(loaded: Loaded, recipe: Recipe | None, int8: bool, folder: Path) ->
     return run
 
 
-def quiet(backend: str) -> AbstractContextManager[object]:
+@contextmanager
+def quiet(backend: str) -> Iterator[None]:
     """Where engines run: without gradients. A compiled graph for inference tensors differs from the one without gradients."""
-    return torch.no_grad() if backend == "compile" else torch.inference_mode() if backend == "eager" else nullcontext()
+    if backend != "compile":
+        with torch.inference_mode() if backend == "eager" else nullcontext():
+            yield
+        return
+    from torch._dynamo import config
+
+    with torch.no_grad(), config.patch(cache_size_limit=GRAPHS):
+        yield
