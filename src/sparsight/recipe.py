@@ -65,7 +65,9 @@ class Step:
     @cached_property
     def needs(self) -> tuple[str, ...]:
         """Names of the signals, in the order of the function's signature."""
-        return tuple(name for name in inspect.signature(self.function).parameters if name not in self.fixed and name not in self.spelt)
+        return tuple(
+            name for name in inspect.signature(self.function).parameters if name not in self.fixed and name not in self.spelt
+        )
 
     def __call__(self, **signals: Any) -> Any:
         return self.function(**signals, **self.bound)
