@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
+
 from .errors import PruneError
 from .ops.schedule import Schedule, show, spell
 
@@ -48,28 +50,28 @@ class Step:
         _ = self.fixed, self.spelt, self.needs  # made here, where no compiler sees the numbers themselves
 
     @cached_property
+    def bound(self) -> dict[str, Value]:
+        """The numbers by name."""
+        return dict(self.numbers)
+
+    @cached_property
+    def fixed(self) -> dict[str, Value]:
+        """The numbers by name, without floats."""
+        return {name: value for name, value in self.numbers if not isinstance(value, float)}
+
+    @cached_property
     def spelt(self) -> dict[str, str]:
         """Floats by name, as text (see `ops.schedule.spell`)."""
         return {name: spell(value) for name, value in self.numbers if isinstance(value, float)}
 
     @cached_property
-    def fixed(self) -> dict[str, Value]:
-        """All other numbers by name."""
-        return {name: value for name, value in self.numbers if not isinstance(value, float)}
-
-    @property
-    def bound(self) -> dict[str, Value]:
-        """The numbers by name."""
-        return {**self.fixed, **{name: float(text) for name, text in self.spelt.items()}}
-
-    @cached_property
     def needs(self) -> tuple[str, ...]:
         """Names of the signals, in the order of the function's signature."""
-        return tuple(
-            name for name in inspect.signature(self.function).parameters if name not in self.fixed and name not in self.spelt
-        )
+        return tuple(name for name in inspect.signature(self.function).parameters if name not in self.bound)
 
     def __call__(self, **signals: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.function(**signals, **self.fixed, **{name: float(text) for name, text in self.spelt.items()})
         return self.function(**signals, **self.bound)
 
 

@@ -34,8 +34,8 @@ Backend = Literal["explicit", "streamed", "triton"]
 def class_row(q: Tensor, k: Tensor, prefix: int, scale: float, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
     """Attention that the class token (position 0) pays to every patch, of the softmax over all keys; not renormalised.
     q, k [B, H, P+N, D] -> [B, H, N]."""
-    valid = real(valid, k)
-    mask = visible(q, k, mask, valid)
+    if mask is not None or valid is not None or q.shape[1] != k.shape[1]:
+        mask = visible(q, k, mask, real(valid, k))
     row = chosen_rows(q[:, :, :1], k, scale, None if mask is None else mask[:, :, :1])
     return row[:, :, 0, prefix:]
 
@@ -51,8 +51,10 @@ def query_rows(
 
 def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Rows that are few enough to be made at once. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
-    rows = Work(exact(q), exact(k), scale).full_keys()
-    logits = (rows.q * scale) @ rows.k.transpose(-2, -1)
+    q, k = exact(q), exact(k)
+    if k.shape[1] != q.shape[1]:
+        k = Work(q, k, scale).full_keys().k
+    logits = (q * scale) @ k.transpose(-2, -1)
     if mask is None:
         return logits.softmax(dim=-1)
     logits = plain.masked(logits, mask)
@@ -87,8 +89,8 @@ def column_norm(
     start = prefix if rows == "patches" else 0
     average = heads == "average"
     plainly = stride == 1 and diagonal and not average and mask is None and valid is None
-    if attended is not None and plainly and attended.takes(Work(q, k, scale), order):
-        norms = attended.columns(Work(q, k, scale), order, start)
+    if attended is not None and plainly and attended.takes(q, k, scale, order):
+        norms = attended.columns(order, start)
     else:
         valid = real(valid, k)
         work = setting(q, k, scale, visible(q, k, mask, valid), valid)
@@ -133,8 +135,8 @@ def row_entropy(
     The row is the softmax over the patch keys alone, the diagonal included. q, k [B, H, P+N, D] -> [B, N]. attended: as above.
     """
     found = None
-    if attended is not None and mask is None and valid is None and attended.takes(Work(q, k, scale), order):
-        found = attended.entropies(Work(q, k, scale), order, prefix)
+    if attended is not None and mask is None and valid is None and attended.takes(q, k, scale, order):
+        found = attended.entropies(order, prefix)
     return (head_entropy(q, k, prefix, scale, order, mask, valid) if found is None else found).mean(dim=1)
 
 

@@ -41,10 +41,9 @@ class Attended:
         usual = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64)
         return usual and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
-    def takes(self, rows: Rows, order: float) -> bool:
-        """Whether the statistic of these rows can be had together with the output: this very attention, every query, no mask."""
-        same = rows.q is self.q and rows.k is self.k and rows.scale == self.scale and rows.q.shape == rows.k.shape
-        return same and order in ORDERS and rows.mask is None and rows.alive is None
+    def takes(self, q: Tensor, k: Tensor, scale: float, order: float) -> bool:
+        """Whether a statistic of all rows can be had together with the output: this very attention."""
+        return q is self.q and k is self.k and scale == self.scale and order in ORDERS and q.shape == k.shape
 
     def matrices(self, rows: Rows, heads: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Softmax matrices [b, H, P+N, P+N] and their logits, as many images at a time as fit in a piece; heads gets the output."""
@@ -54,9 +53,9 @@ class Attended:
             heads[some] = matrix @ self.v[some]
             yield matrix, logits
 
-    def columns(self, rows: Rows, order: float, start: int) -> Tensor:
-        """As `attention_streamed.column_pass` over the rows from `start` on, for all rows' queries; leaves the output. -> [B, H, P+N]"""
-        out, heads = empty(rows, self.v)
+    def columns(self, order: float, start: int) -> Tensor:
+        """As `attention_streamed.column_pass` over the rows from `start` on; leaves the output of all rows. -> [B, H, P+N]"""
+        rows, (out, heads) = Rows(self.q, self.k, self.scale), empty(self.v)
         if streamed.small(rows):
             parts = [column_sums(matrix[:, :, start:], order) for matrix, _ in self.matrices(rows, heads)]
             self.output = out
@@ -71,11 +70,11 @@ class Attended:
         self.output = out
         return total.squeeze(2).pow_(1 / order)
 
-    def entropies(self, rows: Rows, order: float, prefix: int) -> Tensor | None:
+    def entropies(self, order: float, prefix: int) -> Tensor | None:
         """Entropy of the softmax over the patch keys of the patch rows; leaves the output. -> [B, H, N], or None where prefix tokens
         get so much of the attention that nothing measurable is left for patches.
         """
-        out, heads = empty(rows, self.v)
+        rows, (out, heads) = Rows(self.q, self.k, self.scale), empty(self.v)
         if streamed.small(rows):
             pairs = self.matrices(rows, heads)
             found = torch.cat([over_patches(matrix[..., prefix:], logits[..., prefix:], order) for matrix, logits in pairs])
@@ -119,7 +118,7 @@ def over_patches(matrix: Tensor, logits: Tensor, order: float) -> Tensor:
     return entropy.masked_fill_(total < FAINT, math.nan)
 
 
-def empty(rows: Rows, v: Tensor) -> tuple[Tensor, Tensor]:
+def empty(v: Tensor) -> tuple[Tensor, Tensor]:
     """Room for the output, as [B, P+N, H * D] and, the same memory, by heads [B, H, P+N, D]."""
     batch, heads, length, depth = v.shape
     out = v.new_empty(batch, length, heads * depth)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import torch
+
 from ..errors import PruneError
 
 BUDGET = ("keep", "tokens", "remove")
@@ -74,10 +76,14 @@ class Schedule:
         return next((word for word in BUDGET if getattr(self, word) is not None), "")
 
     @cached_property
-    def spelt(self) -> tuple[tuple[str, ...], str]:
-        """The budget's numbers and `inflect` as text (see `spell`)."""
-        amounts = as_tuple(getattr(self, self.word)) if self.word else ()
-        return tuple(map(spell, amounts)), spell(self.inflect)
+    def numbers(self) -> tuple[float, ...]:
+        """`inflect` and the budget's numbers."""
+        return self.inflect, *(as_tuple(getattr(self, self.word)) if self.word else ())
+
+    @cached_property
+    def spelt(self) -> tuple[str, ...]:
+        """The same as text (see `spell`)."""
+        return tuple(map(spell, self.numbers))
 
     def with_budget(self, word: str, value: Amount) -> Schedule:
         """The same layers under another budget."""
@@ -114,7 +120,7 @@ class Schedule:
         `entered` is how many there were before the first place, for `compound` budgets (0: these n are the first)."""
         if not self.word:
             return 0
-        amounts, inflect = [float(text) for text in self.spelt[0]], float(self.spelt[1])
+        inflect, *amounts = [float(text) for text in self.spelt] if torch.compiler.is_compiling() else self.numbers
         amount = amounts[site] if len(amounts) > 1 else amounts[0]
         if self.word == "keep" and self.compound:
             kept = int((entered or n) * (math.prod(amounts[: site + 1]) if len(amounts) > 1 else amount ** (site + 1)))
