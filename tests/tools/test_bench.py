@@ -76,8 +76,7 @@ def test_finished_rows_are_taken_up(loaded: Loaded, done: tuple[Bench, Path]) ->
 
 def test_compiled_engine(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine that is compiled runs; inductor itself is left to the benchmark, it needs a C++ compiler and time."""
-    compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, fullgraph: compiled(model, fullgraph=fullgraph, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     result = bench(loaded, RECIPES[:1], tmp_path, backends=("compile",), batch_sizes=(2,), seconds=0.0)
     assert [row.backend for row in result.rows] == ["compile", "compile"]
     assert result.rows[1].peak_memory is None

@@ -159,9 +159,9 @@ class Lines:
 
     def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
         """The line of a block, if this call may take it: in inference, with nobody watching, and with every module as it was."""
-        line = (
-            None if torch.compiler.is_compiling() else self.of.get(index)
-        )  # first: compiled graphs shall not ask for what follows
+        if torch.compiler.is_compiling():  # first: compiled graphs shall not ask for what follows
+            return None
+        line = self.of.get(index)
         if line is None or (kwargs and not all(name in MASKS or value is None for name, value in kwargs.items())):
             return None
         follows = index == self.awaited and (self.given is None or self.given() is x)

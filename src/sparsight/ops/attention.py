@@ -34,8 +34,7 @@ Backend = Literal["explicit", "streamed", "triton"]
 def class_row(q: Tensor, k: Tensor, prefix: int, scale: float, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
     """Attention that the class token (position 0) pays to every patch, of the softmax over all keys; not renormalised.
     q, k [B, H, P+N, D] -> [B, H, N]."""
-    if mask is not None or valid is not None or q.shape[1] != k.shape[1]:
-        mask = visible(q, k, mask, real(valid, k))
+    mask = visible(q, k, mask, real(valid, k))
     row = chosen_rows(q[:, :, :1], k, scale, None if mask is None else mask[:, :, :1])
     return row[:, :, 0, prefix:]
 
@@ -51,10 +50,8 @@ def query_rows(
 
 def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Rows that are few enough to be made at once. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
-    q, k = exact(q), exact(k)
-    if k.shape[1] != q.shape[1]:
-        k = Work(q, k, scale).full_keys().k
-    logits = (q * scale) @ k.transpose(-2, -1)
+    rows = Work(exact(q), exact(k), scale).full_keys()
+    logits = (rows.q * scale) @ rows.k.transpose(-2, -1)
     if mask is None:
         return logits.softmax(dim=-1)
     logits = plain.masked(logits, mask)

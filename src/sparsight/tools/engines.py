@@ -79,11 +79,11 @@ def exported(loaded: Loaded, recipe: Recipe | None, int8: bool, folder: Path) ->
 @contextmanager
 def quiet(backend: str) -> Iterator[None]:
     """Where engines run: without gradients. A compiled graph for inference tensors differs from the one without gradients."""
-    if backend != "compile":
+    if backend == "compile":
+        from torch._dynamo import config
+
+        with torch.no_grad(), config.patch(cache_size_limit=GRAPHS):
+            yield
+    else:
         with torch.inference_mode() if backend == "eager" else nullcontext():
             yield
-        return
-    from torch._dynamo import config
-
-    with torch.no_grad(), config.patch(cache_size_limit=GRAPHS):
-        yield
