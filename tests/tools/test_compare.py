@@ -249,7 +249,7 @@ def test_pairs_take_turns_and_find_the_slower_way():
     times = pair(lambda: time.sleep(nonlocal_pause[-1]), way("slow", 0.02), way("fast", 0.01), torch.device("cpu"), seconds=0)
     assert len(times.first) == len(times.second) == 6
     assert 1.5 < times.speedup.median < 2.5
-    assert order[2:6] in (["slow", "fast", "fast", "slow"], ["fast", "slow", "slow", "fast"])
+    assert order[-12:-8] in (["slow", "fast", "fast", "slow"], ["fast", "slow", "slow", "fast"])
 
 
 def test_peak_memory_counts_tensors_that_live_together():

@@ -25,7 +25,7 @@ def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Ten
         family.refuse_mask(args, kwargs)
     line = family.lines.take(index, x, kwargs, family.fused)
     if line is not None and not sites and not line.tapped:
-        x = line.attend(self, x, family.bias(index, x) if line.biased else None, kwargs)
+        x, _ = line.attend(self, x, family.bias(index, x) if line.biased else None)
         return family.lines.gave(index, line.feed(self, x))
     work = partial(run_block, family, self, index, sites, line, kwargs)
     if self.training and getattr(self, "gradient_checkpointing", False):
@@ -46,17 +46,27 @@ def run_block(
     early = family.attend_early(site, block, index, x, line) if site is not None and site.early else None
     if early is not None:
         return runs.feed(block, early)
-    memory = None if site is None else site.memory(x)
-    if memory is None:
-        x = (family if line is None or line.tapped else line).attend(block, x, family.bias(index, x), kwargs)
-    else:
-        x, kwargs = remember(family, block, index, kwargs, x, memory)
-    heads = family.hear(block, index, kwargs)
-    if memory is not None:
-        heads = forget(heads, family.prefix, family.scale(block))
+    x, heads = attend(family, block, index, site, line, kwargs, x)
     if "attn" in sites:
         x = family.visit(sites["attn"], block, x, heads)
     x = runs.feed(block, x)
     if "block" in sites:
         x = family.visit(sites["block"], block, x, heads)
     return x
+
+
+def attend(
+    family: Family, block: nn.Module, index: int, site: Site | None, line: Line | None, kwargs: dict[str, Any], x: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """x plus the block's attention branch, and what sites ask of its q, k and v."""
+    memory = None if site is None else site.memory(x)
+    if memory is not None:
+        x, kwargs = remember(family, block, index, kwargs, x, memory)
+        return x, forget(family.hear(block, index, kwargs), family.prefix, family.scale(block))
+    if line is None:
+        x = family.attend(block, x, family.bias(index, x), kwargs)
+        return x, family.hear(block, index, kwargs)
+    x, found = line.attend(block, x, family.bias(index, x) if line.biased else None)
+    heads = {name: part for name, part in zip("qkv", found, strict=True) if name in line.tapped}
+    family.note(index, heads)
+    return x, heads

@@ -47,7 +47,7 @@ class Opened(Family):
         self.note(index, {"q": q, "k": k})
         rate, scale = self.dropout(block) if line is None else 0.0, self.scale(block)
         shares = site.shares and bias is None and rate == 0 and Attended.possible(v)
-        shared = Attended(q, k, v, scale) if shares else None
+        shared = Attended(q, k, v, scale, doubts=site.doubts) if shares else None
         plan = self.decide(site, block, x, {"q": q, "k": k, "v": v, "attended": shared})[1]
         rows = plan.index(x.shape[1], self.prefix)
         if shared is not None and shared.output is not None:

@@ -164,7 +164,7 @@ class Family(ABC):
             biased = first is not None and index > first.layer
             if packs:
                 self.packed += install(block)
-            tapped = bool(asked(self.sites, index))
+            tapped = asked(self.sites, index)
             straight = self.straight(block)
             if straight is not None and straight.known():
                 self.lines.of[index] = Line(straight, tapped, biased)

@@ -18,6 +18,7 @@ from ._heads import join_heads, split_heads
 from ._packed import Packed, multiply, rows_of, store_of, unwatched
 from ._snapshot import Snapshot
 
+Heads = tuple[Tensor, Tensor, Tensor]
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
 GELU = "torch.nn.modules.activation.GELU"
 FRAMEWORKS = ("torch", "timm", "transformers")
@@ -70,11 +71,10 @@ class Straight:
 class Line:
     """One block of a model as a straight line. Its methods are named as the family's, in whose place it stands.
 
-    tapped: whether a site listens to the block's queries, keys or values, which only the attention module tells it. biased: whether
-    attention logits may get a bias here.
+    tapped: which of the block's q, k, v sites ask for. biased: whether attention logits may get a bias here.
     """
 
-    def __init__(self, straight: Straight, tapped: bool, biased: bool) -> None:
+    def __init__(self, straight: Straight, tapped: Sequence[str], biased: bool) -> None:
         self.straight, self.tapped, self.biased = straight, tapped, biased
         self.modules = Snapshot.of(straight.block)
         self.gelu = full_name(straight.mlp[1]) == GELU and original(straight.mlp[1])
@@ -98,7 +98,7 @@ class Line:
             return multiply(linear, store, x, rows_of(x))
         return fresh.times(x, linear._parameters["bias"])
 
-    def project(self, _block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, _block: nn.Module, x: Tensor) -> Heads:
         """q, k, v [B, H, L, D] of the block's input x [B, L, C]."""
         batch, length, _ = x.shape
         rows, heads = batch * length, self.straight.heads
@@ -109,11 +109,11 @@ class Line:
             q, k, v = (split_heads(self.multiply(number, x, rows), heads) for number in range(3))
         return q, k, v
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, _kwargs: dict[str, Any]) -> Tensor:
-        """x [B, L, C] plus the attention branch."""
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Heads]:
+        """x [B, L, C] plus the attention branch, and the q, k, v [B, H, L, D] that it has used."""
         q, k, v = self.project(block, x)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.straight.scale)
-        return self.close(block, x, join_heads(mixed))
+        return self.close(block, x, join_heads(mixed)), (q, k, v)
 
     def close(self, _block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""
@@ -156,6 +156,13 @@ class Lines:
         for index, line in self.of.items():
             runs = (all_hold or line.modules.holds()) and fused(line.straight.block)
             self.found[index] = runs, line.packed() if runs else line.nothing
+
+    def complete(self) -> list[Sequence[Packed | None]] | None:
+        """The packed weights of all blocks, if a forward has begun in which all of them may run as lines and every layer has one."""
+        if not self.found or len(self.found) != len(self.of) or self.given is not None:
+            return None
+        fresh = [packed for runs, packed in self.found.values() if runs and None not in packed]
+        return fresh if len(fresh) == len(self.of) else None
 
     def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
         """The line of a block, if this call may take it: in inference, with nobody watching, and with every module as it was."""

@@ -26,7 +26,7 @@ class Site:
     """One place of one model where tokens leave. Lives as long as its Handle; holds the last forward's outcome.
 
     early: its choice needs nothing of what its block's attention makes. shares: its score may make that attention's output.
-    packs: layers may keep packed weights.
+    packs: layers may keep packed weights. doubts: gets what a recorded statistic would ask about its own result.
     """
 
     layer: int
@@ -46,6 +46,7 @@ class Site:
     early: bool = False
     shares: bool = False
     packs: bool = True
+    doubts: list[Tensor] | None = None
     trail: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def memory(self, x: Tensor) -> Tensor | None:

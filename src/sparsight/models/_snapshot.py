@@ -32,7 +32,11 @@ class Snapshot:
     @staticmethod
     def of(frame: nn.Module) -> Snapshot:
         """All modules inside another one, as they are now."""
-        parents = [parent for parent in frame.modules() if any(True for _ in parent.children())]
+        return Snapshot.around([parent for parent in frame.modules() if any(True for _ in parent.children())])
+
+    @staticmethod
+    def around(parents: list[nn.Module]) -> Snapshot:
+        """The children of some modules, as they are now."""
         children = [dict(parent._modules) for parent in parents]
         modules = [module for found in children for module in found.values() if module is not None]
         kinds: list[Any] = list(map(type, modules))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import _recording as recording
 from ._early import Heads, Opened, unheard
 from ._heads import split_heads
 from ._line import Straight
@@ -29,6 +30,15 @@ class TimmViT(Opened, TimmFamily):
     def check(self) -> None:
         super().check()
         self.check_blocks(("Block",), ("Attention",), "timm's Block with Attention (pre-norm, attention then MLP)")
+
+    def patch(self) -> None:
+        super().patch()
+        if self.sites:
+            recording.install(self, self.model.blocks)  # type: ignore[arg-type]
+
+    def unpatch(self) -> None:
+        super().unpatch()
+        recording.uninstall(self.model.blocks)  # type: ignore[arg-type]
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         b: Any = block

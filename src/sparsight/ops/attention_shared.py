@@ -27,13 +27,15 @@ FAINT = 1e-15
 @dataclass(eq=False)
 class Attended:
     """An attention of q, k, v [B, H, P+N, D] whose output somebody wants, and the output [B, P+N, H * D] if a statistic of the same q
-    and k has made it on the way; None if not. Only for CPU tensors without gradients or mask."""
+    and k has made it on the way; None if not. Only for CPU tensors without gradients or mask. doubts: if given, gets whether a statistic can
+    be trusted, for the caller to ask later."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     scale: float
     output: Tensor | None = None
+    doubts: list[Tensor] | None = None
 
     @staticmethod
     def possible(v: Tensor) -> bool:
@@ -52,6 +54,14 @@ class Attended:
             matrix = logits.softmax(dim=-1)
             heads[some] = matrix @ self.v[some]
             yield matrix, logits
+
+    def sure(self, found: Tensor) -> bool:
+        """Whether the statistic can be trusted, or is asked about that later."""
+        finite = found.isfinite().all()
+        if self.doubts is None:
+            return bool(finite)
+        self.doubts.append(finite)
+        return True
 
     def columns(self, order: float, start: int) -> Tensor:
         """As `attention_streamed.column_pass` over the rows from `start` on; leaves the output of all rows. -> [B, H, P+N]"""
@@ -79,7 +89,7 @@ class Attended:
             pairs = self.matrices(rows, heads)
             found = torch.cat([over_patches(matrix[..., prefix:], logits[..., prefix:], order) for matrix, logits in pairs])
             self.output = out
-            return found[:, :, prefix:] if bool(found.isfinite().all()) else None
+            return found[:, :, prefix:] if self.sure(found) else None
         found = rows.q.new_empty(rows.q.shape[:3])
         spare = None
         for image, some, here, logits, _ in streamed.blocks(rows, order, prefix):
@@ -97,7 +107,7 @@ class Attended:
                 entropy = total.log() - logits.mul_(weight)[..., prefix:].sum(dim=-1) / total
             found[image, some, here] = entropy.masked_fill_(total < FAINT, math.nan)
         self.output = out
-        return found[:, :, prefix:] if bool(found.isfinite().all()) else None
+        return found[:, :, prefix:] if self.sure(found) else None
 
 
 def column_sums(matrix: Tensor, order: float) -> Tensor:

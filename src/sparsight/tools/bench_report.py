@@ -92,8 +92,8 @@ def pictures(done: Bench, rows: list[BenchRow]) -> str:
 def small_print(done: Bench) -> str:
     """How the numbers were made."""
     items = [
-        "Speed-ups: every pruned forward is timed right beside an unpruned one in the same engine, the order changing, after one pair to "
-        f"warm up; {done.seconds:g} s per batch size. Medians, quartiles under them; the unpruned rows are against themselves and show the noise.",
+        "Speed-ups: every pruned forward is timed right beside an unpruned one in the same engine, the order changing, after a second of each "
+        f"to warm up; {done.seconds:g} s per batch size. Medians, quartiles under them; the unpruned rows are against themselves and show the noise.",
         "Share: the speed-up as a share of the MAC ratio. Sites' share: part of the pruned blocks' time that scoring, choosing and moving "
         "tokens takes, at the largest batch.",
         f"Peak memory: {done.memory_method}; at the largest batch.",

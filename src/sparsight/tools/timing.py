@@ -20,6 +20,10 @@ Way = Callable[[], AbstractContextManager[Any]]
 LEAST, MOST = 6, 50
 """Pairs; both even, because the order within a pair alternates."""
 
+WARM, MOMENT = 12, 1.0
+"""Runs of each way before the first pair, or seconds after which fewer do: a pruned model packs weights in its second forward and records
+its blocks in its tenth."""
+
 LONG = 60.0
 """Seconds after which two pairs are enough: whatever takes that long averages over what else the machine does."""
 
@@ -71,7 +75,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def pair(run: Callable[[], object], first: Way, second: Way, device: torch.device, seconds: float = 4.0) -> Pairs:
-    """Time `run` under two contexts in turn until `seconds` have passed: 6 to 50 pairs after one to warm up (2 of slow ones).
+    """Time `run` under two contexts in turn until `seconds` have passed: 6 to 50 pairs (2 of slow ones) after some runs to warm up.
 
     Entering a context is not timed.
     """
@@ -84,25 +88,31 @@ def pair(run: Callable[[], object], first: Way, second: Way, device: torch.devic
 
 
 def alternate(first: Callable[[], float], second: Callable[[], float], seconds: float) -> Pairs:
-    """Take both times in turn until `seconds` have passed: 6 to 50 pairs after one to warm up; 2 or 4 if those take a minute.
+    """Take both times in turn until `seconds` have passed: 6 to 50 pairs after some runs to warm up; 2 or 4 if those take a minute.
 
     Whatever else the machine does slows both alike, and the order changes with every pair.
     """
     logs: tuple[list[float], list[float]] = ([], [])
     ways = ((first, logs[0]), (second, logs[1]))
-    start = 0.0
-    for turn in range(MOST + 1):
+    for way, _ in ways:
+        warm_up(way)
+    start = time.perf_counter()
+    for turn in range(1, MOST + 1):
         for way, log in ways if turn % 2 else ways[::-1]:
             log.append(way())
-        if turn == 0:
-            logs[0].clear()
-            logs[1].clear()
-            start = time.perf_counter()
-        elif turn % 2 == 0:
-            passed = time.perf_counter() - start
-            if passed >= seconds and (turn >= LEAST or passed >= LONG):
-                break
+        passed = time.perf_counter() - start
+        if turn % 2 == 0 and passed >= seconds and (turn >= LEAST or passed >= LONG):
+            break
     return Pairs(*logs)
+
+
+def warm_up(way: Callable[[], object]) -> None:
+    """Run until nothing changes any more: at least once."""
+    start = time.perf_counter()
+    for _ in range(WARM):
+        way()
+        if time.perf_counter() - start >= MOMENT:
+            break
 
 
 def clock(run: Callable[[], object], device: torch.device) -> float:

@@ -1,0 +1,194 @@
+"""All blocks of a pruned model as one program without Python, for images that come one after the other.
+
+At batch 1 with few tokens a call from Python costs as much as a small product, because the product before it has emptied the caches. So
+when several forwards in a row had inputs of one shape, and every block ran as a line with packed weights, the operations of all blocks
+and sites are written down once; from then on TorchScript's interpreter runs them. The same operations on the same weights give the
+same bits. Before every forward the model is asked whether it is as it was; if not, its blocks run one by one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import Plan
+from ._block import pruned_forward, run_block
+from ._line import quiet
+from ._packed import Packed, rows_of
+from ._snapshot import Snapshot
+from ._tape import script
+
+if TYPE_CHECKING:
+    from ._family import Family
+    from ._site import Site
+
+AFTER, TIMES = 8, 4
+"""After how many forwards of one shape in a row they are recorded, which takes as long as a hundred of them gain; and how many times as
+many have to come before every further recording, so that shapes in turn do not cost more than they gain."""
+
+PLANNED = ("keep", "merged", "mix", "valid")
+"""The tensors of a Plan."""
+
+NUMBERS = ("eps", "approximate")
+"""What a line reads of LayerNorms and activations besides weights."""
+
+PARAMETERS = itemgetter("_parameters")
+HEARD = "_sparsight_out"
+Fresh = list[Sequence[Packed | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A forward of all blocks, and what the model was at the time.
+
+    program: inputs to the blocks' output, whether all statistics are certain (left out if they always are), and the sites' tensors.
+    outcomes: each site's plan and the names of its tensors.
+    """
+
+    state: tuple[Any, ...]
+    outcomes: list[tuple[Plan, list[str]]]
+    program: Any
+
+    def replay(self, sites: Sequence[Site], inputs: Sequence[Tensor]) -> Tensor | None:
+        """The blocks' output, and the sites' outcomes where they always are; None where a statistic was not certain."""
+        results = self.program(*inputs)
+        first = len(results) - sum(len(names) for _, names in self.outcomes)
+        if first == 2 and not results[1]:
+            return None
+        values = iter(results[first:])
+        for site, (plan, names) in zip(sites, self.outcomes, strict=True):
+            found = {name: next(values) for name in names}
+            site.size, site.score = found.pop("size", None), found.pop("score", None)
+            site.plan = replace(plan, **found)
+        out: Tensor = results[0]
+        return out
+
+
+class Recorder:
+    """Sees the forwards of a container of blocks, and replays them. Copies and pickles of it have seen none."""
+
+    def __init__(self, family: Family, container: nn.Module) -> None:
+        self.family, self.container = family, container
+        self.recording: Recording | None = None
+        self.shape: tuple[Any, ...] = ()
+        self.streak, self.after = 0, AFTER
+        self.around: Snapshot | None = None
+        self.weighted: list[dict[str, Any]] = []
+        self.numbered: list[tuple[dict[str, Any], str]] = []
+
+    def __reduce__(self) -> tuple[type[Recorder], tuple[Family, nn.Module]]:
+        return Recorder, (self.family, self.container)
+
+    def replay(self, x: Tensor) -> Tensor | None:
+        """The container's output for x [B, P+N, C]; None if its blocks have to run."""
+        family, fresh = self.family, self.family.lines.complete()
+        if fresh is None or type(x) is not Tensor or not quiet() or not rows_of(x):
+            return None
+        heard = vars(family.projection()).get(HEARD)
+        inputs = [x] if heard is None else [x, heard]
+        shape = (family.image, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs))
+        self.streak, self.shape = (self.streak + 1 if shape == self.shape else 1), shape
+        if (self.recording is None and self.streak < self.after) or not self.holds():
+            return None
+        state = (shape, fresh, self.weights())
+        if self.recording is None or self.recording.state != state:
+            self.recording = None
+            if self.streak < self.after:
+                return None
+            self.streak, self.after = 0, self.after * TIMES
+            self.recording = record(family, inputs, state)
+        out = None if self.recording is None else self.recording.replay(family.sites, inputs)
+        if out is None:
+            self.recording = None
+        else:
+            family.lines.found = {}
+            vars(family.projection()).pop(HEARD, None)
+        return out
+
+    def holds(self) -> bool:
+        """Whether the container and its blocks are as they were when this was asked first, and nobody listens to them."""
+        if self.around is None:
+            forwards = [vars(block).get("forward") for block in self.family.blocks]
+            if not all(isinstance(forward, partial) and forward.func is pruned_forward for forward in forwards):
+                return False
+            self.around = Snapshot.around([self.container])
+            states = [vars(module) for line in self.family.lines.of.values() for module in line.straight.block.modules()]
+            self.weighted = [state for state in states if state["_parameters"]]
+            self.numbered = [(state, name) for state in states for name in NUMBERS if name in state]
+        return self.around.holds()
+
+    def weights(self) -> list[Any]:
+        """Which parameters the blocks have, and the numbers that modules keep beside them."""
+        found: list[Any] = [id(weight) for own in map(PARAMETERS, self.weighted) for weight in own.values()]
+        return found + [state[name] for state, name in self.numbered]
+
+
+def record(family: Family, inputs: Sequence[Tensor], state: tuple[Any, ...]) -> Recording | None:
+    """The blocks on inputs like these, written down; None where they cannot be."""
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated; without it, blocks run one by one
+        try:
+            program = script(partial(run, family, state[1]), [tensor.clone() for tensor in inputs])
+        except Exception:  # whatever a torch to come has against it
+            return None
+        finally:
+            hear(family, *inputs[1:])
+    outcomes = [(site.plan, list(tensors(site))) for site in family.sites if site.plan is not None]
+    return Recording(state, outcomes, program)
+
+
+def run(family: Family, fresh: Fresh, x: Tensor, *heard: Tensor) -> list[Tensor]:
+    """All blocks as lines: their output, whether all statistics are certain (left out if they always are), and the sites' tensors."""
+    hear(family, *heard)
+    doubts: list[Tensor] = []
+    for site in family.sites:
+        site.doubts = doubts
+    try:
+        for (index, line), packed in zip(family.lines.of.items(), fresh, strict=True):
+            block, line.fresh = line.straight.block, packed
+            x = run_block(family, block, index, block.__dict__["_sparsight"][2], line, {}, x)
+    finally:
+        for site in family.sites:
+            site.doubts = None
+    certain = [torch.stack(doubts).all()] if doubts else []
+    return [x, *certain, *(tensor for site in family.sites for tensor in tensors(site).values())]
+
+
+def hear(family: Family, *heard: Tensor) -> None:
+    """Let the patch embedding have said this, if a site listens to it."""
+    for tensor in heard:
+        vars(family.projection())[HEARD] = tensor
+
+
+def tensors(site: Site) -> dict[str, Tensor]:
+    """The tensors of a site's outcome by their names."""
+    values = {**{name: getattr(site.plan, name) for name in PLANNED}, "size": site.size, "score": site.score}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def install(family: Family, container: nn.Module) -> None:
+    """Let a container of all blocks replay its forwards, where all that the sites do is the same operations for every image."""
+    plain = type(container) is nn.Sequential and "forward" not in container.__dict__
+    fixed = all(site.packs and not (site.adaptive or site.hides or site.learned) for site in family.sites)
+    if plain and fixed and family.sites and len(family.lines.of) == len(family.blocks):
+        container._sparsight = Recorder(family, container)  # type: ignore[assignment]
+        container.forward = partial(recorded_forward, container)  # type: ignore[arg-type]
+
+
+def uninstall(container: nn.Module) -> None:
+    """Take off what `install` has put on."""
+    if container.__dict__.pop("_sparsight", None) is not None:
+        container.__dict__.pop("forward", None)
+
+
+def recorded_forward(self: nn.Sequential, x: Tensor) -> Tensor:
+    """The forward of a container of pruned blocks."""
+    out = None if torch.compiler.is_compiling() else self.__dict__["_sparsight"].replay(x)
+    return nn.Sequential.forward(self, x) if out is None else out  # type: ignore[no-any-return, no-untyped-call]
