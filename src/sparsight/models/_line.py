@@ -147,6 +147,8 @@ class Lines:
 
     def begin(self, images: Tensor | None, fused: Callable[[nn.Module], bool]) -> None:
         """A forward on these images begins. fused: whether a block's attention is plain SDPA at present."""
+        if torch.compiler.is_compiling():
+            return
         self.found, self.awaited, self.given = {}, min(self.of, default=0), None
         if not self.of or images is None or not alone(images):
             return

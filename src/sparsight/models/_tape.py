@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 SEEN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations whose result Python sees."""
@@ -37,22 +38,26 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
-        self.met = len(inputs)
+        self.numbers: Any = WeakTensorKeyDictionary()
+        self.met = 0
         self.held: dict[int, Tensor] = {}
         self.steps: list[tuple[Any, Any, Any, list[int]]] = []
+        for tensor in inputs:
+            self.meet(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if SEEN & set(func.tags) and not (func is INDEX and by_numbers(args[1])):
             raise TapeError(str(func))
         given = tree_map(self.slot, numbers(func, args)), tree_map(self.slot, kwargs or {})
         out = func(*args, **(kwargs or {}))
+        if isinstance(out, int):  # which kernel of SDPA: from shapes alone, and of no use to the program
+            return out
         self.steps.append((func, *given, [self.meet(tensor) for tensor in tree_leaves(out)]))
         return out
 
     def meet(self, tensor: Tensor) -> int:
-        """Number of a tensor that has just been made. Objects that are gone by now may have had its identity."""
-        self.numbers[id(tensor)] = self.met
+        """Number of a tensor that is new, or whose content is."""
+        self.numbers[tensor] = self.met
         self.met += 1
         return self.met - 1
 
@@ -60,9 +65,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What stands for a value in a step."""
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in self.numbers:
+        if value not in self.numbers:
             self.held[self.meet(value)] = value
-        return Slot(self.numbers[id(value)])
+        return Slot(self.numbers[value])
 
 
 def by_numbers(index: Sequence[Tensor | None]) -> bool:
