@@ -1,9 +1,13 @@
 """Every family and every method as parameters, with readable ids: `pytest -k evit`, `-k siglip`."""
 
+from typing import Any
+
 import pytest
+from torch import Tensor
 from zoo import FEW, RECIPES, ZOO, made, needs
 
 import sparsight
+from sparsight.models._recording import Recording
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -28,3 +32,19 @@ def recipe(request: pytest.FixtureRequest, name: str) -> str:
             sparsight.prune(made(name), text)
         pytest.skip("scores by class attention; refused on a model without class token")
     return text
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Outputs of the blocks that came from a recording since the list was cleared."""
+    seen: list[Tensor] = []
+    real = Recording.replay
+
+    def replay(recording: Recording, *args: Any) -> Tensor | None:
+        out = real(recording, *args)
+        if out is not None:
+            seen.append(out)
+        return out
+
+    monkeypatch.setattr(Recording, "replay", replay)
+    return seen

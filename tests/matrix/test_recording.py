@@ -5,60 +5,26 @@ import io
 
 import pytest
 import torch
-from torch import Tensor, nn
+from recordings import WARM, one_by_one, outcome, single, warm
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import DEPTH, FEW, RECIPES, images, made, prune
+from zoo import DEPTH, FEW, RECIPES, prune
 
 import sparsight
 from sparsight.models import _recording, _tape
 from sparsight.models._packed import available
-from sparsight.models._recording import AFTER, TIMES, Recording
+from sparsight.models._recording import AFTER, TIMES
 
 pytestmark = pytest.mark.skipif(not available(), reason="this torch has no packed product")
 
 NAME = "timm-layerscale"
 RECIPE = "col_ln:keep=0.5,layers=1/2"
-WARM = AFTER + 2
-"""Forwards until the first replay: weights are packed in the second, and fresh from the third on."""
-
-
-@pytest.fixture
-def replays(monkeypatch):
-    """Outputs of the blocks that came from a recording since the list was cleared."""
-    seen, real = [], Recording.replay
-
-    def replay(recording, *args):
-        out = real(recording, *args)
-        if out is not None:
-            seen.append(out)
-        return out
-
-    monkeypatch.setattr(Recording, "replay", replay)
-    return seen
-
-
-def single(name, batch=1):
-    """A model of the zoo in float32, and images."""
-    return copy.deepcopy(made(name)).float(), images(name, batch).float()
-
-
-def warm(model, x, times=WARM):
-    for _ in range(times):
-        model(x)
 
 
 def unrecorded(model, x):
-    """The output of the model's blocks, run one by one."""
-    forward = model.blocks.__dict__.pop("forward")
-    out = model(x)
-    model.blocks.forward = forward
-    return out
-
-
-def outcome(handle):
-    """All tensors that a forward leaves with its sites."""
-    plans = [getattr(plan, name) for plan in handle.plans for name in ("keep", "owner", "mix", "valid")]
-    return [value for value in (*plans, *handle.scores, handle.family.last_size()) if isinstance(value, Tensor)]
+    """The output of the model with its blocks run one by one."""
+    with one_by_one():
+        return model(x)
 
 
 @torch.inference_mode()

@@ -132,13 +132,15 @@ class Lines:
 
     Whether modules and packed weights are as they were is asked for all blocks when a forward begins, because it takes a third of the time
     there: between products that fill the caches every object comes from memory. What is found counts for one call of each block, in
-    their order and on what the block before gave; any other call of a block looks for itself.
+    their order and on what the block before gave; any other call of a block looks for itself. called: a forward of the whole model has begun,
+    and nothing but its result is asked for; inside: its blocks come next.
     """
 
     def __init__(self) -> None:
         self.of: dict[int, Line] = {}
         self.found: dict[int, tuple[bool, Sequence[Packed | None]]] = {}
         self.awaited = 0
+        self.called = self.inside = False
         self.given: ReferenceType[Tensor] | None = None
         self.modules: Snapshot | None = None
 
@@ -150,6 +152,7 @@ class Lines:
         if torch.compiler.is_compiling():
             return
         self.found, self.awaited, self.given = {}, min(self.of, default=0), None
+        self.inside, self.called = self.called, False
         if not self.of or images is None or not alone(images):
             return
         if self.modules is None:

@@ -4,6 +4,9 @@ At batch 1 with few tokens a call from Python costs as much as a small product, 
 when several forwards in a row had inputs of one shape, and every block ran as a line with packed weights, the operations of all blocks
 and sites are written down once; from then on TorchScript's interpreter runs them. The same operations on the same weights give the
 same bits. Before every forward the model is asked whether it is as it was; if not, its blocks run one by one.
+
+A container that calls its blocks itself replays in their place. Where a loop of the model calls them, the first block replays, and each
+other hands on what the one before gave; only in a forward of the model, because loops of others may look at what is between.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 
 from ..plan import Plan
 from ._block import pruned_forward, run_block
-from ._line import quiet
+from ._line import MASKS, original, quiet
 from ._packed import Packed, rows_of
 from ._snapshot import Snapshot
 from ._tape import script
@@ -36,11 +39,11 @@ many have to come before every further recording, so that shapes in turn do not 
 PLANNED = ("keep", "merged", "mix", "valid")
 """The tensors of a Plan."""
 
-NUMBERS = ("eps", "approximate")
-"""What a line reads of LayerNorms and activations besides weights."""
+NUMBERS = (int, float, str, bool)
+"""What norms and activations keep besides weights."""
 
 PARAMETERS = itemgetter("_parameters")
-HEARD = "_sparsight_out"
+HEARD, NEXT = "_sparsight_out", "_sparsight_next"
 Fresh = list[Sequence[Packed | None]]
 
 
@@ -72,10 +75,13 @@ class Recording:
 
 
 class Recorder:
-    """Sees the forwards of a container of blocks, and replays them. Copies and pickles of it have seen none."""
+    """Sees the forwards of a container of blocks, and replays them. Copies and pickles of it have seen none.
 
-    def __init__(self, family: Family, container: nn.Module) -> None:
-        self.family, self.container = family, container
+    loop: the module whose forward calls the blocks, if the container does not.
+    """
+
+    def __init__(self, family: Family, container: nn.Module, loop: nn.Module | None = None) -> None:
+        self.family, self.container, self.loop = family, container, loop
         self.recording: Recording | None = None
         self.shape: tuple[Any, ...] = ()
         self.streak, self.after = 0, AFTER
@@ -83,8 +89,21 @@ class Recorder:
         self.weighted: list[dict[str, Any]] = []
         self.numbered: list[tuple[dict[str, Any], str]] = []
 
-    def __reduce__(self) -> tuple[type[Recorder], tuple[Family, nn.Module]]:
-        return Recorder, (self.family, self.container)
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(Recorder(self.family, self.container, self.loop))
+
+    def skip(self, index: int, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+        """What a block in a loop gives for x without running; None if it has to run. kwargs: what it got besides x. That x is the output
+        of all blocks is written on x itself, so that calls from several threads do not meet."""
+        if index == 0:
+            lines = self.family.lines
+            alone, lines.inside = lines.inside and all(name in MASKS or value is None for name, value in kwargs.items()), False
+            out = self.replay(x) if alone else None
+        else:
+            out = x if vars(x).pop(NEXT, None) == index else None
+        if out is not None and index + 1 < len(self.family.lines.of):
+            setattr(out, NEXT, index + 1)
+        return out
 
     def replay(self, x: Tensor) -> Tensor | None:
         """The container's output for x [B, P+N, C]; None if its blocks have to run."""
@@ -116,18 +135,24 @@ class Recorder:
         """Whether the container and its blocks are as they were when this was asked first, and nobody listens to them."""
         if self.around is None:
             forwards = [vars(block).get("forward") for block in self.family.blocks]
-            if not all(isinstance(forward, partial) and forward.func is pruned_forward for forward in forwards):
+            if not all(isinstance(forward, partial) and forward.func in (pruned_forward, recorded_block) for forward in forwards):
                 return False
             self.around = Snapshot.around([self.container])
-            states = [vars(module) for line in self.family.lines.of.values() for module in line.straight.block.modules()]
+            lines = [line.straight for line in self.family.lines.of.values()]
+            states = [vars(module) for line in lines for module in line.block.modules()]
             self.weighted = [state for state in states if state["_parameters"]]
-            self.numbered = [(state, name) for state in states for name in NUMBERS if name in state]
-        return self.around.holds()
+            read = [module for line in lines for module in (*line.norms, *line.mlp[1].modules())]
+            self.numbered = [(vars(m), name) for m in read for name, value in vars(m).items() if type(value) in NUMBERS]
+        return self.around.holds() and (self.loop is None or self.called_by(self.loop))
+
+    def called_by(self, loop: nn.Module) -> bool:
+        """Whether a module's own loop still calls the container's blocks."""
+        return original(loop) and any(child is self.container for child in loop._modules.values())
 
     def weights(self) -> list[Any]:
         """Which parameters the blocks have, and the numbers that modules keep beside them."""
         found: list[Any] = [id(weight) for own in map(PARAMETERS, self.weighted) for weight in own.values()]
-        return found + [state[name] for state, name in self.numbered]
+        return found + [state.get(name) for state, name in self.numbered]
 
 
 def record(family: Family, inputs: Sequence[Tensor], state: tuple[Any, ...]) -> Recording | None:
@@ -173,17 +198,29 @@ def tensors(site: Site) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def install(family: Family, container: nn.Module) -> None:
-    """Let a container of all blocks replay its forwards, where all that the sites do is the same operations for every image."""
-    plain = type(container) is nn.Sequential and "forward" not in container.__dict__
+def records(family: Family) -> bool:
+    """Whether all blocks have lines, and all that the sites do is the same operations for every image."""
     fixed = all(site.packs and not (site.adaptive or site.hides or site.learned) for site in family.sites)
-    if plain and fixed and family.sites and len(family.lines.of) == len(family.blocks):
+    return fixed and bool(family.sites) and len(family.lines.of) == len(family.blocks)
+
+
+def install(family: Family, container: nn.Module) -> None:
+    """Let a container that calls all blocks replay its forwards."""
+    if type(container) is nn.Sequential and "forward" not in container.__dict__ and records(family):
         container._sparsight = Recorder(family, container)  # type: ignore[assignment]
-        container.forward = partial(recorded_forward, container)  # type: ignore[arg-type]
+        container.forward = partial(recorded_forward, container)  # type: ignore[method-assign]
+
+
+def install_in_loop(family: Family, container: nn.Module | None, loop: nn.Module) -> None:
+    """Let the first block of a container replay all of them, which the forward of the module `loop` calls one by one."""
+    if type(container) is nn.ModuleList and records(family):
+        recorder = Recorder(family, container, loop)
+        for index, block in enumerate(family.blocks):
+            block.forward = partial(recorded_block, recorder, index, block)
 
 
 def uninstall(container: nn.Module) -> None:
-    """Take off what `install` has put on."""
+    """Take off what `install` has put on a container; blocks lose their forward with the rest."""
     if container.__dict__.pop("_sparsight", None) is not None:
         container.__dict__.pop("forward", None)
 
@@ -192,3 +229,9 @@ def recorded_forward(self: nn.Sequential, x: Tensor) -> Tensor:
     """The forward of a container of pruned blocks."""
     out = None if torch.compiler.is_compiling() else self.__dict__["_sparsight"].replay(x)
     return nn.Sequential.forward(self, x) if out is None else out  # type: ignore[no-any-return, no-untyped-call]
+
+
+def recorded_block(recorder: Recorder, index: int, self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a pruned block that a loop calls. args: the mask that transformers makes for its layers, which blocks leave unread."""
+    out = None if torch.compiler.is_compiling() else recorder.skip(index, x, kwargs)
+    return pruned_forward(self, x, *args, **kwargs) if out is None else out

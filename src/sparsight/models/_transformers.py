@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from . import _recording as recording
 from ._early import Heads, Opened, unheard
 from ._line import Straight
 from ._site import Site
+
+BETWEEN = ("output_hidden_states", "output_attentions")
+"""What a caller may ask for that lies between the blocks."""
 
 
 def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -70,9 +74,14 @@ class TransformersViT(Opened):
             self.hooks.append(self.model.register_forward_pre_hook(self.refuse_call, with_kwargs=True))
             rest = [block for block in self.blocks if block not in self.patched]
             self.hooks += [block.register_forward_pre_hook(without_mask, with_kwargs=True) for block in rest]
+            loop: Any = getattr(self.model, "encoder", self.model)
+            recording.install_in_loop(self, getattr(loop, "layers", None) or getattr(loop, "layer", None), loop)
 
     def refuse_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a mask that the user gives, unless it is all ones."""
+        """A forward of the model begins: refuse a mask that the user gives, unless it is all ones."""
+        if not torch.compiler.is_compiling():
+            asked = [kwargs.get(name, getattr(self.model.config, name, None)) for name in BETWEEN]
+            self.lines.called = len(args) < 2 and not any(asked)
         mask = kwargs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.all()):
             super().refuse_mask((), kwargs)
