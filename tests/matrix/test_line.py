@@ -343,9 +343,9 @@ def test_a_block_of_another_tool_is_left_alone(taken):
 
 @torch.inference_mode()
 def test_lines_use_packed_weights():
-    from sparsight.models._packed import available
+    from sparsight.models._kernel import kernel
 
-    if not available():
+    if kernel() is None:
         pytest.skip("this torch has no packed product")
     name = "timm-layerscale"
     model, x = copy.deepcopy(made(name)).float(), images(name, 1).float()

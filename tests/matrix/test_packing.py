@@ -8,9 +8,9 @@ from torch import Tensor
 from zoo import ZOO, images, made, outputs
 
 import sparsight
-from sparsight.models._packed import available
+from sparsight.models._kernel import kernel
 
-pytestmark = pytest.mark.skipif(not available(), reason="this torch has no packed product")
+pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no packed product")
 
 RECIPE = "col_ln:keep=0.5,layers=1/2"
 

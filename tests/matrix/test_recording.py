@@ -12,10 +12,10 @@ from zoo import DEPTH, FEW, RECIPES, prune
 
 import sparsight
 from sparsight.models import _recording, _tape
-from sparsight.models._packed import available
+from sparsight.models._kernel import kernel
 from sparsight.models._recording import AFTER, TIMES
 
-pytestmark = pytest.mark.skipif(not available(), reason="this torch has no packed product")
+pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no packed product")
 
 NAME = "timm-layerscale"
 RECIPE = "col_ln:keep=0.5,layers=1/2"

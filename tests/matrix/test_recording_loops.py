@@ -11,11 +11,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from zoo import DEPTH, FEW, RECIPES, ZOO, outputs
 
 import sparsight
-from sparsight.models._packed import available
+from sparsight.models._kernel import kernel
 from sparsight.models._recording import recorded_block
 from sparsight.prune import family_of
 
-pytestmark = pytest.mark.skipif(not available(), reason="this torch has no packed product")
+pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no packed product")
 
 LOOPS = ["vit", "deit", "dinov2", "dinov2-registers", "clip", "clip-vision", "siglip", "siglip-vision"]
 RECIPE = "col_ln:keep=0.5,layers=1/2"

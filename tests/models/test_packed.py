@@ -11,9 +11,10 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsight.models import _packed
-from sparsight.models._packed import LEAST, MOST, Store, available, install, product
+from sparsight.models._kernel import FEW
+from sparsight.models._packed import LEAST, Store, install, product
 
-pytestmark = pytest.mark.skipif(not available(), reason="this torch has no packed product")
+pytestmark = pytest.mark.usefixtures("each_kernel")
 
 
 def inputs(rows):
@@ -43,14 +44,14 @@ def test_same_numbers_and_packed_by_the_rule(rows, bias):
         y = linear(x)
         torch.testing.assert_close(y.double(), exact(linear, x), rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
         assert y.shape == (*x.shape[:-1], OUT), name
-        assert uses(linear, x) == (LEAST <= rows <= MOST), name
+        assert uses(linear, x) == (LEAST <= rows <= FEW), name
 
 
 @torch.inference_mode()
 def test_packs_in_the_second_forward_with_as_many_rows():
     linear = layer()
     install(linear)
-    few, more, many = (torch.randn(1, rows, IN) for rows in (20, 30, 2 * MOST))
+    few, more, many = (torch.randn(1, rows, IN) for rows in (20, 30, 2 * FEW))
     assert [uses(linear, x) for x in (few, more, few, more)] == [0, 0, 0, 0]
     assert [uses(linear, x) for x in (more, many, more, few, more, few, few, more)] == [1, 0, 1, 0, 1, 0, 1, 0]
 
@@ -84,12 +85,12 @@ def test_other_types_of_number_stay_plain(dtype):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("why", ["no MKL", "autocast", "subclass", "parametrized", "not contiguous"])
+@pytest.mark.parametrize("why", ["no kernel", "autocast", "subclass", "parametrized", "not contiguous"])
 def test_stays_plain(why, monkeypatch):
     linear, x = ready(), torch.randn(1, 20, IN)
     assert uses(linear, x)
-    if why == "no MKL":
-        monkeypatch.setattr(_packed, "available", lambda: False)
+    if why == "no kernel":
+        monkeypatch.setattr(_packed, "kernel", lambda: None)
     if why == "subclass":
         x = x.as_subclass(type("Other", (torch.Tensor,), {}))
     if why == "parametrized":

@@ -12,9 +12,10 @@ from packing import IN, OUT, ready, uses
 from torch import nn
 
 import sparsight
-from sparsight.models._packed import available, held, install, uninstall
+from sparsight.models._kernel import kernel
+from sparsight.models._packed import held, install, uninstall
 
-pytestmark = pytest.mark.skipif(not available(), reason="this torch has no packed product")
+pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no packed product")
 
 
 class Odd(nn.Linear):

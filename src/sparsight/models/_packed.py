@@ -1,4 +1,4 @@
-"""Linear layers and patch embeddings of few rows on a CPU: their weights lie packed for MKL, which otherwise packs them in every call.
+"""Linear layers and patch embeddings on a CPU: their weights lie packed for the product, which otherwise packs them in every call.
 
 After pruning, a block at batch 1 sees few tokens, and preparing the weights takes as long as multiplying with them. The layer's class,
 weights and hooks stay as they are; the packed weights are a second copy of the same size, made in the second forward with as many rows.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-LEAST, MOST = 2, 512
-"""From how many rows to how many packed weights were measured to be faster; a single row is slower, beyond little is gained."""
+from ._kernel import FEW, Kernel, kernel
+
+LEAST = 2
+"""From how many rows on packed weights were measured to be faster; a single row is slower with MKL."""
 
 PROBES = 16
 """Numbers of a weight that every call looks at; few, because each one is a cache line from memory."""
@@ -28,9 +30,10 @@ State = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A weight packed for one number of rows. origin: the weight itself, [N, K]. probes: some of its numbers, where they lie; values:
-    their bytes when it was packed."""
+    """A weight packed for one number of rows and one kernel. origin: the weight itself, [N, K]. probes: some of its numbers, where they
+    lie; values: their bytes when it was packed."""
 
+    kernel: Kernel
     state: State
     weight: Tensor
     origin: Tensor
@@ -44,8 +47,7 @@ class Packed:
 
     def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product of x [..., K], of so many rows, with the weight, plus the bias [N]: [..., N]."""
-        out: Tensor = torch.ops.mkl._mkl_linear.default(x, self.weight, self.origin, bias, self.state[0])
-        return out
+        return self.kernel.times(x, self.weight, self.origin, bias, self.state[0])
 
 
 class Store:
@@ -71,12 +73,12 @@ class Store:
         again, self.last = self.last == state, state
         if packed is not None and packed.fits(state):
             return packed
-        if not again or not weight.is_contiguous():
+        found = kernel()
+        if not again or not weight.is_contiguous() or found is None:
             return None
         weight = weight.detach().flatten(1)
         probes = weight.view(-1)[:: max(1, weight.numel() // PROBES) | 1].numpy()
-        made: Tensor = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, rows)
-        self.packed = Packed(state, made, weight, probes, probes.tobytes())
+        self.packed = Packed(found, state, found.pack(weight, rows), weight, probes, probes.tobytes())
         return self.packed
 
 
@@ -110,7 +112,7 @@ def embed(conv: nn.Conv2d, store: Store, x: Tensor) -> Tensor:
     if unwatched(x) and whole(conv, x) and not (torch.is_grad_enabled() and learns(conv, x)):
         high, wide = conv.kernel_size
         batch, h, w = x.shape[0], x.shape[2] // high, x.shape[3] // wide
-        rows = rows_in(x, batch * h * w)
+        rows = rows_in(x, batch * h * w) if batch * h * w <= FEW else 0
         packed = store.take(conv.weight, rows) if rows else None
         if packed is not None:
             patches = x.reshape(batch, -1, h, high, w, wide).permute(0, 2, 4, 1, 3, 5).reshape(rows, -1)
@@ -132,7 +134,8 @@ def rows_of(x: Tensor) -> int:
 
 def rows_in(x: Tensor, rows: int) -> int:
     """The number of rows that x holds if packed weights were measured to be faster for it, else 0."""
-    return rows if LEAST <= rows <= MOST and x.dtype is torch.float32 and x.is_cpu and available() else 0
+    found = kernel()
+    return rows if found is not None and LEAST <= rows <= found.most and x.dtype is torch.float32 and x.is_cpu else 0
 
 
 def unwatched(x: Tensor) -> bool:
@@ -143,24 +146,6 @@ def unwatched(x: Tensor) -> bool:
     if type(x) is not Tensor or torch.is_autocast_enabled(x.device.type):
         return False
     return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
-
-
-@cache
-def available() -> bool:
-    """Whether this torch has the packed product, whose operators are not part of its public interface, and it multiplies; and NumPy,
-    which reads a few numbers of a weight ten times faster."""
-    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-        return False
-    with torch.inference_mode():
-        x, weight = torch.arange(32.0).view(2, 16), torch.arange(48.0).view(3, 16)
-        try:
-            packed = torch.ops.mkl._mkl_reorder_linear_weight.default(weight, 2)
-            return (
-                torch.equal(torch.ops.mkl._mkl_linear.default(x, packed, weight, None, 2), F.linear(x, weight))
-                and x.numpy().size > 0
-            )
-        except (AttributeError, RuntimeError, TypeError):
-            return False
 
 
 def install(part: nn.Module) -> list[nn.Module]:

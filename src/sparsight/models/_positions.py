@@ -5,8 +5,32 @@ place [B, K] says which patch of the image each token comes from, -1 for a token
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
+
+Made = TypeVar("Made")
+
+
+class Once:
+    """What blocks share that lie between two sites, made once in inference. Copies and pickles hold nothing."""
+
+    def __init__(self) -> None:
+        self.last: tuple[tuple[Tensor, ...], Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"last": None}
+
+    def made(self, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
+        """What is made of these tensors, or was made when they came last. Gradients are followed block by block, for checkpointing."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return make()
+        if self.last is None or not all(a is b for a, b in zip(self.last[0], of, strict=True)):
+            self.last = of, make()
+        found: Made = self.last[1]
+        return found
 
 
 def take_rows(table: Tensor, place: Tensor, blank: float | Tensor) -> Tensor:

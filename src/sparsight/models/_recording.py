@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..plan import Plan
 from ._block import pruned_forward, run_block
+from ._kernel import FEW
 from ._line import MASKS, original, quiet
 from ._packed import Packed, rows_of
 from ._snapshot import Snapshot
@@ -108,7 +109,7 @@ class Recorder:
     def replay(self, x: Tensor) -> Tensor | None:
         """The container's output for x [B, P+N, C]; None if its blocks have to run."""
         family, fresh = self.family, self.family.lines.complete()
-        if fresh is None or type(x) is not Tensor or not quiet() or not rows_of(x):
+        if fresh is None or type(x) is not Tensor or not quiet() or not 0 < rows_of(x) <= FEW:
             return None
         heard = vars(family.projection()).get(HEARD)
         inputs = [x] if heard is None else [x, heard]

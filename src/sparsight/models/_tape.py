@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,8 +16,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 SEEN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations whose result Python sees."""
 
-
 INDEX = torch.ops.aten.index.Tensor
+
+ONEDNN = """
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], attr: str, scalars: List[int], algorithm: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, attr, [], algorithm)
+"""
+"""A product whose list of scalars, empty here, the tracer does not know how to write down."""
 
 
 class TapeError(Exception):
@@ -100,9 +106,20 @@ class Program(nn.Module):
             return now[value.number] if isinstance(value, Slot) else value
 
         for func, args, kwargs, made in self.steps:
+            func = traceable(func)
             out = func(*tree_map(current, args), **tree_map(current, kwargs))
             now.update(zip(made, tree_leaves(out), strict=True))
         return tuple(now[number] for number in self.results)
+
+
+def traceable(func: Any) -> Any:
+    """An operation in a form that the tracer can write down."""
+    return scripted().linear if str(func) == "mkldnn._linear_pointwise.default" else func
+
+
+@cache
+def scripted() -> Any:
+    return torch.jit.CompilationUnit(ONEDNN)
 
 
 def script(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Any:

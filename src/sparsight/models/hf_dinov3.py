@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._positions import take_rows
+from ._positions import Once, take_rows
 from .hf_dinov2 import HFDinov2
 
 
@@ -21,6 +21,10 @@ class HFDinov3(HFDinov2):
     classes: ClassVar[tuple[str, ...]] = ("DINOv3ViTModel",)
     inner = ""
     positional = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.once = Once()
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -36,7 +40,8 @@ class HFDinov3(HFDinov2):
         if place is None:
             return kwargs
         cos, sin = kwargs["position_embeddings"]
-        return {**kwargs, "position_embeddings": (take_rows(cos, place, 1.0), take_rows(sin, place, 0.0))}
+        rows = self.once.made((cos, sin, place), lambda: (take_rows(cos, place, 1.0), take_rows(sin, place, 0.0)))
+        return {**kwargs, "position_embeddings": rows}
 
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         cos, sin = kwargs["position_embeddings"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._positions import take_rows
+from ._positions import Once, take_rows
 from ._timm import TimmFamily
 
 POST = "EvaBlockPostNorm"
@@ -27,6 +27,7 @@ class TimmEva(TimmFamily):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.positional = getattr(model, "rope", None) is not None
+        self.once = Once()
 
     def check(self) -> None:
         super().check()
@@ -36,8 +37,12 @@ class TimmEva(TimmFamily):
         rope, place = kwargs.get("rope"), self.arriving(index)
         if rope is None or place is None:
             return kwargs
-        blank = torch.arange(rope.shape[-1], device=rope.device).ge(rope.shape[-1] // 2).to(rope.dtype)  # sine 0, cosine 1
-        return {**kwargs, "rope": take_rows(rope, place, blank)}
+
+        def rows() -> Tensor:
+            blank = torch.arange(rope.shape[-1], device=rope.device).ge(rope.shape[-1] // 2).to(rope.dtype)  # sine 0, cosine 1
+            return take_rows(rope, place, blank)
+
+        return {**kwargs, "rope": self.once.made((rope, place), rows)}
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         b: Any = block
