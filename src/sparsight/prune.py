@@ -123,7 +123,7 @@ def prune(
     weights: for learned methods (SiT ...): a mapping of tensors for all sites, a list with one mapping per site, a .safetensors file, or
     "random" to train from scratch; afterwards they are in `Handle.learned`.
     pack: whether the blocks' linear layers and the patch embedding may keep a second, packed copy of their weights for inference in
-    float32 on a CPU with at most 512 tokens in all, and the blocks of a timm model be recorded (docs/families.md); False saves that memory.
+    float32 on a CPU, and the blocks be recorded for single images or few (docs/families.md); False saves that memory.
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import DEPTH, FEW, RECIPES, prune
 
 import sparsight
-from sparsight.models import _recording, _tape
-from sparsight.models._kernel import kernel
+from sparsight.models import _packed, _recording, _tape
+from sparsight.models._kernel import FEW as ROWS
+from sparsight.models._kernel import ONEDNN, kernel
 from sparsight.models._recording import AFTER, TIMES
 
 pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no packed product")
@@ -44,6 +45,7 @@ def test_same_bits_as_the_blocks(name, replays):
 
 
 @torch.inference_mode()
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("text", [RECIPES[name] for name in FEW])
 @pytest.mark.parametrize("name", ["timm-token", "timm-registers", "timm-noclass-map", NAME, "timm-dynamic"])
 def test_every_kind_of_model(name, text, replays):
@@ -76,6 +78,20 @@ def test_only_after_a_row_of_equal_shapes(replays, monkeypatch):
     model(pair)
     assert len(calls) == 2
     assert torch.equal(model(pair), unrecorded(model, pair))
+
+
+@torch.inference_mode()
+def test_only_few_rows(replays, monkeypatch):
+    """Large batches gain nothing, and would hold all their activations while they are recorded."""
+    monkeypatch.setattr(_packed, "kernel", lambda: ONEDNN._replace(most=10**6))
+    model, x = single(NAME)
+    batch = x.expand(ROWS // 17 + 1, -1, -1, -1)
+    handle = sparsight.prune(model, RECIPE)
+    warm(model, batch)
+    assert handle.packed
+    assert not replays
+    warm(model, x)
+    assert replays
 
 
 @torch.inference_mode()
