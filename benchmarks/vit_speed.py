@@ -10,7 +10,6 @@ as many tokens without choosing, in the framework's own blocks.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 from collections.abc import Callable
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsight
-from sparsight.tools.load import load_model
+from sparsight.tools.load import load_model, twin
 from sparsight.tools.macs import macs
-from sparsight.tools.timing import Spread, alternate, clock
+from sparsight.tools.timing import Spread, race
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -34,11 +33,6 @@ NOTHING = "random:keep=1.0,layers=11"
 REALISED = [NOTHING, *LIMITS, "evit:keep=0.7", "col_ln:keep=0.7", "col_ln:keep=0.5,layers=0/3/6", "tome:keep=0.7,layers=3/6/9",
             "similarity:keep=0.7"]  # fmt: skip
 SCORES = ["col_ln", "col_ln_rescue", "shannon", "renyi", "similarity", "random", "evit", "tome"]
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A second model with the same weights."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def pruned(model: nn.Module, recipe: str) -> nn.Module:
@@ -72,11 +66,8 @@ def sliced(model: nn.Module, recipe: str) -> Forward:
 def measure(first: Forward, second: Forward, images: Tensor, seconds: float) -> Spread:
     """How many times faster the second is, each warm and in turn."""
 
-    def timed(forward: Forward) -> float:
-        with torch.inference_mode():
-            return clock(lambda: forward(images), images.device)
-
-    return alternate(lambda: timed(first), lambda: timed(second), seconds).speedup
+    with torch.inference_mode():
+        return race(first, second, images, seconds).speedup
 
 
 def row(recipe: str, ratio: float, gain: Spread) -> dict[str, object]:

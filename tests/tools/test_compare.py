@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sparsight.tools.answers import Reader
 from sparsight.tools.compare import compare, spell
 from sparsight.tools.comparison import UNPRUNED, Comparison
 from sparsight.tools.intervals import paired, share
-from sparsight.tools.timing import Alive, pair, peak_memory
+from sparsight.tools.timing import Alive, peak_memory, race
 
 pytest.importorskip("timm")
 
@@ -230,23 +231,12 @@ def test_intervals():
 
 
 def test_pairs_take_turns_and_find_the_slower_way():
-    import time
-    from contextlib import contextmanager
-
     order = []
 
-    def way(name, pause):
-        @contextmanager
-        def enter():
-            order.append(name)
-            nonlocal_pause.append(pause)
-            yield
-            nonlocal_pause.pop()
+    def forward(name, pause):
+        return lambda _images: (order.append(name), time.sleep(pause))
 
-        return enter
-
-    nonlocal_pause: list[float] = []
-    times = pair(lambda: time.sleep(nonlocal_pause[-1]), way("slow", 0.02), way("fast", 0.01), torch.device("cpu"), seconds=0)
+    times = race(forward("slow", 0.02), forward("fast", 0.01), torch.zeros(1), seconds=0)
     assert len(times.first) == len(times.second) == 6
     assert 1.5 < times.speedup.median < 2.5
     assert order[-12:-8] in (["slow", "fast", "fast", "slow"], ["fast", "slow", "slow", "fast"])

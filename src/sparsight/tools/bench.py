@@ -25,7 +25,7 @@ from .macs import macs, mean_counts
 from .measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
 from .resume import Shelf, claim, digest, fingerprint_model, release, write_text
 from .site_cost import site_share
-from .timing import MEMORY, Pairs, alternate, clock, peak_memory
+from .timing import MEMORY, peak_memory, race
 
 USUAL = ("class_attention", "col_ln", "evit", "tome")
 BUDGETS = ("keep=0.7,layers=3/6/9", "keep=0.5,layers=3/6/9")
@@ -156,7 +156,8 @@ class Job:
         images = self.images.to(self.settings.device, PRECISIONS[base.precision])
         timings = []
         for index, size in enumerate(self.sizes):
-            found = race(base.run, mine.run, images[:size], base.backend, self.settings.seconds)
+            with quiet(base.backend):
+                found = race(base.run, mine.run, images[:size], self.settings.seconds)
             timings.append(Timing(size, found.second, found.first))
             step((index + 1) / (len(self.sizes) + 1))
         inside = mine.look(images)
@@ -207,11 +208,3 @@ class Engine:
         with torch.inference_mode():
             memory = peak_memory(self.module, images, 0 if self.handle is None else self.handle.packed)
             return memory, None if self.handle is None else site_share(self.module, self.handle, images)
-
-
-def race(first: Run, second: Run, images: Tensor, backend: str, seconds: float) -> Pairs:
-    """Both on the same images in turn."""
-    with quiet(backend):
-        return alternate(
-            lambda: clock(lambda: first(images), images.device), lambda: clock(lambda: second(images), images.device), seconds
-        )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from ..errors import PruneError
 from ..prune import Handle, prune
 from ..recipe import Recipe
 from .export import export
-from .load import Loaded
+from .load import Loaded, twin
 from .runtimes import need_module, open_exported
 
 Run = Callable[[Tensor], object]
@@ -45,12 +43,6 @@ def check_backends(backends: list[str], precisions: list[str], device: str) -> N
             raise PruneError(f"{by_file[0]} runs fp32 files; add fp32 to the precisions, or leave it out")
         if device != "cpu":
             raise PruneError(f"{by_file[0]} is timed on the CPU only; give device=cpu, or leave it out")
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of the model that shares its weights."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
 
 
 def build(loaded: Loaded, recipe: Recipe | None, backend: str, folder: Path) -> tuple[Run, nn.Module | None, Handle | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import json
@@ -40,6 +41,12 @@ class Loaded:
     transform: Transform = field(repr=False)
     classes: list[str] | None = field(repr=False)
     image_size: tuple[int, int]
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the model that shares its weights."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
 
 
 def load_model(name: str = "demo") -> Loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,10 +22,10 @@ from .answers import Answers, Reader, collect, judge, name_of
 from .comparison import UNPRUNED, Comparison, Outcomes, Row
 from .data import Folder, batches
 from .intervals import METHOD
-from .load import Loaded
+from .load import Loaded, twin
 from .macs import macs, mean_counts
 from .resume import Shelf, digest, fingerprint_data, fingerprint_model, write_text
-from .timing import MEMORY, pair, peak_memory
+from .timing import MEMORY, peak_memory, race
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,8 +90,8 @@ class Job:
     def total(self) -> int:
         return len(self.recipes) + 1
 
-    def collect(self, listen: Listener, row: int, text: str) -> Answers:
-        """The model as it is now on all images."""
+    def collect(self, model: nn.Module, listen: Listener, row: int, text: str) -> Answers:
+        """The model's answers to all images."""
         run = 0
 
         def step(images: int) -> None:
@@ -102,14 +102,14 @@ class Job:
         files = batches(self.folder, self.loaded.transform, self.settings.batch_size)
         torch.manual_seed(self.settings.seed)
         with torch.inference_mode():
-            return collect(Reader(self.loaded.model), files, next(self.loaded.model.parameters()), step)
+            return collect(Reader(model), files, next(model.parameters()), step)
 
     def reference(self, listen: Listener) -> Answers:
         """The unpruned model's answers, from the shelf if they are there. Raises PruneError if no image can be read."""
         found = self.shelf.answers()
         if found is None:
             listen(Step(0, self.total, UNPRUNED))
-            found = self.collect(listen, 0, UNPRUNED)
+            found = self.collect(self.loaded.model, listen, 0, UNPRUNED)
             if not found.index:
                 name, reason = found.skipped[0]
                 raise PruneError(f"none of the {len(self.folder)} images in {self.folder.path} can be read; {name}: {reason}")
@@ -142,27 +142,22 @@ class Job:
     def measure(self, recipe: Recipe | None, reference: Answers, batch: Tensor, index: int, listen: Listener) -> Row:
         """One row: quality on all images, cost on one batch. The unpruned row is timed against itself: its spread is the noise."""
         name = UNPRUNED if recipe is None else str(recipe)
-        model, device = self.loaded.model, batch.device
-
-        def pruned() -> AbstractContextManager[Any]:
-            return nullcontext() if recipe is None else prune(model, recipe)
-
-        with torch.inference_mode(), pruned() as handle:
-            answers = reference if recipe is None else self.collect(listen, index, name)
+        model = self.loaded.model if recipe is None else twin(self.loaded.model)
+        with torch.inference_mode(), nullcontext() if recipe is None else prune(model, recipe) as handle:
+            answers = reference if recipe is None else self.collect(model, listen, index, name)
+            if answers.index != reference.index:
+                raise PruneError(f"the images in {self.folder.path} have changed during the run; start again")
             listen(Step(index + READING, self.total, f"{name} (timing)"))
-            memory = peak_memory(model, batch)
-            tokens = mean_counts(handle.counts) if handle is not None else []
-        if answers.index != reference.index:
-            raise PruneError(f"the images in {self.folder.path} have changed during the run; start again")
-        with torch.inference_mode():
-            times = pair(lambda: model(batch), nullcontext, pruned, device, self.settings.seconds)
+            times = race(self.loaded.model, model, batch, self.settings.seconds)
+            memory = peak_memory(model, batch, 0 if handle is None else handle.packed)
+            tokens = [] if handle is None else mean_counts(handle.counts)
         found = judge(answers, reference, self.folder.labels)
         return Row(
             **name_parts(recipe),
             **{**found, "outcomes": Outcomes(**found["outcomes"])},
             tokens=tokens,
             images=len(answers),
-            macs=macs(model, recipe, self.loaded.image_size, counts=tokens),
+            macs=macs(self.loaded.model, recipe, self.loaded.image_size, counts=tokens),
             images_per_second=len(batch) / times.median,
             speedup=times.speedup,
             peak_memory=memory,
