@@ -17,6 +17,7 @@ from sparsight.tools.bench_result import Bench, BenchRow, Timing
 from sparsight.tools.comparison import UNPRUNED
 from sparsight.tools.load import Loaded
 from sparsight.tools.measure import Step
+from sparsight.tools.timing import GAINS
 
 SIDE = 32
 RECIPES = ("col_ln:keep=0.5,layers=0/1", "tome:remove=3,layers=1")
@@ -63,6 +64,7 @@ def test_file_and_page(done: tuple[Bench, Path]) -> None:
     assert Bench.load(out) == result
     page = (out / "report.html").read_text()
     assert all(recipe in page for recipe in RECIPES)
+    assert GAINS in page, "readers learn what is not due to fewer tokens"
     assert "http" not in page.replace("http://www.w3.org", "")
 
 

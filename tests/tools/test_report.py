@@ -12,6 +12,7 @@ from PIL import Image
 
 from sparsight.tools.compare import compare
 from sparsight.tools.plots import Point, Series, axis, plot
+from sparsight.tools.timing import GAINS
 
 pytest.importorskip("timm")
 
@@ -49,6 +50,10 @@ def tags(page):
     parser.feed(page)
     assert not parser.open
     return parser.found
+
+
+def test_readers_learn_what_is_not_due_to_fewer_tokens(done):
+    assert GAINS in done[1]
 
 
 def test_nothing_comes_from_outside(done):

@@ -9,6 +9,7 @@ from .comparison import Comparison, Row
 from .gallery import Exhibit
 from .intervals import Interval
 from .plots import Point, Series, legend, plot
+from .timing import GAINS
 
 COLUMNS = ("Recipe", "Tokens", "Top-1 %", "Top-5 %", "Agreement %", "Cosine", "GMACs", "Images/s", "Speed-up", "Peak MB")
 TIMES, DASH, MINUS = "\u00d7", "\u2013", "\u2212"
@@ -192,6 +193,7 @@ def small_print(done: Comparison) -> str:
     items = [
         done.interval_method,
         f"Speed: unpruned and pruned model in turn on the same batch of {done.timed_batch}, median and quartiles of the ratio.",
+        *([GAINS] if done.device.startswith("cpu") else []),
         f"Peak memory: {done.memory_method}.",
         "GMACs: multiply-accumulates per image, attention and the score's own included.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in done.versions.items()),
