@@ -65,7 +65,6 @@ def sliced(model: nn.Module, recipe: str) -> Forward:
 
 def measure(first: Forward, second: Forward, images: Tensor, seconds: float) -> Spread:
     """How many times faster the second is, each warm and in turn."""
-
     with torch.inference_mode():
         return race(first, second, images, seconds).speedup
 

@@ -1,11 +1,11 @@
 """Blocks as straight lines of operations: the same result as through their modules, and never behind anybody's back."""
 
 import copy
-import io
 from contextlib import nullcontext
 
 import pytest
 import torch
+from copies import copied
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import DEPTH, ZOO, images, made, outputs
@@ -312,13 +312,7 @@ def test_copies_run_along_lines_of_their_own(way, taken):
     model, x = copy.deepcopy(made(name)), images(name)
     sparsight.prune(model, COUNTED)
     expected = outputs(name, model, x)
-    if way == "deepcopy":
-        other = copy.deepcopy(model)
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        other = torch.load(file, weights_only=False)
+    other = copied(model, way)
     for parameter in model.parameters():
         parameter.zero_()
     taken.clear()

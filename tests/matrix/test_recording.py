@@ -1,10 +1,8 @@
 """Blocks recorded as one program: the bits of the blocks themselves, and never instead of something that has changed."""
 
-import copy
-import io
-
 import pytest
 import torch
+from copies import copied
 from recordings import WARM, one_by_one, outcome, single, warm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -226,13 +224,7 @@ def test_copies_have_seen_nothing(way, replays):
     sparsight.prune(model, RECIPE)
     warm(model, x)
     expected, _ = model(x), replays.clear()
-    if way == "deepcopy":
-        twin = copy.deepcopy(model)
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(model, way)
     torch.testing.assert_close(twin(x), expected)
     assert not replays
     warm(twin, x, WARM - 1)

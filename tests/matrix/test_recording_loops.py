@@ -1,10 +1,8 @@
 """Recorded blocks where a loop of the model calls them (transformers): the first block replays, the others hand on."""
 
-import copy
-import io
-
 import pytest
 import torch
+from copies import copied
 from recordings import WARM, one_by_one, outcome, single, warm
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
@@ -171,13 +169,7 @@ def test_stands_back(way, replays):
 def test_copies_have_seen_nothing(way, replays):
     model, x, _ = warmed("vit")
     expected, _ = model(x).logits, replays.clear()
-    if way == "deepcopy":
-        twin = copy.deepcopy(model)
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(model, way)
     torch.testing.assert_close(twin(x).logits, expected)
     assert not replays
     warm(twin, x, WARM - 1)

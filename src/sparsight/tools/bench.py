@@ -19,13 +19,13 @@ from .bench_result import Bench, BenchRow, Timing
 from .compare import check_settings
 from .comparison import UNPRUNED
 from .data import Folder, batches, open_folder
-from .engines import Run, build, check_backends, quiet
+from .engines import build, check_backends, quiet
 from .load import Loaded, demo_images, load_model
 from .macs import macs, mean_counts
 from .measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
 from .resume import Shelf, claim, digest, fingerprint_model, release, write_text
 from .site_cost import site_share
-from .timing import MEMORY, peak_memory, race
+from .timing import MEMORY, Forward, peak_memory, race
 
 USUAL = ("class_attention", "col_ln", "evit", "tome")
 BUDGETS = ("keep=0.7,layers=3/6/9", "keep=0.5,layers=3/6/9")
@@ -197,7 +197,7 @@ class Engine:
 
     precision: str
     backend: str
-    run: Run
+    run: Forward
     module: nn.Module | None
     handle: Handle | None
 

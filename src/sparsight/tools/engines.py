@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import PruneError
 from ..prune import Handle, prune
@@ -15,8 +15,7 @@ from ..recipe import Recipe
 from .export import export
 from .load import Loaded, twin
 from .runtimes import need_module, open_exported
-
-Run = Callable[[Tensor], object]
+from .timing import Forward
 
 BACKENDS = {
     "eager": "the model as it is",
@@ -45,18 +44,18 @@ def check_backends(backends: list[str], precisions: list[str], device: str) -> N
             raise PruneError(f"{by_file[0]} is timed on the CPU only; give device=cpu, or leave it out")
 
 
-def build(loaded: Loaded, recipe: Recipe | None, backend: str, folder: Path) -> tuple[Run, nn.Module | None, Handle | None]:
+def build(loaded: Loaded, recipe: Recipe | None, backend: str, folder: Path) -> tuple[Forward, nn.Module | None, Handle | None]:
     """The engine, and where it is PyTorch's own the module and its handle. Exported files are kept in the folder."""
     if backend.startswith("onnxruntime"):
         return exported(loaded, recipe, backend.endswith("int8"), folder), None, None
     model = twin(loaded.model)
     # what a learned method has learned does not change its speed
     handle = None if recipe is None else prune(model, recipe, weights="random" if recipe.weights and not recipe.file else None)
-    run: Run = torch.compile(model, fullgraph=True) if backend == "compile" else model
+    run: Forward = torch.compile(model, fullgraph=True) if backend == "compile" else model
     return run, model, handle
 
 
-def exported(loaded: Loaded, recipe: Recipe | None, int8: bool, folder: Path) -> Run:
+def exported(loaded: Loaded, recipe: Recipe | None, int8: bool, folder: Path) -> Forward:
     """A session on a file of its own, gone as soon as the session has read it."""
     file = folder / "engine.onnx"
     try:
