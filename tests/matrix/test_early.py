@@ -14,8 +14,11 @@ RECIPES = [
     "shannon:keep=0.6,layers=1/3",
     "renyi:keep=0.4,layers=2",
 ]
-OPENED = ["timm-token", "timm-distilled", "timm-layerscale", "timm-qknorm", "vit", "deit", "dinov2", "clip", "siglip"]
-CLOSED = ["timm-gated", "timm-unfused", "vit-model-eager", "dinov3", "beit"]
+OPENED = [
+    *("timm-token", "timm-distilled", "timm-layerscale", "timm-qknorm", "vit", "deit", "dinov2", "clip", "siglip"),
+    *("timm-eva", "timm-eva02", "timm-eva02-post", "timm-dinov3", "timm-perception", "timm-rope-mixed", "dinov3", "openclip"),
+]
+CLOSED = ["timm-gated", "timm-unfused", "timm-naflex", "timm-beit", "vit-model-eager", "beit"]
 
 
 def kinds(kind):

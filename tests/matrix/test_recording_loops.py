@@ -15,7 +15,9 @@ from sparsight.prune import family_of
 
 pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no packed product")
 
-LOOPS = ["vit", "deit", "dinov2", "dinov2-registers", "clip", "clip-vision", "siglip", "siglip-vision"]
+LOOPS = ["vit", "deit", "dinov2", "dinov2-registers", "dinov3-plain", "clip", "clip-vision", "siglip", "siglip-vision"]
+OTHERS = ["timm-eva", "timm-dinov3", "openclip"]
+"""Of timm and open_clip."""
 RECIPE = "col_ln:keep=0.5,layers=1/2"
 
 
@@ -30,7 +32,7 @@ def warmed(name, recipe=RECIPE):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("text", [RECIPES[name] for name in FEW])
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", [*LOOPS, *OTHERS])
 def test_same_bits_as_the_blocks(name, text, replays):
     if text.startswith("evit") and not ZOO[name].class_token:
         pytest.skip("no class token")

@@ -189,6 +189,7 @@ ZOO: dict[str, Entry] = {
         hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", num_register_tokens=3, **DINO), 4
     ),
     "dinov3": Entry(hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=3, **DINOV3_HF), 4, image=(48, 24)),
+    "dinov3-plain": Entry(hf("DINOv3ViTModel", "DINOv3ViTConfig", **{**DINOV3_HF, "use_gated_mlp": False}), 1, variant=True),
     "beit": Entry(hf("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True, drop_path_rate=0.2, **VIT), 1),
     "beit-shared-eager": Entry(
         hf("BeitModel", "BeitConfig", "eager", use_shared_relative_position_bias=True, use_mean_pooling=False, **VIT),

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no pack
 
 
 class Odd(nn.Linear):
-    """A subclass, as nn.MultiheadAttention has one for its output."""
+    """A subclass, which may do anything."""
 
 
 class Block(nn.Module):
@@ -27,7 +27,7 @@ class Block(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.first, self.act, self.last = nn.Linear(IN, OUT), nn.GELU(), nn.Linear(OUT, IN)
-        self.odd, self.attn = Odd(IN, OUT), nn.MultiheadAttention(IN, 2, kdim=OUT)
+        self.odd, self.attn, self.cross = Odd(IN, OUT), nn.MultiheadAttention(IN, 2), nn.MultiheadAttention(IN, 2, kdim=OUT)
         self.mine = nn.Linear(IN, OUT)
         self.mine.forward = torch.neg
 
@@ -41,7 +41,7 @@ def test_installs_on_plain_layers_only_and_goes_again():
     found = install(block)
     with torch.no_grad():
         assert [uses(block, torch.randn(20, IN)) for _ in range(3)] == [0, 2, 2]
-    assert found == [block.first, block.last]
+    assert found == [block.first, block.last, block.attn, block.attn.out_proj, block.cross.out_proj]
     assert install(block) == []
     assert block.mine.forward is torch.neg
     assert type(block.first) is nn.Linear

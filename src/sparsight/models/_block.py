@@ -25,7 +25,7 @@ def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Ten
         family.refuse_mask(args, kwargs)
     line = family.lines.take(index, x, kwargs, family.fused)
     if line is not None and not sites and not line.tapped:
-        x, _ = line.attend(self, x, family.bias(index, x) if line.biased else None)
+        x, _ = line.attend(self, x, family.bias(index, x) if line.biased else None, family.follow(index, kwargs))
         return family.lines.gave(index, line.feed(self, x))
     work = partial(run_block, family, self, index, sites, line, kwargs)
     if self.training and getattr(self, "gradient_checkpointing", False):
@@ -43,7 +43,7 @@ def run_block(
         x = family.visit(sites["input"], block, x, {})
     kwargs = family.follow(index, kwargs)
     site = sites.get("attn") or sites.get("block")
-    early = family.attend_early(site, block, index, x, line) if site is not None and site.early else None
+    early = family.attend_early(site, block, index, x, kwargs, line) if site is not None and site.early else None
     if early is not None:
         return runs.feed(block, early)
     x, heads = attend(family, block, index, site, line, kwargs, x)
@@ -66,7 +66,7 @@ def attend(
     if line is None:
         x = family.attend(block, x, family.bias(index, x), kwargs)
         return x, family.hear(block, index, kwargs)
-    x, found = line.attend(block, x, family.bias(index, x) if line.biased else None)
+    x, found = line.attend(block, x, family.bias(index, x) if line.biased else None, kwargs)
     heads = {name: part for name, part in zip("qkv", found, strict=True) if name in line.tapped}
     family.note(index, heads)
     return x, heads

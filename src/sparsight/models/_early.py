@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.attention_shared import Attended
@@ -23,8 +25,8 @@ class Opened(Family):
         """Whether the attention is the usual one and nobody listens to it, so that its parts may stand for the whole."""
 
     @abstractmethod
-    def project(self, block: nn.Module, x: Tensor) -> Heads:
-        """q, k, v [B, H, P+N, D] of the block's attention for the block's input x [B, P+N, C]."""
+    def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
+        """q, k, v [B, H, P+N, D] of the block's attention for the block's input x [B, P+N, C] and what it got besides."""
 
     @abstractmethod
     def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
@@ -34,13 +36,22 @@ class Opened(Family):
     def dropout(self, block: nn.Module) -> float:
         """Rate of the attention's own dropout, as it is now."""
 
-    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, line: Line | None) -> Tensor | None:
+    def announce(self) -> None:
+        """Say from now on when a forward of the model begins of which only the result is asked for."""
+        self.hooks.append(self.model.register_forward_pre_hook(self.begins, with_kwargs=True))
+
+    def begins(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward of the model begins."""
+        if not torch.compiler.is_compiling():
+            self.lines.called = len(args) < 2 and not kwargs
+
+    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, kwargs: Any, line: Line | None) -> Tensor | None:
         """The block up to its site: the survivors with their attention branch, [B, P+K, C]; None where the choice has to wait."""
         bias = self.bias(index, x) if line is None or line.biased else None
         if site.ragged or (line is None and not self.opens(block)) or (bias is not None and bias.shape[2] > 1):
             return None
         runs = line or self
-        q, k, v = runs.project(block, x)
+        q, k, v = runs.project(block, x, kwargs)
         if line is None:
             for module in self.taps(block).values():
                 module.__dict__.pop("_sparsight_out", None)

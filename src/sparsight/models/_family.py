@@ -228,7 +228,7 @@ class Family(ABC):
             if site.follows(index):
                 site.trail[index] = (heads["q"].detach(), heads["k"].detach())
 
-    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, line: Line | None) -> Tensor | None:
+    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, kwargs: Any, line: Line | None) -> Tensor | None:
         """Where a site chooses before its block's attention: the survivors [B, P+K, C] with their attention branch. None: it cannot.
         line: the block as a straight line, where this call may take it."""
         return None

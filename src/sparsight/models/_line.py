@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ._heads import join_heads, split_heads
-from ._packed import Packed, multiply, rows_of, store_of, unwatched
+from ._packed import LINEAR, Layer, Packed, rows_of, store_of, unwatched
 from ._snapshot import Snapshot
 
 Heads = tuple[Tensor, Tensor, Tensor]
-NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
+NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm", "open_clip.transformer.LayerNorm")
 GELU = "torch.nn.modules.activation.GELU"
-FRAMEWORKS = ("torch", "timm", "transformers")
+FRAMEWORKS = ("torch", "timm", "transformers", "open_clip")
+MULTIPLY = (*LINEAR, nn.MultiheadAttention)
+"""Classes with weights that a line multiplies by."""
 IDLE = ("Identity", "Dropout", "DropPath")
 """How the names of classes end that do nothing outside training."""
 SCALE = "LayerScale"
@@ -35,36 +37,41 @@ class Straight:
     """What a family says of a pre-norm block: its modules by the parts that they play.
 
     frames: the block and those of its modules that only call others. inputs: one layer for q, k and v together, or one for each.
-    scales: LayerScale, or what stands in its place, of attention and MLP; () where the family has none. mlp: layer, activation, layer.
+    scales: LayerScale, or what stands in its place, of attention and MLP, or names of the block's own parameters; () where the family
+    has none. mlp: layer, activation, layer. positions: name of what the block gets besides x, with which `turn` rotates q and k.
     """
 
     frames: tuple[nn.Module, ...]
     norms: tuple[nn.Module, nn.Module]
-    inputs: tuple[nn.Module, ...]
+    inputs: tuple[nn.Module | Layer, ...]
     output: nn.Module
     mlp: tuple[nn.Module, nn.Module, nn.Module]
     heads: int
     scale: float
-    scales: tuple[nn.Module, ...] = ()
+    scales: tuple[nn.Module | str, ...] = ()
+    positions: str = ""
+    turn: Callable[[Tensor, Any], Tensor] | None = None
 
     @property
     def block(self) -> nn.Module:
         return self.frames[0]
 
     @property
-    def layers(self) -> tuple[nn.Module, ...]:
-        return (*self.inputs, self.output, self.mlp[0], self.mlp[2])
+    def layers(self) -> list[Layer]:
+        given = (*self.inputs, self.output, self.mlp[0], self.mlp[2])
+        return [found if isinstance(found, Layer) else Layer(found, store_of(found)) for found in given]
 
     def known(self) -> bool:
         """Whether a line repeats the arithmetic of each module of the block, all of them as their frameworks wrote them. The activation
         may be any, because it is called."""
-        act, named = self.mlp[1], {id(module) for module in (*self.frames, *self.norms, *self.layers)}
+        layers = [layer.module for layer in self.layers]
+        act, named = self.mlp[1], {id(module) for module in (*self.frames, *self.norms, *layers)}
         if not all(module is act or original(module) for module in self.block.modules()):
             return False
-        if not all(full_name(norm) in NORMS for norm in self.norms) or not all(type(layer) is nn.Linear for layer in self.layers):
+        if not all(full_name(norm) in NORMS for norm in self.norms) or not all(type(layer) in MULTIPLY for layer in layers):
             return False
         rest = [module for module in self.block.modules() if module is not act and id(module) not in named]
-        scales = [module for module in self.scales if scales_channels(module)]
+        scales = [found for found in self.scales if isinstance(found, nn.Module) and scales_channels(found)]
         return all(kind_of(module).endswith(IDLE) or any(module is scale for scale in scales) for module in rest)
 
 
@@ -78,40 +85,55 @@ class Line:
         self.straight, self.tapped, self.biased = straight, tapped, biased
         self.modules = Snapshot.of(straight.block)
         self.gelu = full_name(straight.mlp[1]) == GELU and original(straight.mlp[1])
-        self.layers = [(linear, store_of(linear)) for linear in straight.layers]
+        self.layers = straight.layers
         self.nothing = (None,) * len(self.layers)
         self.fresh: Sequence[Packed | None] = self.nothing
-        self.scales = [found if scales_channels(found) else None for found in straight.scales] or [None, None]
+        self.scales = [self.scale_of(found) for found in straight.scales] or [None, None]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "fresh": self.nothing}
 
+    def scale_of(self, given: nn.Module | str) -> tuple[nn.Module, str] | None:
+        """The module and the name of the parameter that scales a branch; None where nothing does."""
+        if isinstance(given, str):
+            return None if self.straight.block._parameters.get(given) is None else (self.straight.block, given)
+        return (given, next(iter(given._parameters))) if scales_channels(given) else None
+
     def packed(self) -> list[Packed | None]:
         """What the layers have packed, as far as it is of their weights as they are now."""
-        return [None if store is None else store.fresh(linear._parameters["weight"]) for linear, store in self.layers]  # type: ignore[arg-type]
+        return [layer.fresh() for layer in self.layers]
+
+    def reads(self, kwargs: dict[str, Any]) -> bool:
+        """Whether all that a block got besides x is what a line knows."""
+        return all(value is None or name in MASKS or name == self.straight.positions for name, value in kwargs.items())
 
     def multiply(self, number: int, x: Tensor, rows: int) -> Tensor:
         """The product of one of the layers with x of so many rows: inputs, output, MLP's first and last."""
-        linear, store = self.layers[number]
-        fresh = self.fresh[number]
+        layer, fresh = self.layers[number], self.fresh[number]
         if fresh is None or fresh.state[0] != rows:
-            return multiply(linear, store, x, rows_of(x))
-        return fresh.times(x, linear._parameters["bias"])
+            return layer.multiply(x, rows_of(x))
+        return fresh.times(x, layer.bias())
 
-    def project(self, _block: nn.Module, x: Tensor) -> Heads:
-        """q, k, v [B, H, L, D] of the block's input x [B, L, C]."""
+    def project(self, _block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
+        """q, k, v [B, H, L, D] of the block's input x [B, L, C]. kwargs: what the block got besides x, for the tokens that are there."""
         batch, length, _ = x.shape
         rows, heads = batch * length, self.straight.heads
-        x = normal(self.straight.norms[0], x)
+        x, table = normal(self.straight.norms[0], x), kwargs.get(self.straight.positions)
         if len(self.layers) == 4:
-            q, k, v = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        else:
-            q, k, v = (split_heads(self.multiply(number, x, rows), heads) for number in range(3))
-        return q, k, v
+            parts = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = (*self.turned(parts[:2], table).unbind(0), parts[2]) if table is not None else parts.unbind(0)
+            return q, k, v
+        q, k, v = (split_heads(self.multiply(number, x, rows), heads) for number in range(3))
+        return (q, k, v) if table is None else (self.turned(q, table), self.turned(k, table), v)
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Heads]:
+    def turned(self, x: Tensor, table: Any) -> Tensor:
+        """x [..., L, D] as the model rotates its queries and keys."""
+        assert self.straight.turn is not None
+        return self.straight.turn(x, table)
+
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Heads]:
         """x [B, L, C] plus the attention branch, and the q, k, v [B, H, L, D] that it has used."""
-        q, k, v = self.project(block, x)
+        q, k, v = self.project(block, x, kwargs)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.straight.scale)
         return self.close(block, x, join_heads(mixed)), (q, k, v)
 
@@ -174,7 +196,7 @@ class Lines:
         if torch.compiler.is_compiling():  # first: compiled graphs shall not ask for what follows
             return None
         line = self.of.get(index)
-        if line is None or (kwargs and not all(name in MASKS or value is None for name, value in kwargs.items())):
+        if line is None or not line.reads(kwargs):
             return None
         follows = index == self.awaited and (self.given is None or self.given() is x)
         found = self.found.pop(index, None) if follows else None
@@ -210,13 +232,10 @@ def normal(norm: Any, x: Tensor) -> Tensor:
     return torch.layer_norm(x, norm.normalized_shape, own["weight"], own["bias"], norm.eps)
 
 
-def plus(x: Tensor, branch: Tensor, scale: nn.Module | None) -> Tensor:
-    """x plus the branch, scaled by channel where the model has LayerScale."""
-    if scale is None:
-        return x + branch
-    (weight,) = scale._parameters.values()
-    assert weight is not None
-    return torch.addcmul(x, branch, weight)
+def plus(x: Tensor, branch: Tensor, scale: tuple[nn.Module, str] | None) -> Tensor:
+    """x plus the branch, scaled by channel where the model has LayerScale: the module and its parameter's name."""
+    weight = None if scale is None else scale[0]._parameters[scale[1]]
+    return x + branch if weight is None else torch.addcmul(x, branch, weight)
 
 
 def original(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ weights and hooks stay as they are; the packed weights are a second copy of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ._kernel import FEW, Kernel, kernel
 
@@ -23,6 +24,12 @@ LEAST = 2
 
 PROBES = 16
 """Numbers of a weight that every call looks at; few, because each one is a cache line from memory."""
+
+LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
+"""Classes whose forward is nn.Linear's own."""
+
+STORE = "_sparsight_store"
+"""Where a module that multiplies with a weight of its own, without calling another one, keeps what it has packed."""
 
 State = tuple[int, int, int]
 """Rows, address and version of a weight: what tells one product from another."""
@@ -87,27 +94,61 @@ def identity(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def product(linear: nn.Linear, store: Store, x: Tensor) -> Tensor:
-    """What nn.Linear computes: x [..., K] -> x W^T + b, [..., N]. Short, because it runs four times in every block."""
-    alone = unwatched(x) and x.shape[-1:] == (linear.in_features,) and not (torch.is_grad_enabled() and learns(linear, x))
-    return multiply(linear, store, x, rows_of(x) if alone else 0)
+class Layer:
+    """A product with a weight [N, K] of a module: nn.Linear's, or that of a module which multiplies like one.
+
+    weight: the parameter's name. biases: modules and names of what is added, one after the other, instead of the module's `bias`.
+    """
+
+    def __init__(
+        self, module: nn.Module, store: Store | None, weight: str = "weight", biases: Sequence[tuple[nn.Module, str]] = ()
+    ) -> None:
+        self.module, self.store, self.name, self.biases = module, store, weight, biases
+
+    def bias(self) -> Tensor | None:
+        """What is added, [N], or None."""
+        if not self.biases:
+            return self.module.bias  # type: ignore[return-value]
+        parts: list[Any] = [getattr(module, name) for module, name in self.biases]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def fresh(self) -> Packed | None:
+        """What is packed, if it is of the weight as it is now."""
+        return None if self.store is None else self.store.fresh(self.module._parameters[self.name])  # type: ignore[arg-type]
+
+    def of(self, x: Tensor) -> Tensor:
+        """x [..., K] -> x W^T + b, [..., N]."""
+        alone = unwatched(x) and self.fits(x) and not (torch.is_grad_enabled() and self.learns(x))
+        return self.multiply(x, rows_of(x) if alone else 0)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether x has as many channels as the weight takes."""
+        weight = self.module._parameters.get(self.name)
+        return weight is not None and x.shape[-1:] == weight.shape[1:]
+
+    def learns(self, x: Tensor) -> bool:
+        """Whether the product has a gradient, for which the packed one has no rule."""
+        return learns(self.module, x) or any(learns(module, x) for module, _ in self.biases)
+
+    def multiply(self, x: Tensor, rows: int) -> Tensor:
+        """The product, from the packed weight if it has one for so many rows; rows 0: from the weight itself."""
+        weight = self.module._parameters.get(self.name)
+        packed = self.store.take(weight, rows) if rows and self.store is not None and weight is not None else None
+        bias = self.bias()
+        return F.linear(x, getattr(self.module, self.name), bias) if packed is None else packed.times(x, bias)
+
+
+def product(_linear: nn.Module, layer: Layer, x: Tensor) -> Tensor:
+    """What nn.Linear computes: x [..., K] -> x W^T + b, [..., N]."""
+    return layer.of(x)
 
 
 def learns(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the layer's output has a gradient, for which the packed product has no rule."""
+    """Whether the layer's output has a gradient."""
     return x.requires_grad or any(p is not None and p.requires_grad for p in layer._parameters.values())
 
 
-def multiply(linear: nn.Module, store: Store | None, x: Tensor, rows: int) -> Tensor:
-    """The product, from the packed weight if it has one for so many rows; rows 0: from the weight itself."""
-    weight = linear._parameters.get("weight")
-    packed = store.take(weight, rows) if rows and store is not None and weight is not None else None
-    if packed is None:
-        return F.linear(x, linear.weight, linear.bias)  # type: ignore[arg-type]
-    return packed.times(x, linear._parameters["bias"])
-
-
-def embed(conv: nn.Conv2d, store: Store, x: Tensor) -> Tensor:
+def embed(conv: Any, store: Store, x: Tensor) -> Tensor:
     """What a convolution computes whose stride is its kernel's size: each patch times the weight. x [B, I, H, W] -> [B, N, h, w]."""
     if unwatched(x) and whole(conv, x) and not (torch.is_grad_enabled() and learns(conv, x)):
         high, wide = conv.kernel_size
@@ -149,18 +190,25 @@ def unwatched(x: Tensor) -> bool:
 
 
 def install(part: nn.Module) -> list[nn.Module]:
-    """Give the plain nn.Linear layers of a part of the model `product` as their forward, and its patch embedding `embed`; returns those,
-    for `uninstall`.
+    """Give the plain nn.Linear layers of a part of the model `product` as their forward, and its patch embedding `embed`; an
+    nn.MultiheadAttention gets a place for what is packed of its weight for q, k and v. Returns those, for `uninstall`.
 
     Layers of a subclass, and those that have a forward of their own already, are left alone. A partial and no bound method, because
     a pickled model finds it again.
     """
     found: list[nn.Module] = []
     for module in part.modules():
-        run: Any = product if type(module) is nn.Linear else embed if cuts(module) else None
-        if run is not None and "forward" not in module.__dict__:
-            module.forward = partial(run, module, Store())
-            found.append(module)
+        if "forward" in module.__dict__ or STORE in module.__dict__:
+            continue
+        if type(module) in LINEAR:
+            module.forward = partial(product, module, Layer(module, Store()))
+        elif cuts(module):
+            module.forward = partial(embed, module, Store())
+        elif type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
+            module.__dict__[STORE] = Store()
+        else:
+            continue
+        found.append(module)
     return found
 
 
@@ -174,7 +222,7 @@ def cuts(module: nn.Module) -> bool:
 def uninstall(layers: Iterable[nn.Module]) -> None:
     """Take the forwards of `install` off again, where no one else has put another in their place."""
     for layer in layers:
-        if store_of(layer) is not None:
+        if layer.__dict__.pop(STORE, None) is None and store_of(layer) is not None:
             del layer.forward
 
 
@@ -188,6 +236,7 @@ def store_of(module: nn.Module) -> Store | None:
     """Where a layer keeps what it has packed; None for a module whose forward is another one."""
     forward = module.__dict__.get("forward")
     if not isinstance(forward, partial) or forward.func not in (product, embed):
-        return None
-    store: Store = forward.args[1]
-    return store
+        place: Store | None = module.__dict__.get(STORE)
+        return place
+    given: Store | Layer = forward.args[1]
+    return given if isinstance(given, Store) else given.store

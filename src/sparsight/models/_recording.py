@@ -6,7 +6,8 @@ and sites are written down once; from then on TorchScript's interpreter runs the
 same bits. Before every forward the model is asked whether it is as it was; if not, its blocks run one by one.
 
 A container that calls its blocks itself replays in their place. Where a loop of the model calls them, the first block replays, and each
-other hands on what the one before gave; only in a forward of the model, because loops of others may look at what is between.
+other hands on what the one before gave; only in a forward of the model, because loops of others may look at what is between. The rotary
+tables that such a loop gives to all blocks are inputs of the recording.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..plan import Plan
 from ._block import pruned_forward, run_block
 from ._kernel import FEW
-from ._line import MASKS, original, quiet
+from ._line import FRAMEWORKS, original, quiet
 from ._packed import Packed, rows_of
 from ._snapshot import Snapshot
 from ._tape import script
@@ -39,6 +41,12 @@ many have to come before every further recording, so that shapes in turn do not 
 
 PLANNED = ("keep", "merged", "mix", "valid")
 """The tensors of a Plan."""
+
+OWN = {"forward", "forward_features"}
+"""Methods of a model between which and its blocks nothing of others may come."""
+
+LEFT = ("size", "score", "place")
+"""What a site has left of a forward besides."""
 
 NUMBERS = (int, float, str, bool)
 """What norms and activations keep besides weights."""
@@ -69,7 +77,8 @@ class Recording:
         values = iter(results[first:])
         for site, (plan, names) in zip(sites, self.outcomes, strict=True):
             found = {name: next(values) for name in names}
-            site.size, site.score = found.pop("size", None), found.pop("score", None)
+            for name in LEFT:
+                setattr(site, name, found.pop(name, None))
             site.plan = replace(plan, **found)
         out: Tensor = results[0]
         return out
@@ -83,6 +92,7 @@ class Recorder:
 
     def __init__(self, family: Family, container: nn.Module, loop: nn.Module | None = None) -> None:
         self.family, self.container, self.loop = family, container, loop
+        self.line = next(iter(family.lines.of.values()))
         self.recording: Recording | None = None
         self.shape: tuple[Any, ...] = ()
         self.streak, self.after = 0, AFTER
@@ -98,21 +108,23 @@ class Recorder:
         of all blocks is written on x itself, so that calls from several threads do not meet."""
         if index == 0:
             lines = self.family.lines
-            alone, lines.inside = lines.inside and all(name in MASKS or value is None for name, value in kwargs.items()), False
-            out = self.replay(x) if alone else None
+            alone, lines.inside = lines.inside and self.line.reads(kwargs), False
+            out = self.replay(x, kwargs.get(self.line.straight.positions)) if alone else None
         else:
             out = x if vars(x).pop(NEXT, None) == index else None
         if out is not None and index + 1 < len(self.family.lines.of):
             setattr(out, NEXT, index + 1)
         return out
 
-    def replay(self, x: Tensor) -> Tensor | None:
-        """The container's output for x [B, P+N, C]; None if its blocks have to run."""
+    def replay(self, x: Tensor, positions: Any = None) -> Tensor | None:
+        """The container's output for x [B, P+N, C] and what says where its tokens are; None if its blocks have to run."""
         family, fresh = self.family, self.family.lines.complete()
         if fresh is None or type(x) is not Tensor or not quiet() or not 0 < rows_of(x) <= FEW:
             return None
-        heard = vars(family.projection()).get(HEARD)
-        inputs = [x] if heard is None else [x, heard]
+        given = {"x": x, "positions": positions, "heard": vars(family.projection()).get(HEARD)}
+        inputs, form = tree_flatten({name: value for name, value in given.items() if value is not None})
+        if not all(isinstance(value, Tensor) for value in inputs):
+            return None
         shape = (family.image, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs))
         self.streak, self.shape = (self.streak + 1 if shape == self.shape else 1), shape
         if (self.recording is None and self.streak < self.after) or not self.holds():
@@ -123,7 +135,7 @@ class Recorder:
             if self.streak < self.after:
                 return None
             self.streak, self.after = 0, self.after * TIMES
-            self.recording = record(family, inputs, state)
+            self.recording = record(family, inputs, form, state)
         out = None if self.recording is None else self.recording.replay(family.sites, inputs)
         if out is None:
             self.recording = None
@@ -147,8 +159,8 @@ class Recorder:
         return self.around.holds() and (self.loop is None or self.called_by(self.loop))
 
     def called_by(self, loop: nn.Module) -> bool:
-        """Whether a module's own loop still calls the container's blocks."""
-        return original(loop) and any(child is self.container for child in loop._modules.values())
+        """Whether a module's own loop still calls the container's blocks, in the model's own forward."""
+        return original(loop) and written(self.family.model) and any(child is self.container for child in loop._modules.values())
 
     def weights(self) -> list[Any]:
         """Which parameters the blocks have, and the numbers that modules keep beside them."""
@@ -156,30 +168,33 @@ class Recorder:
         return found + [state.get(name) for state, name in self.numbered]
 
 
-def record(family: Family, inputs: Sequence[Tensor], state: tuple[Any, ...]) -> Recording | None:
+def record(family: Family, inputs: Sequence[Tensor], form: TreeSpec, state: tuple[Any, ...]) -> Recording | None:
     """The blocks on inputs like these, written down; None where they cannot be."""
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; without it, blocks run one by one
         try:
-            program = script(partial(run, family, state[1]), [tensor.clone() for tensor in inputs])
+            program = script(partial(run, family, state[1], form), [tensor.clone() for tensor in inputs])
         except Exception:  # whatever a torch to come has against it
             return None
         finally:
-            hear(family, *inputs[1:])
+            hear(family, tree_unflatten(inputs, form))
     outcomes = [(site.plan, list(tensors(site))) for site in family.sites if site.plan is not None]
     return Recording(state, outcomes, program)
 
 
-def run(family: Family, fresh: Fresh, x: Tensor, *heard: Tensor) -> list[Tensor]:
+def run(family: Family, fresh: Fresh, form: TreeSpec, *inputs: Tensor) -> list[Tensor]:
     """All blocks as lines: their output, whether all statistics are certain (left out if they always are), and the sites' tensors."""
-    hear(family, *heard)
+    given = tree_unflatten(inputs, form)
+    hear(family, given)
+    x: Tensor = given["x"]
     doubts: list[Tensor] = []
     for site in family.sites:
         site.doubts = doubts
     try:
         for (index, line), packed in zip(family.lines.of.items(), fresh, strict=True):
             block, line.fresh = line.straight.block, packed
-            x = run_block(family, block, index, block.__dict__["_sparsight"][2], line, {}, x)
+            besides = {line.straight.positions: given["positions"]} if "positions" in given else {}
+            x = run_block(family, block, index, block.__dict__["_sparsight"][2], line, besides, x)
     finally:
         for site in family.sites:
             site.doubts = None
@@ -187,16 +202,22 @@ def run(family: Family, fresh: Fresh, x: Tensor, *heard: Tensor) -> list[Tensor]
     return [x, *certain, *(tensor for site in family.sites for tensor in tensors(site).values())]
 
 
-def hear(family: Family, *heard: Tensor) -> None:
-    """Let the patch embedding have said this, if a site listens to it."""
-    for tensor in heard:
-        vars(family.projection())[HEARD] = tensor
+def hear(family: Family, given: dict[str, Any]) -> None:
+    """Let the patch embedding have said what it said, if a site listens to it."""
+    if "heard" in given:
+        vars(family.projection())[HEARD] = given["heard"]
 
 
 def tensors(site: Site) -> dict[str, Tensor]:
     """The tensors of a site's outcome by their names."""
-    values = {**{name: getattr(site.plan, name) for name in PLANNED}, "size": site.size, "score": site.score}
+    values = {**{name: getattr(site.plan, name) for name in PLANNED}, **{name: getattr(site, name) for name in LEFT}}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def written(model: nn.Module) -> bool:
+    """Whether a model's forward is a framework's, and no other tool has put its own over it."""
+    own: Any = type(model).forward
+    return own.__module__.partition(".")[0] in FRAMEWORKS and not OWN & vars(model).keys()
 
 
 def records(family: Family) -> bool:

@@ -16,12 +16,12 @@ class Remade(Family):
     """A family whose `attend` goes through `remade`; q, k and v wait on the block for the site that reads them."""
 
     @abstractmethod
-    def project(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, H, P+N, D] of a normalised input x [B, P+N, C]."""
 
     def remade(self, block: nn.Module, x: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
         """Values mixed by attention, before the heads are joined: [B, H, P+N, D]."""
-        q, k, v = self.project(block, x)
+        q, k, v = self.parts(block, x)
         if asked(self.sites, block.__dict__["_sparsight"][1]):
             block.__dict__["_sparsight_qkv"] = (q, k, v)
         bias = None if bias is None else bias.to(q.dtype)

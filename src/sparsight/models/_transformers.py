@@ -23,6 +23,10 @@ BETWEEN = ("output_hidden_states", "output_attentions")
 """What a caller may ask for that lies between the blocks."""
 
 
+MLP = (("fc1", "activation_fn", "fc2"), ("up_proj", "act_fn", "down_proj"))
+"""What the parts of an MLP are called."""
+
+
 def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: a layer whose tokens are fewer gets no mask made for all of them."""
     return args[:1], {**kwargs, "attention_mask": None}
@@ -74,7 +78,7 @@ class TransformersViT(Opened):
             self.hooks.append(self.model.register_forward_pre_hook(self.refuse_call, with_kwargs=True))
             rest = [block for block in self.blocks if block not in self.patched]
             self.hooks += [block.register_forward_pre_hook(without_mask, with_kwargs=True) for block in rest]
-            loop: Any = getattr(self.model, "encoder", self.model)
+            loop: Any = getattr(self.model, "encoder", None) or getattr(self.model, "model", self.model)
             recording.install_in_loop(self, getattr(loop, "layers", None) or getattr(loop, "layer", None), loop)
 
     def refuse_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -133,19 +137,20 @@ class TransformersViT(Opened):
         return self.fused(block) and unheard(self.attention(block))
 
     def fused(self, block: nn.Module) -> bool:
-        return not self.positional and self.attention(block).config._attn_implementation == "sdpa"
+        return bool(self.attention(block).config._attn_implementation == "sdpa")
 
     def usual(self, block: nn.Module, norms: tuple[nn.Module, nn.Module], *scales: nn.Module) -> Straight | None:
         """The parts of a layer with these norms (and LayerScale), if its MLP is two linear layers and an activation."""
         b: Any = block
         a, m = self.attention(block), b.mlp
-        if self.positional or not type(m).__name__.endswith("MLP") or not hasattr(m, "activation_fn"):
+        mlp = next((parts for names in MLP if None not in (parts := tuple(m._modules.get(name) for name in names))), None)
+        if mlp is None:
             return None
         inputs, width = (a.q_proj, a.k_proj, a.v_proj), int(a.head_dim)
         heads = int(a.q_proj.out_features) // width
-        return Straight((block, a, m), norms, inputs, output(a), (m.fc1, m.activation_fn, m.fc2), heads, self.scale(block), scales)
+        return Straight((block, a, m), norms, inputs, output(a), mlp, heads, self.scale(block), scales)
 
-    def project(self, block: nn.Module, x: Tensor) -> Heads:
+    def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         a, x = self.attention(block), self.normal(block, x)
         return self.heads(block, a.q_proj(x)), self.heads(block, a.k_proj(x)), self.heads(block, a.v_proj(x))
 

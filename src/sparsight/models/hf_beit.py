@@ -56,6 +56,9 @@ class HFBeit(TransformersViT):
         total = with_bias(kwargs.get(MASK), own)
         return {**kwargs, MASK: total if total is None or place is None else take_pairs(total, place, self.prefix)}
 
+    def opens(self, block: nn.Module) -> bool:
+        return False  # every pair of tokens has a bias
+
     def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
         out: Tensor = b.layernorm_before(x)

@@ -5,13 +5,19 @@ The rows of the rotary tables follow the tokens that are left; a token fused of 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ._early import Heads
+from ._line import Straight
 from ._positions import Once, take_rows
 from .hf_dinov2 import HFDinov2
+
+TABLES = "position_embeddings"
+"""What layers get besides x: rows of cosines and sines for the patches."""
 
 
 class HFDinov3(HFDinov2):
@@ -39,21 +45,29 @@ class HFDinov3(HFDinov2):
         place = self.arriving(index)
         if place is None:
             return kwargs
-        cos, sin = kwargs["position_embeddings"]
+        cos, sin = kwargs[TABLES]
         rows = self.once.made((cos, sin, place), lambda: (take_rows(cos, place, 1.0), take_rows(sin, place, 0.0)))
-        return {**kwargs, "position_embeddings": rows}
+        return {**kwargs, TABLES: rows}
+
+    def straight(self, block: nn.Module) -> Straight | None:
+        found = super().straight(block)
+        return None if found is None else replace(found, positions=TABLES, turn=rotated)
+
+    def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
+        q, k, v = super().project(block, x, kwargs)
+        return rotated(q, kwargs[TABLES]), rotated(k, kwargs[TABLES]), v
 
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        cos, sin = kwargs["position_embeddings"]
         return {
-            name: value if name == "v" else rotated(value, cos, sin)
+            name: value if name == "v" else rotated(value, kwargs[TABLES])
             for name, value in super().captured(block, names, kwargs).items()
         }
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """x [B, H, P+N, D] with its last N tokens rotated: halves (a, b) of D become (a, b) * cos + (-b, a) * sin."""
+    cos, sin = tables
     first = x.shape[2] - cos.shape[-2]
     prefix, patches = x[:, :, :first], x[:, :, first:]
     a, b = patches.chunk(2, dim=-1)
-    return torch.cat([prefix, patches * cos + torch.cat([-b, a], dim=-1) * sin], dim=2)
+    return torch.cat([prefix, torch.addcmul(patches * cos, torch.cat([-b, a], dim=-1), sin)], dim=2)

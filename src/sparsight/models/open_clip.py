@@ -12,12 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from . import _recording as recording
+from ._early import Heads, Opened, unheard
 from ._heads import join_heads, split_heads
+from ._line import Straight
+from ._packed import Layer, store_of
 from ._remade import Remade
 from ._timm import full_intermediates
 
 
-class OpenCLIP(Remade):
+class OpenCLIP(Opened, Remade):
     """VisionTransformer of open_clip: one class token, blocks with torch's attention or open_clip's own."""
 
     name = "open_clip VisionTransformer"
@@ -71,23 +75,60 @@ class OpenCLIP(Remade):
         a: Any = block.attn
         return float(a.head_dim**-0.5)
 
-    def project(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def patch(self) -> None:
+        super().patch()
+        if self.sites:
+            self.announce()
+            loop: Any = self.model.transformer
+            recording.install_in_loop(self, loop.resblocks, loop)
+
+    def parts(self, block: nn.Module, x: Tensor) -> Heads:
         a: Any = block.attn
-        packed = nn.functional.linear(x, a.in_proj_weight, a.in_proj_bias)
-        q, k, v = (split_heads(part, a.num_heads) for part in packed.chunk(3, dim=-1))
+        q, k, v = (split_heads(part, a.num_heads) for part in inputs(a).of(x).chunk(3, dim=-1))
         return (a.ln_q(q), a.ln_k(k), v) if hasattr(a, "ln_q") else (q, k, v)
+
+    def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
+        b: Any = block
+        return self.parts(block, b.ln_1(x))
+
+    def opens(self, block: nn.Module) -> bool:
+        return self.fused(block)
+
+    def fused(self, block: nn.Module) -> bool:
+        return isinstance(block.attn, nn.MultiheadAttention) and unheard(block.attn)
+
+    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        b: Any = block
+        return self.residual(block, x, b.attn.out_proj(mixed))
+
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """The residual of the attention."""
+        b: Any = block
+        branch = b.ls_1(branch)
+        return x + branch
+
+    def dropout(self, block: nn.Module) -> float:
+        a: Any = block.attn
+        return float(a.dropout) if a.training else 0.0
+
+    def straight(self, block: nn.Module) -> Straight | None:
+        b: Any = block
+        a, m = b.attn, b.mlp
+        if not self.fused(block):
+            return None
+        mlp = m.c_fc, m.gelu, m.c_proj
+        return Straight(
+            (b, a, m), (b.ln_1, b.ln_2), (inputs(a),), a.out_proj, mlp, a.num_heads, self.scale(block), (b.ls_1, b.ls_2)
+        )
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         b: Any = block
         a = b.attn
         if isinstance(a, nn.MultiheadAttention):
-            branch: Tensor = a.out_proj(join_heads(self.remade(block, b.ln_1(x), bias, a.dropout)))
-        else:
-            mixed = self.remade(block, b.ln_1(x), bias, a.attn_drop.p)
-            mixed = mixed if a.head_scale is None else mixed * a.head_scale
-            branch = b.ln_attn(a.out_drop(a.out_proj(a.ln_inner(join_heads(mixed)))))
-        branch = b.ls_1(branch)
-        return x + branch
+            return self.close(block, x, join_heads(self.remade(block, b.ln_1(x), bias, a.dropout)))
+        mixed = self.remade(block, b.ln_1(x), bias, a.attn_drop.p)
+        mixed = mixed if a.head_scale is None else mixed * a.head_scale
+        return self.residual(block, x, b.ln_attn(a.out_drop(a.out_proj(a.ln_inner(join_heads(mixed))))))
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
@@ -106,6 +147,11 @@ class OpenCLIP(Remade):
         super().unpatch()
         for name in ("_global_pool", "forward_intermediates"):
             self.model.__dict__.pop(name, None)
+
+
+def inputs(attention: nn.Module) -> Layer:
+    """What makes q, k and v."""
+    return Layer(attention, store_of(attention), "in_proj_weight", [(attention, "in_proj_bias")])
 
 
 def sized_pool(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._heads import join_heads, split_heads
+from ._packed import Layer, store_of
 from ._positions import take_pairs, with_columns
 from ._remade import Remade, with_bias
 from ._timm import TimmFamily
@@ -47,10 +47,10 @@ class TimmBeit(Remade, TimmFamily):
         total = total if total.dim() == 4 else total.unsqueeze(0)
         return {**kwargs, self.key: total if place is None else take_pairs(total, place, self.prefix)}
 
-    def project(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a: Any = block.attn
-        bias = None if a.q_bias is None else torch.cat((a.q_bias, a.k_bias, a.v_bias))
-        q, k, v = nn.functional.linear(x, a.qkv.weight, bias).chunk(3, dim=-1)
+        biases = () if a.q_bias is None else [(a, name) for name in ("q_bias", "k_bias", "v_bias")]
+        q, k, v = Layer(a.qkv, store_of(a.qkv), biases=biases).of(x).chunk(3, dim=-1)
         return split_heads(q, a.num_heads), split_heads(k, a.num_heads), split_heads(v, a.num_heads)
 
     def attention(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:

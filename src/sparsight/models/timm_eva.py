@@ -7,18 +7,23 @@ Scores see q and k after rotation; keys and values that several heads share are 
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from . import _recording as recording
+from ._early import Heads, Opened, unheard
+from ._line import Straight
+from ._packed import Layer, store_of
 from ._positions import Once, take_rows
 from ._timm import TimmFamily
 
 POST = "EvaBlockPostNorm"
 
 
-class TimmEva(TimmFamily):
+class TimmEva(Opened, TimmFamily):
     """Eva made of `EvaBlock` or `EvaBlockPostNorm`, with `EvaAttention` or `AttentionRope`."""
 
     name = "timm Eva"
@@ -44,19 +49,67 @@ class TimmEva(TimmFamily):
 
         return {**kwargs, "rope": self.once.made((rope, place), rows)}
 
+    def patch(self) -> None:
+        super().patch()
+        if self.sites:
+            self.announce()
+            if not getattr(self.model, "rope_mixed", False):  # there every block gets a table of its own
+                recording.install_in_loop(self, self.model.blocks, self.model)  # type: ignore[arg-type]
+
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         b: Any = block
-        rope, post = kwargs.get("rope"), type(block).__name__ == POST
-        branch: Tensor = b.attn(x if post else b.norm1(x), rope=rope, attn_mask=bias)
-        branch = b.drop_path1(b.norm1(branch) if post else branch if b.gamma_1 is None else b.gamma_1 * branch)
+        return self.residual(block, x, b.attn(x if post(block) else b.norm1(x), rope=kwargs.get("rope"), attn_mask=bias))
+
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """The residual of the attention."""
+        b: Any = block
+        branch = b.drop_path1(b.norm1(branch) if post(block) else branch if b.gamma_1 is None else b.gamma_1 * branch)
         return x + branch
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
-        post = type(block).__name__ == POST
-        branch: Tensor = b.mlp(x if post else b.norm2(x))
-        branch = b.drop_path2(b.norm2(branch) if post else branch if b.gamma_2 is None else b.gamma_2 * branch)
+        branch: Tensor = b.mlp(x if post(block) else b.norm2(x))
+        branch = b.drop_path2(b.norm2(branch) if post(block) else branch if b.gamma_2 is None else b.gamma_2 * branch)
         return x + branch
+
+    def opens(self, block: nn.Module) -> bool:
+        a: Any = block.attn
+        return self.fused(block) and unheard(a) and unheard(a.attn_drop)
+
+    def fused(self, block: nn.Module) -> bool:
+        a: Any = block.attn
+        return bool(a.fused_attn) and getattr(a, "gate", None) is None and not getattr(a, "qkv_bias_separate", False)
+
+    def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
+        b: Any = block
+        a, x = b.attn, x if post(block) else b.norm1(x)
+        parts = [layer.of(x) if isinstance(layer, Layer) else layer(x) for layer in inputs(block)]
+        parts = list(parts[0].chunk(3, dim=-1)) if len(parts) == 1 else parts
+        q, k, v = (part.view(*part.shape[:2], -1, a.head_dim).transpose(1, 2) for part in parts)
+        return (
+            self.turned(block, a.q_norm(q), "q", kwargs),
+            self.turned(block, a.k_norm(k), "k", kwargs),
+            self.turned(block, v, "v", kwargs),
+        )
+
+    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        a: Any = block.attn
+        return self.residual(block, x, a.proj_drop(a.proj(a.norm(mixed))))
+
+    def dropout(self, block: nn.Module) -> float:
+        a: Any = block.attn
+        return float(a.attn_drop.p) if a.training else 0.0
+
+    def straight(self, block: nn.Module) -> Straight | None:
+        b: Any = block
+        a, m = b.attn, b.mlp
+        if post(block) or type(m).__name__ != "Mlp" or getattr(a, "num_kv_heads", a.num_heads) != a.num_heads:
+            return None
+        turn = partial(rotated, prefix=a.num_prefix_tokens, half=getattr(a, "rotate_half", False))
+        scales = ("gamma_1", "gamma_2")
+        return Straight(
+            (b, a, m), (b.norm1, b.norm2), inputs(block), a.proj, (m.fc1, m.act, m.fc2), a.num_heads, a.scale, scales, "rope", turn
+        )
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         b: Any = block
@@ -85,19 +138,34 @@ class TimmEva(TimmFamily):
         return tapped.view(*tapped.shape[:2], -1, a.head_dim).transpose(1, 2)
 
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        a: Any = block.attn
-        found = super().captured(block, names, kwargs)
-        rope = kwargs.get("rope")
-        for name in names:
-            if rope is not None and name != "v":
-                found[name] = rotated(found[name], rope, a.num_prefix_tokens, getattr(a, "rotate_half", False))
-            found[name] = found[name].repeat_interleave(a.num_heads // found[name].shape[1], dim=1)
-        return found
+        return {name: self.turned(block, part, name, kwargs) for name, part in super().captured(block, names, kwargs).items()}
+
+    def turned(self, block: nn.Module, part: Tensor, name: str, kwargs: dict[str, Any]) -> Tensor:
+        """q, k or v as the attention uses it: rotated, and for every head."""
+        a, rope = cast(Any, block.attn), kwargs.get("rope")
+        if rope is not None and name != "v":
+            part = rotated(part, rope, a.num_prefix_tokens, getattr(a, "rotate_half", False))
+        return part.repeat_interleave(a.num_heads // part.shape[1], dim=1) if part.shape[1] < a.num_heads else part
 
 
 def record_input(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Forward pre-hook: keep the input on the module until the site has read it."""
     module._sparsight_out = args[0]
+
+
+def post(block: nn.Module) -> bool:
+    """Whether a block normalises what its branches give instead of what they get."""
+    return type(block).__name__ == POST
+
+
+def inputs(block: nn.Module) -> tuple[nn.Module | Layer, ...]:
+    """What makes q, k and v: one layer for all, whose bias may lie beside it in three parts, or one for each."""
+    a: Any = block.attn
+    if a.qkv is None:
+        return a.q_proj, a.k_proj, a.v_proj
+    if getattr(a, "q_bias", None) is None:
+        return (a.qkv,)
+    return (Layer(a.qkv, store_of(a.qkv), biases=[(a, name) for name in ("q_bias", "k_bias", "v_bias")]),)
 
 
 def packed(block: nn.Module) -> bool:
@@ -107,8 +175,8 @@ def packed(block: nn.Module) -> bool:
 
 
 def rotated(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
-    """x [B, H, P+N, D] as timm's attention rotates it: patches only."""
+    """x [..., P+N, D] as timm's attention rotates it: patches only."""
     from timm.layers import apply_rot_embed_cat
 
-    turned: Tensor = apply_rot_embed_cat(x[:, :, prefix:], rope, **({"half": True} if half else {}))
-    return torch.cat([x[:, :, :prefix], turned], dim=2).type_as(x)
+    turned: Tensor = apply_rot_embed_cat(x[..., prefix:, :], rope, **({"half": True} if half else {}))
+    return torch.cat([x[..., :prefix, :], turned], dim=-2).type_as(x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from ._line import Straight
 from ._remade import with_bias
 from ._site import Site
 from ._timm import full_intermediates
@@ -102,6 +103,12 @@ class TimmNaFlex(TimmEva):
         if self.arriving(index) is None:
             return kwargs
         return {**super().follow(index, kwargs), "attn_mask": None}
+
+    def opens(self, block: nn.Module) -> bool:
+        return False  # masks come with the images
+
+    def straight(self, block: nn.Module) -> Straight | None:
+        return None
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         bias = with_bias(kwargs.get("attn_mask"), bias)

@@ -29,7 +29,7 @@ class TimmRelPos(TimmBeit):
         bias: Tensor | None = None if a.rel_pos is None else a.rel_pos.get_bias()
         return bias
 
-    def project(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a: Any = block.attn
         q, k, v = (split_heads(part, a.num_heads) for part in a.qkv(x).chunk(3, dim=-1))
         return a.q_norm(q), a.k_norm(k), v

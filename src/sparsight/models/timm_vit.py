@@ -58,7 +58,7 @@ class TimmViT(Opened, TimmFamily):
         a: Any = block.attn
         return a.fused_attn and a.gate is None
 
-    def project(self, block: nn.Module, x: Tensor) -> Heads:
+    def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         b: Any = block
         q, k, v = (split_heads(part, b.attn.num_heads) for part in b.attn.qkv(b.norm1(x)).chunk(3, dim=-1))
         return b.attn.q_norm(q), b.attn.k_norm(k), v
