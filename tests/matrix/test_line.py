@@ -17,12 +17,21 @@ from sparsight.prune import family_of
 STRAIGHT = [
     *("timm-token", "timm-registers", "timm-noclass-map", "timm-layerscale", "timm-dynamic", "vit", "deit"),
     *("dinov2", "dinov2-registers", "clip", "clip-vision", "siglip", "siglip-vision"),
-    *("timm-eva", "timm-dinov3", "dinov3-plain", "openclip"),
+    *(
+        "timm-qknorm",
+        "timm-eva",
+        "timm-eva02",
+        "timm-dinov3",
+        "timm-rope-mixed",
+        "dinov2-model-swiglu",
+        "dinov3",
+        "dinov3-plain",
+        "openclip",
+    ),
 ]
 OTHERS = [
-    *("timm-qknorm", "timm-gated", "timm-unfused", "timm-beit", "timm-relpos", "timm-naflex", "vit-model-eager"),
-    *("timm-eva02", "timm-eva02-post", "timm-perception", "timm-rope-mixed", "openclip-custom-avg"),
-    *("dinov2-model-swiglu", "dinov3", "beit", "clip-projection-eager"),
+    *("timm-gated", "timm-unfused", "timm-beit", "timm-relpos", "timm-naflex", "timm-eva02-post", "timm-perception"),
+    *("vit-model-eager", "beit", "clip-projection-eager", "openclip-custom-avg"),
 ]
 COUNTED = "col_ln:keep=0.5,layers=1/2"
 TAPPED = "evit:keep=0.5,layers=1"

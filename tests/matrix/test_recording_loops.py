@@ -15,8 +15,11 @@ from sparsight.prune import family_of
 
 pytestmark = pytest.mark.skipif(kernel() is None, reason="this torch has no packed product")
 
-LOOPS = ["vit", "deit", "dinov2", "dinov2-registers", "dinov3-plain", "clip", "clip-vision", "siglip", "siglip-vision"]
-OTHERS = ["timm-eva", "timm-dinov3", "openclip"]
+LOOPS = [
+    *("vit", "deit", "dinov2", "dinov2-registers", "dinov2-model-swiglu", "dinov3", "dinov3-plain"),
+    *("clip", "clip-vision", "siglip", "siglip-vision"),
+]
+OTHERS = ["timm-eva", "timm-eva02", "timm-dinov3", "openclip"]
 """Of timm and open_clip."""
 RECIPE = "col_ln:keep=0.5,layers=1/2"
 

@@ -138,7 +138,7 @@ PE = {
     "rope_grid_indexing": "xy",
     "rope_grid_offset": 1.0,
 }
-MIXED = {"attn_type": "rope", "rope_type": "mixed", "qk_norm": True, "class_token": False}
+MIXED = {"attn_type": "rope", "rope_type": "mixed", "qk_norm": True, "class_token": False, "swiglu_mlp": True}
 VIT = {**SHAPE, **IMAGE, "num_labels": 5}
 DROPS = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 DINO = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "mlp_ratio": 2, **IMAGE, "num_labels": 5}

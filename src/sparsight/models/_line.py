@@ -38,7 +38,9 @@ class Straight:
 
     frames: the block and those of its modules that only call others. inputs: one layer for q, k and v together, or one for each.
     scales: LayerScale, or what stands in its place, of attention and MLP, or names of the block's own parameters; () where the family
-    has none. mlp: layer, activation, layer. positions: name of what the block gets besides x, with which `turn` rotates q and k.
+    has none. mlp: layer, activation, layer. gate: another layer beside the first, whose output the activation's is multiplied by; halves:
+    the first layer makes both, the activation's part first. heads_norms: of q and k. inner_norms: before `output` and the MLP's last layer.
+    positions: name of what the block gets besides x, with which `turn` rotates q and k.
     """
 
     frames: tuple[nn.Module, ...]
@@ -49,6 +51,10 @@ class Straight:
     heads: int
     scale: float
     scales: tuple[nn.Module | str, ...] = ()
+    gate: nn.Module | None = None
+    halves: bool = False
+    heads_norms: tuple[nn.Module, ...] = ()
+    inner_norms: tuple[nn.Module, ...] = ()
     positions: str = ""
     turn: Callable[[Tensor, Any], Tensor] | None = None
 
@@ -58,17 +64,22 @@ class Straight:
 
     @property
     def layers(self) -> list[Layer]:
-        given = (*self.inputs, self.output, self.mlp[0], self.mlp[2])
+        gate = () if self.gate is None else (self.gate,)
+        given = (*self.inputs, *gate, self.output, self.mlp[0], self.mlp[2])
         return [found if isinstance(found, Layer) else Layer(found, store_of(found)) for found in given]
+
+    @property
+    def all_norms(self) -> list[nn.Module]:
+        return [*self.norms, *(norm for norm in (*self.heads_norms, *self.inner_norms) if normed(norm) is not None)]
 
     def known(self) -> bool:
         """Whether a line repeats the arithmetic of each module of the block, all of them as their frameworks wrote them. The activation
         may be any, because it is called."""
         layers = [layer.module for layer in self.layers]
-        act, named = self.mlp[1], {id(module) for module in (*self.frames, *self.norms, *layers)}
+        act, named = self.mlp[1], {id(module) for module in (*self.frames, *self.all_norms, *layers)}
         if not all(module is act or original(module) for module in self.block.modules()):
             return False
-        if not all(full_name(norm) in NORMS for norm in self.norms) or not all(type(layer) in MULTIPLY for layer in layers):
+        if not all(full_name(norm) in NORMS for norm in self.all_norms) or not all(type(layer) in MULTIPLY for layer in layers):
             return False
         rest = [module for module in self.block.modules() if module is not act and id(module) not in named]
         scales = [found for found in self.scales if isinstance(found, nn.Module) and scales_channels(found)]
@@ -88,6 +99,8 @@ class Line:
         self.layers = straight.layers
         self.nothing = (None,) * len(self.layers)
         self.fresh: Sequence[Packed | None] = self.nothing
+        self.heads_norms = tuple(normed(norm) for norm in straight.heads_norms) or (None, None)
+        self.inner_norms = tuple(normed(norm) for norm in straight.inner_norms) or (None, None)
         self.scales = [self.scale_of(found) for found in straight.scales] or [None, None]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,17 +132,20 @@ class Line:
         batch, length, _ = x.shape
         rows, heads = batch * length, self.straight.heads
         x, table = normal(self.straight.norms[0], x), kwargs.get(self.straight.positions)
-        if len(self.layers) == 4:
+        if len(self.straight.inputs) == 1:
             parts = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            q, k, v = (*self.turned(parts[:2], table).unbind(0), parts[2]) if table is not None else parts.unbind(0)
-            return q, k, v
-        q, k, v = (split_heads(self.multiply(number, x, rows), heads) for number in range(3))
-        return (q, k, v) if table is None else (self.turned(q, table), self.turned(k, table), v)
+            if table is not None and self.heads_norms == (None, None):  # both in one
+                q, k = self.turned(parts[:2], None, table).unbind(0)
+                return q, k, parts[2]
+            q, k, v = parts.unbind(0)
+        else:
+            q, k, v = (split_heads(self.multiply(number, x, rows), heads) for number in range(3))
+        return self.turned(q, self.heads_norms[0], table), self.turned(k, self.heads_norms[1], table), v
 
-    def turned(self, x: Tensor, table: Any) -> Tensor:
-        """x [..., L, D] as the model rotates its queries and keys."""
-        assert self.straight.turn is not None
-        return self.straight.turn(x, table)
+    def turned(self, x: Tensor, norm: nn.Module | None, table: Any) -> Tensor:
+        """x [..., L, D] as the model normalises and rotates its queries and keys."""
+        x = x if norm is None else normal(norm, x)
+        return x if table is None or self.straight.turn is None else self.straight.turn(x, table)
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Heads]:
         """x [B, L, C] plus the attention branch, and the q, k, v [B, H, L, D] that it has used."""
@@ -139,13 +155,22 @@ class Line:
 
     def close(self, _block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""
+        mixed = mixed if self.inner_norms[0] is None else normal(self.inner_norms[0], mixed)
         return plus(x, self.multiply(-3, mixed, x.shape[0] * x.shape[1]), self.scales[0])
 
     def feed(self, _block: nn.Module, x: Tensor) -> Tensor:
         """x [B, L, C] plus the MLP branch."""
-        rows = x.shape[0] * x.shape[1]
-        inner, act = self.multiply(-2, normal(self.straight.norms[1], x), rows), self.straight.mlp[1]
-        inner = torch.ops.aten.gelu_.default(inner, approximate=act.approximate) if self.gelu else act(inner)
+        s, rows = self.straight, x.shape[0] * x.shape[1]
+        act, x_normed = s.mlp[1], normal(s.norms[1], x)
+        inner = self.multiply(-2, x_normed, rows)
+        if s.halves:
+            inner, other = inner.chunk(2, dim=-1)
+            inner = act(inner) * other
+        elif s.gate is not None:
+            inner = act(inner) * self.multiply(len(s.inputs), x_normed, rows)
+        else:
+            inner = torch.ops.aten.gelu_.default(inner, approximate=act.approximate) if self.gelu else act(inner)
+        inner = inner if self.inner_norms[1] is None else normal(self.inner_norms[1], inner)
         return plus(x, self.multiply(-1, inner, rows), self.scales[1])
 
 
@@ -230,6 +255,11 @@ def normal(norm: Any, x: Tensor) -> Tensor:
     """LayerNorm of x [B, L, C]."""
     own = norm._parameters
     return torch.layer_norm(x, norm.normalized_shape, own["weight"], own["bias"], norm.eps)
+
+
+def normed(norm: nn.Module) -> nn.Module | None:
+    """The norm, or None where nothing stands in its place."""
+    return None if kind_of(norm) == "Identity" else norm
 
 
 def plus(x: Tensor, branch: Tensor, scale: tuple[nn.Module, str] | None) -> Tensor:

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +50,7 @@ LEFT = ("size", "score", "place")
 NUMBERS = (int, float, str, bool)
 """What norms and activations keep besides weights."""
 
-PARAMETERS = itemgetter("_parameters")
+WEIGHTS = ("_parameters", "_buffers")
 HEARD, NEXT = "_sparsight_out", "_sparsight_next"
 Fresh = list[Sequence[Packed | None]]
 
@@ -97,7 +96,7 @@ class Recorder:
         self.shape: tuple[Any, ...] = ()
         self.streak, self.after = 0, AFTER
         self.around: Snapshot | None = None
-        self.weighted: list[dict[str, Any]] = []
+        self.weighted: list[tuple[dict[str, Any], str]] = []
         self.numbered: list[tuple[dict[str, Any], str]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,8 +152,8 @@ class Recorder:
             self.around = Snapshot.around([self.container])
             lines = [line.straight for line in self.family.lines.of.values()]
             states = [vars(module) for line in lines for module in line.block.modules()]
-            self.weighted = [state for state in states if state["_parameters"]]
-            read = [module for line in lines for module in (*line.norms, *line.mlp[1].modules())]
+            self.weighted = [(state, kind) for kind in WEIGHTS for state in states if state[kind]]
+            read = [module for line in lines for module in (*line.all_norms, *line.mlp[1].modules())]
             self.numbered = [(vars(m), name) for m in read for name, value in vars(m).items() if type(value) in NUMBERS]
         return self.around.holds() and (self.loop is None or self.called_by(self.loop))
 
@@ -163,8 +162,8 @@ class Recorder:
         return original(loop) and written(self.family.model) and any(child is self.container for child in loop._modules.values())
 
     def weights(self) -> list[Any]:
-        """Which parameters the blocks have, and the numbers that modules keep beside them."""
-        found: list[Any] = [id(weight) for own in map(PARAMETERS, self.weighted) for weight in own.values()]
+        """Which parameters and buffers the blocks have, and the numbers that modules keep beside them."""
+        found: list[Any] = [id(weight) for state, kind in self.weighted for weight in state[kind].values()]
         return found + [state.get(name) for state, name in self.numbered]
 
 

@@ -94,6 +94,16 @@ class TimmFamily(Family):
             self.model.__dict__.pop(name, None)
 
 
+def mlp(module: nn.Module) -> dict[str, Any] | None:
+    """What a line has to know of an MLP of timm; None if it is another one."""
+    m: Any = module
+    if type(m).__name__ == "SwiGLU":
+        return {"mlp": (m.fc1_g, m.act, m.fc2), "gate": m.fc1_x}
+    if type(m).__name__ == "Mlp" or (type(m).__name__ == "GluMlp" and not m.gate_last):
+        return {"mlp": (m.fc1, m.act, m.fc2), "halves": type(m).__name__ == "GluMlp"}
+    return None
+
+
 def sized_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
     """timm's `pool` with averages weighted by token size, without padding; x [B, P+N, C] -> [B, C]."""
     kind = self.global_pool if pool_type is None else pool_type

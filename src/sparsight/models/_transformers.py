@@ -23,8 +23,8 @@ BETWEEN = ("output_hidden_states", "output_attentions")
 """What a caller may ask for that lies between the blocks."""
 
 
-MLP = (("fc1", "activation_fn", "fc2"), ("up_proj", "act_fn", "down_proj"))
-"""What the parts of an MLP are called."""
+MLP = (("fc1", "activation_fn", "fc2"), ("gate_proj", "act_fn", "down_proj"), ("up_proj", "act_fn", "down_proj"))
+"""What the parts of an MLP are called; beside `gate_proj` stands `up_proj`."""
 
 
 def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -143,12 +143,13 @@ class TransformersViT(Opened):
         """The parts of a layer with these norms (and LayerScale), if its MLP is two linear layers and an activation."""
         b: Any = block
         a, m = self.attention(block), b.mlp
-        mlp = next((parts for names in MLP if None not in (parts := tuple(m._modules.get(name) for name in names))), None)
+        mlp: Any = next((parts for names in MLP if None not in (parts := tuple(m._modules.get(name) for name in names))), None)
         if mlp is None:
             return None
+        gate = m.up_proj if "gate_proj" in m._modules else None
         inputs, width = (a.q_proj, a.k_proj, a.v_proj), int(a.head_dim)
         heads = int(a.q_proj.out_features) // width
-        return Straight((block, a, m), norms, inputs, output(a), mlp, heads, self.scale(block), scales)
+        return Straight((block, a, m), norms, inputs, output(a), mlp, heads, self.scale(block), scales, gate)
 
     def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         a, x = self.attention(block), self.normal(block, x)

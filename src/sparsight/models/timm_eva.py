@@ -18,7 +18,7 @@ from ._early import Heads, Opened, unheard
 from ._line import Straight
 from ._packed import Layer, store_of
 from ._positions import Once, take_rows
-from ._timm import TimmFamily
+from ._timm import TimmFamily, mlp
 
 POST = "EvaBlockPostNorm"
 
@@ -103,13 +103,14 @@ class TimmEva(Opened, TimmFamily):
     def straight(self, block: nn.Module) -> Straight | None:
         b: Any = block
         a, m = b.attn, b.mlp
-        if post(block) or type(m).__name__ != "Mlp" or getattr(a, "num_kv_heads", a.num_heads) != a.num_heads:
+        shape = mlp(m)
+        if post(block) or shape is None or getattr(a, "num_kv_heads", a.num_heads) != a.num_heads:
             return None
         turn = partial(rotated, prefix=a.num_prefix_tokens, half=getattr(a, "rotate_half", False))
-        scales = ("gamma_1", "gamma_2")
         return Straight(
-            (b, a, m), (b.norm1, b.norm2), inputs(block), a.proj, (m.fc1, m.act, m.fc2), a.num_heads, a.scale, scales, "rope", turn
-        )
+            (b, a, m), (b.norm1, b.norm2), inputs(block), a.proj, heads=a.num_heads, scale=a.scale, scales=("gamma_1", "gamma_2"),
+            heads_norms=(a.q_norm, a.k_norm), inner_norms=(a.norm, m.norm), positions="rope", turn=turn, **shape,
+        )  # fmt: skip
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         b: Any = block

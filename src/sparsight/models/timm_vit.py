@@ -14,7 +14,7 @@ from . import _recording as recording
 from ._early import Heads, Opened, unheard
 from ._heads import split_heads
 from ._line import Straight
-from ._timm import TimmFamily
+from ._timm import TimmFamily, mlp
 
 
 class TimmViT(Opened, TimmFamily):
@@ -79,11 +79,14 @@ class TimmViT(Opened, TimmFamily):
     def straight(self, block: nn.Module) -> Straight | None:
         b: Any = block
         a, m = b.attn, b.mlp
-        if type(m).__name__ != "Mlp":
+        shape = mlp(m)
+        if shape is None:
             return None
+        scales, norms = (b.ls1, b.ls2), (b.norm1, b.norm2)
         return Straight(
-            (b, a, m), (b.norm1, b.norm2), (a.qkv,), a.proj, (m.fc1, m.act, m.fc2), a.num_heads, a.scale, (b.ls1, b.ls2)
-        )
+            (b, a, m), norms, (a.qkv,), a.proj, heads=a.num_heads, scale=a.scale, scales=scales,
+            heads_norms=(a.q_norm, a.k_norm), inner_norms=(a.norm, m.norm), **shape,
+        )  # fmt: skip
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         a: Any = block.attn
