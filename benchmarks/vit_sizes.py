@@ -1,9 +1,10 @@
-"""Realised speed-up of ViT-S/B/L at 224 and 384 pixels, batch 1 and 32, against the MAC ratio.
+"""Realised speed-up of ViT-S/B/L at 224 and 384 pixels, batch 1 and 32, against the MAC ratio; or of other families.
 
     python benchmarks/vit_sizes.py --out benchmarks/results/vit_sizes_cpu.json
+    python benchmarks/vit_sizes.py --models others --sides 224 --out benchmarks/results/vit_families_cpu.json
     python benchmarks/vit_sizes.py --device cuda --precision bf16 --backend compile --out benchmarks/results/vit_sizes_cuda.json
 
-timm architectures with random weights: which tokens go does not change the time. Every pruned forward is timed beside an unpruned one, as
+Random weights: which tokens go does not change the time. Every pruned forward is timed beside an unpruned one, as
 `sparsight bench` does it. Batches whose unpruned forward takes more than --long seconds are timed with one recipe, those that take more
 than --most are left out, and said so. The files are written after every size, so nothing is lost when it is stopped.
 """
@@ -18,22 +19,42 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import open_clip
 import timm
 import torch
+import transformers
+from torch import nn
 
 from sparsight.tools.bench import bench
 from sparsight.tools.bench_result import Bench
 from sparsight.tools.load import Loaded
 
-SIZES = {"ViT-S": "vit_small_patch16_224", "ViT-B": "vit_base_patch16_224", "ViT-L": "vit_large_patch16_224"}
+SIZES = {"ViT-S/16": "vit_small_patch16_224", "ViT-B/16": "vit_base_patch16_224", "ViT-L/16": "vit_large_patch16_224"}
+OTHERS = {
+    "DINOv3 ViT-S/16 (timm)": "vit_small_patch16_dinov3",
+    "EVA-02 S/14 (timm)": "eva02_small_patch14_224",
+    "BEiT-B/16 (timm)": "beit_base_patch16_224",
+    "DINOv3 ViT-S/16 (transformers)": "DINOv3ViTModel",
+    "CLIP ViT-B/16 (transformers)": "CLIPVisionModel",
+    "CLIP ViT-B/16 (open_clip)": "ViT-B-16",
+}
 RECIPES = ["class_attention:keep=0.7,layers=3/6/9", "col_ln:keep=0.7,layers=3/6/9", "col_ln:keep=0.5,layers=3/6/9"]
+
+
+def made(name: str, side: int) -> nn.Module:
+    """A model with random weights."""
+    if "(transformers)" in name:
+        kind = getattr(transformers, OTHERS[name])
+        return kind(kind.config_class(image_size=side, patch_size=16))
+    if "(open_clip)" in name:
+        return open_clip.create_model(OTHERS[name], force_image_size=side).visual
+    return timm.create_model({**SIZES, **OTHERS}[name], img_size=side)
 
 
 def loaded(name: str, side: int) -> Loaded:
     torch.manual_seed(0)
-    model = timm.create_model(SIZES[name], img_size=side).eval()
     transform = timm.data.create_transform((3, side, side), is_training=False)
-    return Loaded(f"{name}/16 at {side}", model, transform, None, (side, side))
+    return Loaded(f"{name} at {side}", made(name, side).eval(), transform, None, (side, side))
 
 
 def seconds_of_one(model: Loaded) -> float:
@@ -57,7 +78,10 @@ def groups(model: Loaded, given: argparse.Namespace) -> Iterator[tuple[list[int]
 def table(results: list[Bench], left_out: list[str]) -> str:
     """The results as Markdown."""
     first = results[0]
-    lines = [f"# ViT-S/B/L, {first.rows[0].precision}, {first.rows[0].backend}, {first.device}, {first.threads} threads", ""]
+    lines = [
+        f"# Sizes and families, {first.rows[0].precision}, {first.rows[0].backend}, {first.device}, {first.threads} threads",
+        "",
+    ]
     lines += [f"torch {first.versions['torch']}; {first.date}; medians and quartiles of paired runs.", ""]
     lines += ["| model | recipe | MAC ratio | batch | ms unpruned | ms | speed-up | share of the MAC ratio |", "| --- " * 8 + "|"]
     for result in results:
@@ -73,7 +97,7 @@ def table(results: list[Bench], left_out: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(SIZES))
+    parser.add_argument("--models", default=",".join(SIZES), help="names, or 'others': " + ", ".join(OTHERS))
     parser.add_argument("--sides", default="224,384")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -88,7 +112,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     results: list[Bench] = []
     left_out: list[str] = []
-    for side, name in product(map(int, given.sides.split(",")), given.models.split(",")):
+    names = list(OTHERS) if given.models == "others" else given.models.split(",")
+    for side, name in product(map(int, given.sides.split(",")), names):
         model = loaded(name, side)
         timed: list[int] = []
         for batches, recipes in groups(model, given):
