@@ -129,6 +129,22 @@ def test_whoever_changes_a_block_is_heard(way, replays):
 
 
 @torch.no_grad()
+def test_a_new_scale_is_seen(replays):
+    tower, x = warmed("timm-eva02")
+    before, _, block = tower(x), replays.clear(), tower.blocks[DEPTH - 1]
+    assert block.gamma_2 is None
+    del block.gamma_2
+    block.gamma_2 = nn.Parameter(torch.full((32,), 2.0))
+    found = tower(x)
+    assert not torch.equal(found, before)
+    family = family_of(tower)
+    lines, family.lines = family.lines, type(family.lines)()
+    torch.testing.assert_close(found, tower(x))
+    family.lines = lines
+    assert not replays
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("way", ["weight", "bias", "another weight", "out_proj"])
 def test_weights_of_torchs_attention_are_seen(way):
     tower, x = warmed("openclip")

@@ -107,9 +107,9 @@ class Line:
         return {**self.__dict__, "fresh": self.nothing}
 
     def scale_of(self, given: nn.Module | str) -> tuple[nn.Module, str] | None:
-        """The module and the name of the parameter that scales a branch; None where nothing does."""
+        """The module and the name of the parameter that scales a branch, if it has one when it is asked for; None where nothing does."""
         if isinstance(given, str):
-            return None if self.straight.block._parameters.get(given) is None else (self.straight.block, given)
+            return self.straight.block, given
         return (given, next(iter(given._parameters))) if scales_channels(given) else None
 
     def packed(self) -> list[Packed | None]:
@@ -264,7 +264,7 @@ def normed(norm: nn.Module) -> nn.Module | None:
 
 def plus(x: Tensor, branch: Tensor, scale: tuple[nn.Module, str] | None) -> Tensor:
     """x plus the branch, scaled by channel where the model has LayerScale: the module and its parameter's name."""
-    weight = None if scale is None else scale[0]._parameters[scale[1]]
+    weight = None if scale is None else scale[0]._parameters.get(scale[1])
     return x + branch if weight is None else torch.addcmul(x, branch, weight)
 
 

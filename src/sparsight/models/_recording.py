@@ -151,8 +151,9 @@ class Recorder:
                 return False
             self.around = Snapshot.around([self.container])
             lines = [line.straight for line in self.family.lines.of.values()]
-            states = [vars(module) for line in lines for module in line.block.modules()]
-            self.weighted = [(state, kind) for kind in WEIGHTS for state in states if state[kind]]
+            blocks = [(vars(line.block), "_parameters") for line in lines]  # also where they have no scales as yet
+            states = [vars(module) for line in lines for module in line.block.modules() if module is not line.block]
+            self.weighted = [*blocks, *((state, kind) for kind in WEIGHTS for state in states if state[kind])]
             read = [module for line in lines for module in (*line.all_norms, *line.mlp[1].modules())]
             self.numbered = [(vars(m), name) for m in read for name, value in vars(m).items() if type(value) in NUMBERS]
         return self.around.holds() and (self.loop is None or self.called_by(self.loop))

@@ -6,6 +6,7 @@ Read with timm 1.0.31.
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from ._early import Opened, unheard
 from ._family import Family
 
 
@@ -92,6 +94,26 @@ class TimmFamily(Family):
         super().unpatch()
         for name in ("pool", "forward_head", "forward_intermediates"):
             self.model.__dict__.pop(name, None)
+
+
+class OpenedTimm(Opened, TimmFamily):
+    """A model whose attention is made of `qkv` or its parts, `norm`, `proj` and two dropouts."""
+
+    def opens(self, block: nn.Module) -> bool:
+        a: Any = block.attn
+        return self.fused(block) and unheard(a) and unheard(a.attn_drop)
+
+    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        a: Any = block.attn
+        return self.residual(block, x, a.proj_drop(a.proj(a.norm(mixed))))
+
+    def dropout(self, block: nn.Module) -> float:
+        a: Any = block.attn
+        return float(a.attn_drop.p) if a.training else 0.0
+
+    @abstractmethod
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """x plus the output of the attention."""
 
 
 def mlp(module: nn.Module) -> dict[str, Any] | None:

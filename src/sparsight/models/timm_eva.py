@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from . import _recording as recording
-from ._early import Heads, Opened, unheard
+from ._early import Heads
 from ._line import Straight
 from ._packed import Layer, store_of
 from ._positions import Once, take_rows
-from ._timm import TimmFamily, mlp
+from ._timm import OpenedTimm, mlp
 
 POST = "EvaBlockPostNorm"
 
 
-class TimmEva(Opened, TimmFamily):
+class TimmEva(OpenedTimm):
     """Eva made of `EvaBlock` or `EvaBlockPostNorm`, with `EvaAttention` or `AttentionRope`."""
 
     name = "timm Eva"
@@ -61,7 +61,6 @@ class TimmEva(Opened, TimmFamily):
         return self.residual(block, x, b.attn(x if post(block) else b.norm1(x), rope=kwargs.get("rope"), attn_mask=bias))
 
     def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
-        """The residual of the attention."""
         b: Any = block
         branch = b.drop_path1(b.norm1(branch) if post(block) else branch if b.gamma_1 is None else b.gamma_1 * branch)
         return x + branch
@@ -71,10 +70,6 @@ class TimmEva(Opened, TimmFamily):
         branch: Tensor = b.mlp(x if post(block) else b.norm2(x))
         branch = b.drop_path2(b.norm2(branch) if post(block) else branch if b.gamma_2 is None else b.gamma_2 * branch)
         return x + branch
-
-    def opens(self, block: nn.Module) -> bool:
-        a: Any = block.attn
-        return self.fused(block) and unheard(a) and unheard(a.attn_drop)
 
     def fused(self, block: nn.Module) -> bool:
         a: Any = block.attn
@@ -91,14 +86,6 @@ class TimmEva(Opened, TimmFamily):
             self.turned(block, a.k_norm(k), "k", kwargs),
             self.turned(block, v, "v", kwargs),
         )
-
-    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
-        a: Any = block.attn
-        return self.residual(block, x, a.proj_drop(a.proj(a.norm(mixed))))
-
-    def dropout(self, block: nn.Module) -> float:
-        a: Any = block.attn
-        return float(a.attn_drop.p) if a.training else 0.0
 
     def straight(self, block: nn.Module) -> Straight | None:
         b: Any = block

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import _recording as recording
-from ._early import Heads, Opened, unheard
+from ._early import Heads
 from ._heads import split_heads
 from ._line import Straight
-from ._timm import TimmFamily, mlp
+from ._timm import OpenedTimm, mlp
 
 
-class TimmViT(Opened, TimmFamily):
+class TimmViT(OpenedTimm):
     """VisionTransformer and VisionTransformerDistilled made of `Block` with `Attention`."""
 
     name = "timm VisionTransformer"
@@ -45,14 +45,9 @@ class TimmViT(Opened, TimmFamily):
         return self.residual(block, x, b.attn(b.norm1(x), attn_mask=bias))
 
     def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
-        """The residual of the attention."""
         b: Any = block
         branch = b.drop_path1(b.ls1(branch))
         return x + branch
-
-    def opens(self, block: nn.Module) -> bool:
-        a: Any = block.attn
-        return self.fused(block) and unheard(a) and unheard(a.attn_drop)
 
     def fused(self, block: nn.Module) -> bool:
         a: Any = block.attn
@@ -62,14 +57,6 @@ class TimmViT(Opened, TimmFamily):
         b: Any = block
         q, k, v = (split_heads(part, b.attn.num_heads) for part in b.attn.qkv(b.norm1(x)).chunk(3, dim=-1))
         return b.attn.q_norm(q), b.attn.k_norm(k), v
-
-    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
-        a: Any = block.attn
-        return self.residual(block, x, a.proj_drop(a.proj(a.norm(mixed))))
-
-    def dropout(self, block: nn.Module) -> float:
-        a: Any = block.attn
-        return float(a.attn_drop.p) if a.training else 0.0
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

@@ -19,7 +19,7 @@ Forward = Callable[[Tensor], object]
 LEAST, MOST = 6, 50
 """Pairs; both even, because the order within a pair alternates."""
 
-WARM, MOMENT = 12, 1.0
+WARM, MOMENT = 12, 3.0
 """Runs of each way before the first pair, or seconds after which fewer do: a pruned model packs weights in its second forward and records
 its blocks in its tenth."""
 
