@@ -17,20 +17,11 @@ from sparsight.prune import family_of
 STRAIGHT = [
     *("timm-token", "timm-registers", "timm-noclass-map", "timm-layerscale", "timm-dynamic", "vit", "deit"),
     *("dinov2", "dinov2-registers", "clip", "clip-vision", "siglip", "siglip-vision"),
-    *(
-        "timm-qknorm",
-        "timm-eva",
-        "timm-eva02",
-        "timm-dinov3",
-        "timm-rope-mixed",
-        "dinov2-model-swiglu",
-        "dinov3",
-        "dinov3-plain",
-        "openclip",
-    ),
+    *("timm-qknorm", "timm-eva", "timm-eva02", "timm-dinov3", "timm-rope-mixed", "timm-beit", "timm-beit-shared"),
+    *("dinov2-model-swiglu", "dinov3", "dinov3-plain", "openclip"),
 ]
 OTHERS = [
-    *("timm-gated", "timm-unfused", "timm-beit", "timm-relpos", "timm-naflex", "timm-eva02-post", "timm-perception"),
+    *("timm-gated", "timm-unfused", "timm-relpos", "timm-naflex", "timm-eva02-post", "timm-perception"),
     *("vit-model-eager", "beit", "clip-projection-eager", "openclip-custom-avg"),
 ]
 COUNTED = "col_ln:keep=0.5,layers=1/2"

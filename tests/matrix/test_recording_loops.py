@@ -19,7 +19,7 @@ LOOPS = [
     *("vit", "deit", "dinov2", "dinov2-registers", "dinov2-model-swiglu", "dinov3", "dinov3-plain"),
     *("clip", "clip-vision", "siglip", "siglip-vision"),
 ]
-OTHERS = ["timm-eva", "timm-eva02", "timm-dinov3", "openclip"]
+OTHERS = ["timm-eva", "timm-eva02", "timm-dinov3", "timm-beit", "timm-beit-shared", "openclip"]
 """Of timm and open_clip."""
 RECIPE = "col_ln:keep=0.5,layers=1/2"
 

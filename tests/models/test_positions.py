@@ -7,7 +7,7 @@ import torch
 
 import sparsight
 from sparsight.models import timm_eva
-from sparsight.models._positions import take_pairs, take_rows
+from sparsight.models._positions import look_up_pairs, take_pairs, take_rows
 
 Eva = pytest.importorskip("timm.models.eva").Eva
 
@@ -47,3 +47,13 @@ def test_pairs_of_tokens_without_a_place():
     assert alone.tolist() == [[10, 9.5], [8, 7.5]], "the mean"
     images = torch.cat([bias, 2 * bias])
     assert torch.equal(take_pairs(images, place.expand(2, -1), 1)[1], 2 * take_pairs(bias, place, 1)[0])
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_pairs_that_are_looked_up(prefix):
+    """The same as of the whole bias, of whose pairs most are not wanted."""
+    torch.manual_seed(0)
+    table, index = torch.randn(7, 3), torch.randint(7, (prefix + 6, prefix + 6))
+    place = torch.tensor([[0, 2, 5], [4, 1, 3]])
+    bias = table[index.flatten()].view(prefix + 6, prefix + 6, 3).permute(2, 0, 1).unsqueeze(0)
+    assert torch.equal(look_up_pairs(table, index, place, prefix), take_pairs(bias, place, prefix))

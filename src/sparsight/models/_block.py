@@ -66,7 +66,6 @@ def attend(
     if line is None:
         x = family.attend(block, x, family.bias(index, x), kwargs)
         return x, family.hear(block, index, kwargs)
-    x, found = line.attend(block, x, family.bias(index, x) if line.biased else None, kwargs)
-    heads = {name: part for name, part in zip("qkv", found, strict=True) if name in line.tapped}
+    x, heads = line.attend(block, x, family.bias(index, x) if line.biased else None, kwargs)
     family.note(index, heads)
     return x, heads

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..ops.attention_shared import Attended
@@ -35,15 +34,6 @@ class Opened(Family):
     @abstractmethod
     def dropout(self, block: nn.Module) -> float:
         """Rate of the attention's own dropout, as it is now."""
-
-    def announce(self) -> None:
-        """Say from now on when a forward of the model begins of which only the result is asked for."""
-        self.hooks.append(self.model.register_forward_pre_hook(self.begins, with_kwargs=True))
-
-    def begins(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward of the model begins."""
-        if not torch.compiler.is_compiling():
-            self.lines.called = len(args) < 2 and not kwargs
 
     def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, kwargs: Any, line: Line | None) -> Tensor | None:
         """The block up to its site: the survivors with their attention branch, [B, P+K, C]; None where the choice has to wait."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ._heads import join_heads, split_heads
 from ._packed import LINEAR, Layer, Packed, rows_of, store_of, unwatched
+from ._positions import with_bias, with_columns
 from ._snapshot import Snapshot
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -40,7 +41,7 @@ class Straight:
     scales: LayerScale, or what stands in its place, of attention and MLP, or names of the block's own parameters; () where the family
     has none. mlp: layer, activation, layer. gate: another layer beside the first, whose output the activation's is multiplied by; halves:
     the first layer makes both, the activation's part first. heads_norms: of q and k. inner_norms: before `output` and the MLP's last layer.
-    positions: name of what the block gets besides x, with which `turn` rotates q and k.
+    positions: name of what the block gets besides x, with which `turn` rotates q and k; pairs: it is a bias of every pair of tokens.
     """
 
     frames: tuple[nn.Module, ...]
@@ -57,6 +58,7 @@ class Straight:
     inner_norms: tuple[nn.Module, ...] = ()
     positions: str = ""
     turn: Callable[[Tensor, Any], Tensor] | None = None
+    pairs: bool = False
 
     @property
     def block(self) -> nn.Module:
@@ -134,7 +136,7 @@ class Line:
         x, table = normal(self.straight.norms[0], x), kwargs.get(self.straight.positions)
         if len(self.straight.inputs) == 1:
             parts = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            if table is not None and self.heads_norms == (None, None):  # both in one
+            if self.straight.turn is not None and table is not None and self.heads_norms == (None, None):  # both in one
                 q, k = self.turned(parts[:2], None, table).unbind(0)
                 return q, k, parts[2]
             q, k, v = parts.unbind(0)
@@ -147,11 +149,13 @@ class Line:
         x = x if norm is None else normal(norm, x)
         return x if table is None or self.straight.turn is None else self.straight.turn(x, table)
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Heads]:
-        """x [B, L, C] plus the attention branch, and the q, k, v [B, H, L, D] that it has used."""
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """x [B, L, C] plus the attention branch, and those of q, k, v [B, H, L, D] that are asked for, as it has used them."""
         q, k, v = self.project(block, x, kwargs)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.straight.scale)
-        return self.close(block, x, join_heads(mixed)), (q, k, v)
+        pairs, scale = kwargs.get(self.straight.positions) if self.straight.pairs else None, self.straight.scale
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=with_bias(pairs, bias), scale=scale)
+        heads = {name: part for name, part in zip("qkv", (q, k, v), strict=True) if name in self.tapped}
+        return self.close(block, x, join_heads(mixed)), with_columns(heads, pairs, scale)
 
     def close(self, _block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""

@@ -47,6 +47,20 @@ def take_rows(table: Tensor, place: Tensor, blank: float | Tensor) -> Tensor:
     return torch.where((place < 0)[:, None, :, None], blank, rows)
 
 
+def numbers_of_pairs(place: Tensor, prefix: int, total: int) -> Tensor:
+    """Of the tokens that are left, prefix included, the number of each pair in a matrix of `total` rows: [B, P+K, P+K]. A token without a
+    place has the class token's, or without one the last."""
+    spot = torch.where(place < 0, 0 if prefix else total - 1, place + prefix)
+    spot = torch.cat([torch.arange(prefix, device=place.device).expand(place.shape[0], -1), spot], dim=1)
+    return spot.unsqueeze(2) * total + spot.unsqueeze(1)
+
+
+def look_up_pairs(table: Tensor, index: Tensor, place: Tensor, prefix: int) -> Tensor:
+    """As `take_pairs` of a bias that is looked up in a table [R, H] by an index [P+N, P+N], without the lookups of all other pairs."""
+    numbers = index.flatten()[numbers_of_pairs(place, prefix, index.shape[-1])]
+    return torch.nn.functional.embedding(numbers, table).permute(0, 3, 1, 2)
+
+
 def take_pairs(bias: Tensor, place: Tensor, prefix: int) -> Tensor:
     """Relative bias between the tokens that are left, prefix included: bias [1, H, P+N, P+N] or [B, ...] -> [B, H, P+K, P+K].
 
@@ -55,14 +69,18 @@ def take_pairs(bias: Tensor, place: Tensor, prefix: int) -> Tensor:
     if prefix == 0:
         bias = torch.cat([bias, bias.mean(dim=2, keepdim=True)], dim=2)
         bias = torch.cat([bias, bias.mean(dim=3, keepdim=True)], dim=3)
-    blank = 0 if prefix else bias.shape[-1] - 1
-    spot = torch.where(place < 0, blank, place + prefix)
-    spot = torch.cat([torch.arange(prefix, device=place.device).expand(place.shape[0], -1), spot], dim=1)
-    pairs = spot.unsqueeze(2) * bias.shape[-1] + spot.unsqueeze(1)
+    pairs = numbers_of_pairs(place, prefix, bias.shape[-1])
     if bias.shape[0] == 1:
         return bias[0].flatten(1)[:, pairs].transpose(0, 1)
     rows = pairs.flatten(1).unsqueeze(1).expand(-1, bias.shape[1], -1)
     return bias.flatten(2).gather(2, rows).view(*bias.shape[:2], *pairs.shape[1:])
+
+
+def with_bias(relative: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """The model's own bias of the logits plus the one of sizes and padding, either of which may be missing."""
+    if relative is None or bias is None:
+        return bias if relative is None else relative
+    return torch.add(relative, bias)
 
 
 def with_columns(found: dict[str, Tensor], bias: Tensor | None, scale: float) -> dict[str, Tensor]:

@@ -241,6 +241,17 @@ def install_in_loop(family: Family, container: nn.Module | None, loop: nn.Module
             block.forward = partial(recorded_block, recorder, index, block)
 
 
+def announce(family: Family) -> None:
+    """Say from now on when a forward of the model begins of which only the result is asked for."""
+    family.hooks.append(family.model.register_forward_pre_hook(partial(begins, family), with_kwargs=True))
+
+
+def begins(family: Family, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A forward of the model begins."""
+    if not torch.compiler.is_compiling():
+        family.lines.called = len(args) < 2 and not kwargs
+
+
 def uninstall(container: nn.Module) -> None:
     """Take off what `install` has put on a container; blocks lose their forward with the rest."""
     if container.__dict__.pop("_sparsight", None) is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._family import Family
@@ -44,10 +43,3 @@ class Remade(Family):
         for block in self.patched:
             block.__dict__.pop("_sparsight_qkv", None)
         super().unpatch()
-
-
-def with_bias(relative: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """The model's own bias of the logits plus the one of sizes and padding, either of which may be missing."""
-    if relative is None or bias is None:
-        return bias if relative is None else relative
-    return torch.add(relative, bias)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ._positions import take_pairs, with_columns
-from ._remade import with_bias
+from ._positions import take_pairs, with_bias, with_columns
 from ._transformers import TransformersViT
 
 MASK = "attention_mask"

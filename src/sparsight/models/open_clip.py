@@ -78,7 +78,7 @@ class OpenCLIP(Opened, Remade):
     def patch(self) -> None:
         super().patch()
         if self.sites:
-            self.announce()
+            recording.announce(self)
             loop: Any = self.model.transformer
             recording.install_in_loop(self, loop.resblocks, loop)
 

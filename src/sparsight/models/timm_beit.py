@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import _recording as recording
 from ._heads import join_heads, split_heads
+from ._line import Straight
 from ._packed import Layer, store_of
-from ._positions import take_pairs, with_columns
-from ._remade import Remade, with_bias
-from ._timm import TimmFamily
+from ._positions import look_up_pairs, take_pairs, with_bias, with_columns
+from ._remade import Remade
+from ._timm import TimmFamily, mlp
 
 SHARED = "shared_rel_pos_bias"
 
@@ -32,6 +34,26 @@ class TimmBeit(Remade, TimmFamily):
         super().check()
         self.check_blocks(("Block",), ("Attention",), "timm's Block and Attention of BEiT")
 
+    def patch(self) -> None:
+        super().patch()
+        if self.sites:
+            recording.announce(self)
+            recording.install_in_loop(self, self.model.blocks, self.model)  # type: ignore[arg-type]
+
+    def fused(self, block: nn.Module) -> bool:
+        return True  # made again, it is
+
+    def straight(self, block: nn.Module) -> Straight | None:
+        b: Any = block
+        a, m = b.attn, b.mlp
+        shape = mlp(m)
+        if shape is None:
+            return None
+        return Straight(
+            (b, a, m), (b.norm1, b.norm2), (inputs(a),), a.proj, heads=a.num_heads, scale=a.scale, scales=("gamma_1", "gamma_2"),
+            inner_norms=(nn.Identity(), m.norm), positions=self.key, pairs=True, **shape,
+        )  # fmt: skip
+
     def own_bias(self, block: nn.Module) -> Tensor | None:
         """The block's own bias of the full grid: [1, H, P+N, P+N]."""
         a: Any = block.attn
@@ -40,17 +62,22 @@ class TimmBeit(Remade, TimmFamily):
 
     def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The bias of the tokens that are there, the block's own and the shared one added up, in place of the shared one."""
-        total = with_bias(kwargs.get(self.key), self.own_bias(self.blocks[index]))
-        place = self.arriving(index)
-        if total is None:
-            return kwargs
-        total = total if total.dim() == 4 else total.unsqueeze(0)
-        return {**kwargs, self.key: total if place is None else take_pairs(total, place, self.prefix)}
+        place, block, shared = self.arriving(index), self.blocks[index], kwargs.get(self.key)
+        shared = shared if shared is None or shared.dim() == 4 else shared.unsqueeze(0)
+        if place is None:
+            return {**kwargs, self.key: with_bias(shared, self.own_bias(block))}
+        shared = None if shared is None else take_pairs(shared, place, self.prefix)
+        return {**kwargs, self.key: with_bias(shared, self.own_pairs(block, place))}
+
+    def own_pairs(self, block: nn.Module, place: Tensor) -> Tensor | None:
+        """The block's own bias of the tokens that are left: [B, H, P+K, P+K]."""
+        a: Any = block.attn
+        table: Tensor | None = a.relative_position_bias_table
+        return None if table is None else look_up_pairs(table, a.relative_position_index, place, self.prefix)
 
     def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a: Any = block.attn
-        biases = () if a.q_bias is None else [(a, name) for name in ("q_bias", "k_bias", "v_bias")]
-        q, k, v = Layer(a.qkv, store_of(a.qkv), biases=biases).of(x).chunk(3, dim=-1)
+        q, k, v = inputs(a).of(x).chunk(3, dim=-1)
         return split_heads(q, a.num_heads), split_heads(k, a.num_heads), split_heads(v, a.num_heads)
 
     def attention(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
@@ -74,3 +101,10 @@ class TimmBeit(Remade, TimmFamily):
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         found = super().captured(block, names, kwargs)
         return with_columns(found, kwargs.get(self.key), self.scale(block))
+
+
+def inputs(attention: nn.Module) -> Layer:
+    """What makes q, k and v; its bias lies beside it in three parts."""
+    a: Any = attention
+    biases = () if a.q_bias is None else [(a, name) for name in ("q_bias", "k_bias", "v_bias")]
+    return Layer(a.qkv, store_of(a.qkv), biases=biases)

@@ -52,7 +52,7 @@ class TimmEva(OpenedTimm):
     def patch(self) -> None:
         super().patch()
         if self.sites:
-            self.announce()
+            recording.announce(self)
             if not getattr(self.model, "rope_mixed", False):  # there every block gets a table of its own
                 recording.install_in_loop(self, self.model.blocks, self.model)  # type: ignore[arg-type]
 

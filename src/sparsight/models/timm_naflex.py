@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ._line import Straight
-from ._remade import with_bias
+from ._positions import with_bias
 from ._site import Site
 from ._timm import full_intermediates
 from .timm_eva import TimmEva

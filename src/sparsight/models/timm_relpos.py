@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._heads import split_heads
+from ._line import Straight
+from ._positions import take_pairs
 from .timm_beit import TimmBeit
 
 
@@ -24,10 +26,17 @@ class TimmRelPos(TimmBeit):
         super(TimmBeit, self).check()
         self.check_blocks(("RelPosBlock", "ResPostRelPosBlock"), ("RelPosAttention",), "timm's RelPosBlock and ResPostRelPosBlock")
 
+    def straight(self, block: nn.Module) -> Straight | None:
+        return None
+
     def own_bias(self, block: nn.Module) -> Tensor | None:
         a: Any = block.attn
         bias: Tensor | None = None if a.rel_pos is None else a.rel_pos.get_bias()
         return bias
+
+    def own_pairs(self, block: nn.Module, place: Tensor) -> Tensor | None:
+        own = self.own_bias(block)
+        return None if own is None else take_pairs(own if own.dim() == 4 else own.unsqueeze(0), place, self.prefix)
 
     def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a: Any = block.attn
