@@ -120,11 +120,12 @@ class Recorder:
         family, fresh = self.family, self.family.lines.complete()
         if fresh is None or type(x) is not Tensor or not quiet() or not 0 < rows_of(x) <= FEW:
             return None
-        given = {"x": x, "positions": positions, "heard": vars(family.projection()).get(HEARD)}
-        inputs, form = tree_flatten({name: value for name, value in given.items() if value is not None})
+        asked = {"x": x, "positions": positions, "heard": vars(family.projection()).get(HEARD)}
+        given = {name: value for name, value in asked.items() if value is not None}
+        inputs, form = tree_flatten(given)
         if not all(isinstance(value, Tensor) for value in inputs):
             return None
-        shape = (family.image, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs))
+        shape = (family.image, *given, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs))
         self.streak, self.shape = (self.streak + 1 if shape == self.shape else 1), shape
         if (self.recording is None and self.streak < self.after) or not self.holds():
             return None
