@@ -3,11 +3,12 @@
 import copy
 
 import pytest
+import timm
 import torch
 
 import sparsight
 from sparsight.models import timm_eva
-from sparsight.models._positions import look_up_pairs, take_pairs, take_rows
+from sparsight.models._positions import halves, look_up_pairs, neighbours, take_pairs, take_rows, turn_halves, turn_neighbours
 
 Eva = pytest.importorskip("timm.models.eva").Eva
 
@@ -57,3 +58,35 @@ def test_pairs_that_are_looked_up(prefix):
     place = torch.tensor([[0, 2, 5], [4, 1, 3]])
     bias = table[index.flatten()].view(prefix + 6, prefix + 6, 3).permute(2, 0, 1).unsqueeze(0)
     assert torch.equal(look_up_pairs(table, index, place, prefix), take_pairs(bias, place, prefix))
+
+
+def test_turning_without_cutting():
+    """Halves and neighbours, with prefix tokens, as the sum of two products says."""
+    torch.manual_seed(0)
+    x, angles = torch.randn(2, 3, 7, 8), torch.randn(5, 4)
+    prefix, patches = x[..., :2, :], x[..., 2:, :]
+    cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+    a, b = patches.chunk(2, dim=-1)
+    expected = torch.cat([prefix, patches * cos + torch.cat([-b, a], -1) * sin], dim=-2)
+    torch.testing.assert_close(turn_halves(x, halves(cos, sin, 2)), expected)
+    cos, sin = angles.repeat_interleave(2, -1).cos(), angles.repeat_interleave(2, -1).sin()
+    a, b = patches[..., ::2], patches[..., 1::2]
+    expected = torch.cat([prefix, patches * cos + torch.stack([-b, a], -1).flatten(-2) * sin], dim=-2)
+    torch.testing.assert_close(turn_neighbours(x, neighbours(cos, sin, 2)), expected)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert turn_halves(x.to(dtype), halves(cos, sin, 2)).dtype == dtype
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+def test_tables_that_changed_in_place_are_seen(name):
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2}
+    model, x = timm.create_model(name, **sizes).eval(), torch.randn(1, 3, 32, 32)
+    with sparsight.prune(model, "random:keep=0.5,layers=1"):
+        before = model(x)
+        real = model.rope.get_embed
+        table = real(shape=[4, 4]).clone()
+        model.rope.get_embed = lambda *_, **__: table
+        torch.testing.assert_close(model(x), before)
+        table.copy_(table.flip(0))
+        assert not torch.allclose(model(x), before)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._early import Heads
 from ._line import Straight
-from ._positions import Once, take_rows
+from ._positions import Once, halves, take_rows, turn_halves
 from .hf_dinov2 import HFDinov2
 
 TABLES = "position_embeddings"
@@ -30,7 +30,7 @@ class HFDinov3(HFDinov2):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.once = Once()
+        self.once, self.ready = Once(), Once()
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -51,11 +51,20 @@ class HFDinov3(HFDinov2):
 
     def straight(self, block: nn.Module) -> Straight | None:
         found = super().straight(block)
-        return None if found is None else replace(found, positions=TABLES, turn=rotated)
+        return None if found is None else replace(found, positions=TABLES, turn=self.turn)
 
     def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         q, k, v = super().project(block, x, kwargs)
         return rotated(q, kwargs[TABLES]), rotated(k, kwargs[TABLES]), v
+
+    def see_image(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        super().see_image(module, args)
+        self.ready.forget()
+
+    def turn(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        """x [..., P+N, D] rotated as by `rotated`, with tables that are made ready once per site."""
+        cos, sin = tables
+        return turn_halves(x, self.ready.made((cos, sin), lambda: halves(cos, sin, x.shape[-2] - cos.shape[-2])))
 
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         return {

@@ -7,7 +7,7 @@ Scores see q and k after rotation; keys and values that several heads share are 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -17,8 +17,11 @@ from . import _recording as recording
 from ._early import Heads
 from ._line import Straight
 from ._packed import Layer, store_of
-from ._positions import Once, take_rows
+from ._positions import Once, halves, neighbours, take_rows, turn_halves, turn_neighbours
 from ._timm import OpenedTimm, mlp
+
+COMPLEX = (torch.float32, torch.float64)
+"""Types whose pairs torch can see as complex numbers."""
 
 POST = "EvaBlockPostNorm"
 
@@ -32,7 +35,7 @@ class TimmEva(OpenedTimm):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.positional = getattr(model, "rope", None) is not None
-        self.once = Once()
+        self.once, self.ready = Once(), Once()
 
     def check(self) -> None:
         super().check()
@@ -93,11 +96,32 @@ class TimmEva(OpenedTimm):
         shape = mlp(m)
         if post(block) or shape is None or getattr(a, "num_kv_heads", a.num_heads) != a.num_heads:
             return None
-        turn = partial(rotated, prefix=a.num_prefix_tokens, half=getattr(a, "rotate_half", False))
+        turn = partial(self.turn, prefix=a.num_prefix_tokens, half=getattr(a, "rotate_half", False))
         return Straight(
             (b, a, m), (b.norm1, b.norm2), inputs(block), a.proj, heads=a.num_heads, scale=a.scale, scales=("gamma_1", "gamma_2"),
             heads_norms=(a.q_norm, a.k_norm), inner_norms=(a.norm, m.norm), positions="rope", turn=turn, **shape,
         )  # fmt: skip
+
+    def see_image(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        super().see_image(module, args)
+        self.ready.forget()
+
+    def turn(self, x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
+        """x [..., P+N, D] rotated as by `rotated`, with tables that are made ready once per site."""
+        if not half and (x.dtype not in COMPLEX or not self.paired):
+            return rotated(x, rope, prefix, half)
+        ready = halves if half else neighbours
+        sin, cos = rope.chunk(2, dim=-1)
+        tables: Any = self.ready.made((rope,), lambda: ready(cos, sin, prefix))
+        return turn_halves(x, tables) if half else turn_neighbours(x, tables)
+
+    @cached_property
+    def paired(self) -> bool:
+        """Whether rotary tables hold every number twice, side by side."""
+        rope: Any = self.model.rope
+        with torch.inference_mode(False), torch.no_grad():
+            table: Tensor = rope.get_embed(shape=list(self.grid))
+        return torch.equal(table[..., ::2], table[..., 1::2])
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         b: Any = block
