@@ -46,6 +46,13 @@ def test_options_override_the_recipe(model):
         sparsight.prune(model, "evit:layers=1", kep=0.5)
 
 
+def test_a_handle_prints_as_one_line(model):
+    with sparsight.prune(model, "evit:keep=0.5,layers=1/2") as handle, torch.no_grad():
+        assert repr(handle) == "<Handle of evit:keep=0.5,layers=1/2: no forward yet>"
+        model(torch.randn(1, 3, 32, 32))
+        assert str(handle) == "<Handle of evit:keep=0.5,layers=1/2: [9, 6] tokens left>"
+
+
 def test_a_budget_for_each_site(model):
     with sparsight.prune(model, "random:keep=0.75/0.5,layers=1/2") as handle, torch.no_grad():
         model(torch.randn(1, 3, 32, 32))

@@ -24,7 +24,7 @@ ELSEWHERE = "score=column_mean or score=col_ln where the method takes it, or col
 LEAST_TRIAL = 64
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImageHandle(Handle):
     """Handle of a method before the language model. Everything is of the last forward that had images.
 

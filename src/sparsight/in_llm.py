@@ -20,7 +20,7 @@ from .recipe import Recipe
 OFFERS = ("x", "text_attn", "feats", "size", "position", "noise")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class DecoderHandle(Handle):
     """Handle of a method inside the language model. Sites and layers are those of the decoder.
 

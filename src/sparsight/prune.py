@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -29,7 +29,7 @@ from .recipe import IN_BLOCKS, Recipe, Weights
 TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Handle:
     """What `prune` returns: the outcome of the last forward, and the way back. Also a context manager.
 
@@ -41,8 +41,12 @@ class Handle:
     """
 
     recipe: Recipe
-    family: Family = field(repr=False)
-    sites: list[Site] = field(repr=False)
+    family: Family
+    sites: list[Site]
+
+    def __repr__(self) -> str:
+        left = f"{self.counts} tokens left" if self.plans else "no forward yet"
+        return f"<{type(self).__name__} of {self.recipe}: {left}>"
 
     @property
     def learned(self) -> nn.ModuleList | None:
