@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from torch import Tensor, nn
 import sparsight
 from sparsight.tools.load import load_model, twin
 from sparsight.tools.macs import macs
-from sparsight.tools.timing import Spread, race
-
-Forward = Callable[[Tensor], Tensor]
+from sparsight.tools.timing import Forward, Spread, race
 
 LIMITS = ["class_attention:keep=0.7", "class_attention:keep=0.5", "class_attention:keep=0.7,layers=0/3/6",
           "class_attention:keep=0.5,layers=0/3/6"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Recorded blocks where a loop of the model calls them (transformers): the first block replays, the others hand on."""
+"""Recorded blocks where a loop of the model calls them (all but timm's VisionTransformer): the first block replays, the others hand on."""
 
 import pytest
 import torch

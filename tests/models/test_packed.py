@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsight.models import _packed
 from sparsight.models._kernel import FEW
-from sparsight.models._packed import LEAST, Layer, Store, install, product
+from sparsight.models._packed import LEAST, Layer, Store, install
 
 pytestmark = pytest.mark.usefixtures("each_kernel")
 
@@ -223,5 +223,5 @@ def test_threads_with_different_rows():
 def test_needs_no_installing():
     linear, x = layer(), torch.randn(1, 20, IN)
     with torch.no_grad():
-        torch.testing.assert_close(product(linear, Layer(linear, Store()), x), linear(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(Layer(linear, Store()).of(x), linear(x), rtol=0, atol=1e-5)
         assert "forward" not in linear.__dict__

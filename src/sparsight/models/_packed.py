@@ -138,11 +138,6 @@ class Layer:
         return F.linear(x, getattr(self.module, self.name), bias) if packed is None else packed.times(x, bias)
 
 
-def product(_linear: nn.Module, layer: Layer, x: Tensor) -> Tensor:
-    """What nn.Linear computes: x [..., K] -> x W^T + b, [..., N]."""
-    return layer.of(x)
-
-
 def learns(layer: nn.Module, x: Tensor) -> bool:
     """Whether the layer's output has a gradient."""
     return x.requires_grad or any(p is not None and p.requires_grad for p in layer._parameters.values())
@@ -190,7 +185,7 @@ def unwatched(x: Tensor) -> bool:
 
 
 def install(part: nn.Module) -> list[nn.Module]:
-    """Give the plain nn.Linear layers of a part of the model `product` as their forward, and its patch embedding `embed`; an
+    """Give the plain nn.Linear layers of a part of the model the product of a `Layer` as their forward, and its patch embedding `embed`; an
     nn.MultiheadAttention gets a place for what is packed of its weight for q, k and v. Returns those, for `uninstall`.
 
     Layers of a subclass, and those that have a forward of their own already, are left alone. A partial and no bound method, because
@@ -201,7 +196,7 @@ def install(part: nn.Module) -> list[nn.Module]:
         if "forward" in module.__dict__ or STORE in module.__dict__:
             continue
         if type(module) in LINEAR:
-            module.forward = partial(product, module, Layer(module, Store()))
+            module.forward = partial(Layer.of, Layer(module, Store()))
         elif cuts(module):
             module.forward = partial(embed, module, Store())
         elif type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
@@ -235,8 +230,8 @@ def held(model: nn.Module) -> int:
 def store_of(module: nn.Module) -> Store | None:
     """Where a layer keeps what it has packed; None for a module whose forward is another one."""
     forward = module.__dict__.get("forward")
-    if not isinstance(forward, partial) or forward.func not in (product, embed):
+    if not isinstance(forward, partial) or forward.func not in (Layer.of, embed):
         place: Store | None = module.__dict__.get(STORE)
         return place
-    given: Store | Layer = forward.args[1]
+    given: Store | Layer = forward.args[-1]
     return given if isinstance(given, Store) else given.store

@@ -234,21 +234,19 @@ def install(family: Family, container: nn.Module) -> None:
         container.forward = partial(recorded_forward, container)  # type: ignore[method-assign]
 
 
-def install_in_loop(family: Family, container: nn.Module | None, loop: nn.Module) -> None:
-    """Let the first block of a container replay all of them, which the forward of the module `loop` calls one by one."""
+def install_in_loop(family: Family, container: nn.Module | None, loop: nn.Module, announced: bool = False) -> None:
+    """Let the first block of a container replay all of them, which the forward of the module `loop` calls one by one. announced: the
+    family itself says when a forward of the model begins of which only the result is asked for."""
     if type(container) is nn.ModuleList and records(family):
         recorder = Recorder(family, container, loop)
         for index, block in enumerate(family.blocks):
             block.forward = partial(recorded_block, recorder, index, block)
-
-
-def announce(family: Family) -> None:
-    """Say from now on when a forward of the model begins of which only the result is asked for."""
-    family.hooks.append(family.model.register_forward_pre_hook(partial(begins, family), with_kwargs=True))
+        if not announced:
+            family.hooks.append(family.model.register_forward_pre_hook(partial(begins, family), with_kwargs=True))
 
 
 def begins(family: Family, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A forward of the model begins."""
+    """A forward of the model begins: with arguments besides the images more than its result may be asked for."""
     if not torch.compiler.is_compiling():
         family.lines.called = len(args) < 2 and not kwargs
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ._early import Opened, unheard
 from ._family import Family
+from ._line import Straight
+from ._packed import Layer, store_of
 
 
 class TimmFamily(Family):
@@ -116,14 +118,31 @@ class OpenedTimm(Opened, TimmFamily):
         """x plus the output of the attention."""
 
 
-def mlp(module: nn.Module) -> dict[str, Any] | None:
-    """What a line has to know of an MLP of timm; None if it is another one."""
-    m: Any = module
-    if type(m).__name__ == "SwiGLU":
-        return {"mlp": (m.fc1_g, m.act, m.fc2), "gate": m.fc1_x}
-    if type(m).__name__ == "Mlp" or (type(m).__name__ == "GluMlp" and not m.gate_last):
-        return {"mlp": (m.fc1, m.act, m.fc2), "halves": type(m).__name__ == "GluMlp"}
-    return None
+def straight(
+    block: nn.Module, inputs: tuple[nn.Module | Layer, ...], scales: tuple[nn.Module | str, ...], **more: Any
+) -> Straight | None:
+    """The parts of a block of timm with these inputs and scales, and what else `Straight` takes; None if its MLP is another one."""
+    b: Any = block
+    a, m, kind = b.attn, b.mlp, type(b.mlp).__name__
+    if kind == "SwiGLU":
+        more |= {"mlp": (m.fc1_g, m.act, m.fc2), "gate": m.fc1_x}
+    elif kind == "Mlp" or (kind == "GluMlp" and not m.gate_last):
+        more |= {"mlp": (m.fc1, m.act, m.fc2), "halves": kind == "GluMlp"}
+    else:
+        return None
+    heads_norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else ()
+    inner_norms = (getattr(a, "norm", nn.Identity()), m.norm)
+    return Straight(
+        (b, a, m), (b.norm1, b.norm2), inputs, a.proj, heads=a.num_heads, scale=a.scale, scales=scales,
+        heads_norms=heads_norms, inner_norms=inner_norms, **more,
+    )  # fmt: skip
+
+
+def in_three_parts(attention: nn.Module) -> Layer:
+    """The layer for q, k and v whose bias, if it has one, lies beside it in three parts."""
+    a: Any = attention
+    biases = () if a.q_bias is None else [(a, name) for name in ("q_bias", "k_bias", "v_bias")]
+    return Layer(a.qkv, store_of(a.qkv), biases=biases)
 
 
 def sized_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:

@@ -22,7 +22,6 @@ from ._site import Site
 BETWEEN = ("output_hidden_states", "output_attentions")
 """What a caller may ask for that lies between the blocks."""
 
-
 MLP = (("fc1", "activation_fn", "fc2"), ("gate_proj", "act_fn", "down_proj"), ("up_proj", "act_fn", "down_proj"))
 """What the parts of an MLP are called; beside `gate_proj` stands `up_proj`."""
 
@@ -79,7 +78,7 @@ class TransformersViT(Opened):
             rest = [block for block in self.blocks if block not in self.patched]
             self.hooks += [block.register_forward_pre_hook(without_mask, with_kwargs=True) for block in rest]
             loop: Any = getattr(self.model, "encoder", None) or getattr(self.model, "model", self.model)
-            recording.install_in_loop(self, getattr(loop, "layers", None) or getattr(loop, "layer", None), loop)
+            recording.install_in_loop(self, getattr(loop, "layers", None) or getattr(loop, "layer", None), loop, announced=True)
 
     def refuse_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward of the model begins: refuse a mask that the user gives, unless it is all ones."""
@@ -140,7 +139,7 @@ class TransformersViT(Opened):
         return bool(self.attention(block).config._attn_implementation == "sdpa")
 
     def usual(self, block: nn.Module, norms: tuple[nn.Module, nn.Module], *scales: nn.Module) -> Straight | None:
-        """The parts of a layer with these norms (and LayerScale), if its MLP is two linear layers and an activation."""
+        """The parts of a layer with these norms (and LayerScale), if its MLP is known: two linear layers and an activation, or three, gated."""
         b: Any = block
         a, m = self.attention(block), b.mlp
         mlp: Any = next((parts for names in MLP if None not in (parts := tuple(m._modules.get(name) for name in names))), None)

@@ -78,7 +78,6 @@ class OpenCLIP(Opened, Remade):
     def patch(self) -> None:
         super().patch()
         if self.sites:
-            recording.announce(self)
             loop: Any = self.model.transformer
             recording.install_in_loop(self, loop.resblocks, loop)
 

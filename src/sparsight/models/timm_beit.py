@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from . import _recording as recording
 from ._heads import join_heads, split_heads
 from ._line import Straight
-from ._packed import Layer, store_of
 from ._positions import look_up_pairs, take_pairs, with_bias, with_columns
 from ._remade import Remade
-from ._timm import TimmFamily, mlp
+from ._timm import TimmFamily, in_three_parts, straight
 
 SHARED = "shared_rel_pos_bias"
 
@@ -37,22 +36,13 @@ class TimmBeit(Remade, TimmFamily):
     def patch(self) -> None:
         super().patch()
         if self.sites:
-            recording.announce(self)
             recording.install_in_loop(self, self.model.blocks, self.model)  # type: ignore[arg-type]
 
     def fused(self, block: nn.Module) -> bool:
         return True  # made again, it is
 
     def straight(self, block: nn.Module) -> Straight | None:
-        b: Any = block
-        a, m = b.attn, b.mlp
-        shape = mlp(m)
-        if shape is None:
-            return None
-        return Straight(
-            (b, a, m), (b.norm1, b.norm2), (inputs(a),), a.proj, heads=a.num_heads, scale=a.scale, scales=("gamma_1", "gamma_2"),
-            inner_norms=(nn.Identity(), m.norm), positions=self.key, pairs=True, **shape,
-        )  # fmt: skip
+        return straight(block, (in_three_parts(block.attn),), ("gamma_1", "gamma_2"), positions=self.key, pairs=True)  # type: ignore[arg-type]
 
     def own_bias(self, block: nn.Module) -> Tensor | None:
         """The block's own bias of the full grid: [1, H, P+N, P+N]."""
@@ -77,7 +67,7 @@ class TimmBeit(Remade, TimmFamily):
 
     def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a: Any = block.attn
-        q, k, v = inputs(a).of(x).chunk(3, dim=-1)
+        q, k, v = in_three_parts(a).of(x).chunk(3, dim=-1)
         return split_heads(q, a.num_heads), split_heads(k, a.num_heads), split_heads(v, a.num_heads)
 
     def attention(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
@@ -101,10 +91,3 @@ class TimmBeit(Remade, TimmFamily):
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         found = super().captured(block, names, kwargs)
         return with_columns(found, kwargs.get(self.key), self.scale(block))
-
-
-def inputs(attention: nn.Module) -> Layer:
-    """What makes q, k and v; its bias lies beside it in three parts."""
-    a: Any = attention
-    biases = () if a.q_bias is None else [(a, name) for name in ("q_bias", "k_bias", "v_bias")]
-    return Layer(a.qkv, store_of(a.qkv), biases=biases)

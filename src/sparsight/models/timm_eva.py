@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from . import _recording as recording
 from ._early import Heads
 from ._line import Straight
-from ._packed import Layer, store_of
+from ._packed import Layer
 from ._positions import Once, halves, neighbours, take_rows, turn_halves, turn_neighbours
-from ._timm import OpenedTimm, mlp
+from ._timm import OpenedTimm, in_three_parts, straight
 
 COMPLEX = (torch.float32, torch.float64)
 """Types whose pairs torch can see as complex numbers."""
@@ -54,10 +54,8 @@ class TimmEva(OpenedTimm):
 
     def patch(self) -> None:
         super().patch()
-        if self.sites:
-            recording.announce(self)
-            if not getattr(self.model, "rope_mixed", False):  # there every block gets a table of its own
-                recording.install_in_loop(self, self.model.blocks, self.model)  # type: ignore[arg-type]
+        if self.sites and not getattr(self.model, "rope_mixed", False):  # there every block gets a table of its own
+            recording.install_in_loop(self, self.model.blocks, self.model)  # type: ignore[arg-type]
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         b: Any = block
@@ -91,16 +89,11 @@ class TimmEva(OpenedTimm):
         )
 
     def straight(self, block: nn.Module) -> Straight | None:
-        b: Any = block
-        a, m = b.attn, b.mlp
-        shape = mlp(m)
-        if post(block) or shape is None or getattr(a, "num_kv_heads", a.num_heads) != a.num_heads:
+        a: Any = block.attn
+        if post(block) or getattr(a, "num_kv_heads", a.num_heads) != a.num_heads:
             return None
         turn = partial(self.turn, prefix=a.num_prefix_tokens, half=getattr(a, "rotate_half", False))
-        return Straight(
-            (b, a, m), (b.norm1, b.norm2), inputs(block), a.proj, heads=a.num_heads, scale=a.scale, scales=("gamma_1", "gamma_2"),
-            heads_norms=(a.q_norm, a.k_norm), inner_norms=(a.norm, m.norm), positions="rope", turn=turn, **shape,
-        )  # fmt: skip
+        return straight(block, inputs(block), ("gamma_1", "gamma_2"), positions="rope", turn=turn)
 
     def see_image(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         super().see_image(module, args)
@@ -177,7 +170,7 @@ def inputs(block: nn.Module) -> tuple[nn.Module | Layer, ...]:
         return a.q_proj, a.k_proj, a.v_proj
     if getattr(a, "q_bias", None) is None:
         return (a.qkv,)
-    return (Layer(a.qkv, store_of(a.qkv), biases=[(a, name) for name in ("q_bias", "k_bias", "v_bias")]),)
+    return (in_three_parts(a),)
 
 
 def packed(block: nn.Module) -> bool:

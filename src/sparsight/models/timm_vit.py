@@ -14,7 +14,7 @@ from . import _recording as recording
 from ._early import Heads
 from ._heads import split_heads
 from ._line import Straight
-from ._timm import OpenedTimm, mlp
+from ._timm import OpenedTimm, straight
 
 
 class TimmViT(OpenedTimm):
@@ -65,15 +65,7 @@ class TimmViT(OpenedTimm):
 
     def straight(self, block: nn.Module) -> Straight | None:
         b: Any = block
-        a, m = b.attn, b.mlp
-        shape = mlp(m)
-        if shape is None:
-            return None
-        scales, norms = (b.ls1, b.ls2), (b.norm1, b.norm2)
-        return Straight(
-            (b, a, m), norms, (a.qkv,), a.proj, heads=a.num_heads, scale=a.scale, scales=scales,
-            heads_norms=(a.q_norm, a.k_norm), inner_norms=(a.norm, m.norm), **shape,
-        )  # fmt: skip
+        return straight(block, (b.attn.qkv,), (b.ls1, b.ls2))
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         a: Any = block.attn

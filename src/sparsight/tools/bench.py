@@ -51,7 +51,7 @@ def bench(
     """Time every recipe in every engine (precision x backend) beside the unpruned model in the same engine; write results into `out`.
 
     recipes: by default four methods at two budgets. data: a folder of images, by default the embedded ones. seconds: time for the
-    paired runs at one batch size, after a second to warm up. quick: fewer recipes, batches and runs, about two minutes on two cores.
+    paired runs at one batch size, after up to three seconds of each to warm up. quick: fewer recipes, batches and runs, about two minutes on two cores.
     The forward alone is timed, on images that lie on the device. Called again with the same arguments it goes on after the last
     finished row. Raises PruneError before any heavy work.
     """

@@ -8,7 +8,7 @@ from importlib.resources import files
 from .bench_result import Bench, BenchRow, Timing
 from .comparison import UNPRUNED
 from .plots import Point, Series, legend, plot
-from .timing import GAINS
+from .timing import GAINS, MOMENT
 
 TIMES, DASH = "\u00d7", "\u2013"
 
@@ -93,7 +93,7 @@ def pictures(done: Bench, rows: list[BenchRow]) -> str:
 def small_print(done: Bench) -> str:
     """How the numbers were made."""
     items = [
-        "Speed-ups: every pruned forward is timed right beside an unpruned one in the same engine, the order changing, after a second of each "
+        f"Speed-ups: every pruned forward is timed right beside an unpruned one in the same engine, the order changing, after up to {MOMENT:g} seconds of each "
         f"to warm up; {done.seconds:g} s per batch size. Medians, quartiles under them; the unpruned rows are against themselves and show the noise.",
         *([GAINS] if done.device.startswith("cpu") else []),
         "Share: the speed-up as a share of the MAC ratio. Sites' share: part of the pruned blocks' time that scoring, choosing and moving "
