@@ -51,9 +51,8 @@ class Opened(Family):
         shared = Attended(q, k, v, scale, doubts=site.doubts) if shares else None
         plan = self.decide(site, block, x, {"q": q, "k": k, "v": v, "attended": shared})[1]
         rows = plan.index(x.shape[1], self.prefix)
-        if shared is not None and shared.output is not None:
-            mixed = plan.gather(shared.output, self.prefix, rows)
-        else:
+        mixed = None if shared is None else shared.output(rows)
+        if mixed is None:
             queries = split_heads(plan.gather(join_heads(q), self.prefix, rows), q.shape[1])
             mixed = join_heads(
                 nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias, dropout_p=rate, scale=scale)

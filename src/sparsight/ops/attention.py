@@ -269,7 +269,7 @@ def backend(work: Work) -> Backend:
         return "explicit"
     if work.q.device.type == "cuda" and kernels_fit(work):
         return "triton"
-    return "streamed" if work.q.device.type == "cpu" and not streamed.small(work) else "explicit"
+    return "streamed" if work.q.device.type == "cpu" else "explicit"
 
 
 @cache

@@ -5,20 +5,17 @@ The output costs one product of rows with values more than the statistic alone, 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import attention_streamed as streamed
-from . import attention_torch as plain
+from .attention_streamed import Block
 from .attention_torch import Rows
 
 ORDERS = (1, 2)
 """Orders of norms and entropies that are sums over exp(logits) or their squares; other orders want logarithms."""
-
 
 FAINT = 1e-15
 """Attention to all patches together below which float32 no longer knows how it is distributed: squares get lost."""
@@ -26,16 +23,21 @@ FAINT = 1e-15
 
 @dataclass(eq=False)
 class Attended:
-    """An attention of q, k, v [B, H, P+N, D] whose output somebody wants, and the output [B, P+N, H * D] if a statistic of the same q
-    and k has made it on the way; None if not. Only for CPU tensors without gradients or mask. doubts: if given, gets whether a statistic can
-    be trusted, for the caller to ask later."""
+    """An attention of q, k, v [B, H, P+N, D] whose output somebody wants, and its softmax or output if a statistic of the same q and k has
+    made it on the way. Only for CPU tensors without gradients or mask. doubts: if given, gets whether a statistic can be trusted, for the
+    caller to ask later.
+
+    softmax: numbers [H, P+N, P+N] of a single image in proportion to it, and what makes its rows of them, [H, P+N] (None: 1);
+    whole: the output [B, P+N, H * D] otherwise.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
     scale: float
-    output: Tensor | None = None
     doubts: list[Tensor] | None = None
+    softmax: tuple[Tensor, Tensor | None] | None = None
+    whole: Tensor | None = None
 
     @staticmethod
     def possible(v: Tensor) -> bool:
@@ -47,89 +49,66 @@ class Attended:
         """Whether a statistic of all rows can be had together with the output: this very attention."""
         return q is self.q and k is self.k and scale == self.scale and order in ORDERS and q.shape == k.shape
 
-    def matrices(self, rows: Rows, heads: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Softmax matrices [b, H, P+N, P+N] and their logits, as many images at a time as fit in a piece; heads gets the output."""
-        for image, _, logits in plain.pieces(rows):
-            some = slice(image, image + logits.shape[0])
-            matrix = logits.softmax(dim=-1)
-            heads[some] = matrix @ self.v[some]
-            yield matrix, logits
+    def output(self, rows: Tensor) -> Tensor | None:
+        """Output [B, L, H * D] of these rows [B * L] of all images one after the other; None if no statistic has made it.
 
-    def sure(self, found: Tensor) -> bool:
-        """Whether the statistic can be trusted, or is asked about that later."""
-        finite = found.isfinite().all()
-        if self.doubts is None:
-            return bool(finite)
-        self.doubts.append(finite)
-        return True
+        Of a single image whose softmax fits in a block, the values are mixed only now, for these rows."""
+        if self.softmax is not None:
+            weight, normal = self.softmax
+            mixed = torch.bmm(weight.index_select(1, rows), self.v[0])
+            if normal is not None:
+                mixed.mul_(normal.index_select(1, rows).unsqueeze(-1))
+            return mixed.transpose(0, 1).reshape(1, rows.shape[0], -1)
+        if self.whole is None:
+            return None
+        return self.whole.flatten(0, 1).index_select(0, rows).view(self.v.shape[0], -1, self.whole.shape[2])
+
+    def mix(self, block: Block, weight: Tensor, normal: Tensor | None) -> None:
+        """Keep the softmax of a block if it is all there is, or mix the values for its rows: weight [n, r, P+N] times normal [n, r]."""
+        batch, heads, length, depth = self.v.shape
+        if batch == 1 and weight.shape[:2] == (heads, length):
+            self.softmax = weight, normal
+            return
+        if self.whole is None:
+            self.whole = self.v.new_empty(batch, length, heads * depth)
+        mixed = torch.bmm(weight, block.of(self.v))
+        by_heads = self.whole.view(batch, length, heads, depth).transpose(1, 2)
+        block.put(mixed if normal is None else mixed.mul_(normal.unsqueeze(-1)), by_heads)
 
     def columns(self, order: float, start: int) -> Tensor:
-        """As `attention_streamed.column_pass` over the rows from `start` on; leaves the output of all rows. -> [B, H, P+N]"""
-        rows, (out, heads) = Rows(self.q, self.k, self.scale), empty(self.v)
-        if streamed.small(rows):
-            parts = [column_sums(matrix[:, :, start:], order) for matrix, _ in self.matrices(rows, heads)]
-            self.output = out
-            return torch.cat(parts).pow(1 / order)
-        total = rows.q.new_zeros(rows.q.shape[0], rows.q.shape[1], 1, rows.k.shape[2])
-        for image, some, here, logits, _ in streamed.blocks(rows, order):
-            weight = logits.exp_().sum(dim=-1).reciprocal_()
-            torch.mul(torch.bmm(logits, self.v[image, some]), weight.unsqueeze(-1), out=heads[image, some, here])
-            counted = slice(max(0, start - here.start), None)
-            weight, logits = streamed.raised(weight[:, counted], order), streamed.raised(logits[:, counted], order)
-            total[image, some].baddbmm_(weight.unsqueeze(1), logits)
-        self.output = out
-        return total.squeeze(2).pow_(1 / order)
+        """As `attention_streamed.column_pass` over the rows from `start` on; leaves the softmax or the output. -> [B, H, P+N]"""
+        sums = self.q.new_zeros(self.q.shape[:3])
+        for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
+            weight, total = block.weights(streamed.TINY if order == 1 else streamed.TINY_SQUARED)
+            normal = None if total is None else total.reciprocal_()
+            self.mix(block, weight, normal)
+            counted = slice(max(0, start - block.rows.start), None)
+            block.add_columns(weight[:, counted], None if normal is None else normal[:, counted], order, sums)
+        return streamed.root(sums, order)
 
     def entropies(self, order: float, prefix: int) -> Tensor | None:
-        """Entropy of the softmax over the patch keys of the patch rows; leaves the output. -> [B, H, N], or None where prefix tokens
-        get so much of the attention that nothing measurable is left for patches.
+        """Entropy of the softmax over the patch keys of the patch rows; leaves the softmax or the output. -> [B, H, N], or None where prefix
+        tokens get so much of the attention that nothing measurable is left for patches.
         """
-        rows, (out, heads) = Rows(self.q, self.k, self.scale), empty(self.v)
-        if streamed.small(rows):
-            pairs = self.matrices(rows, heads)
-            found = torch.cat([over_patches(matrix[..., prefix:], logits[..., prefix:], order) for matrix, logits in pairs])
-            self.output = out
-            return found[:, :, prefix:] if self.sure(found) else None
-        found = rows.q.new_empty(rows.q.shape[:3])
-        spare = None
-        for image, some, here, logits, _ in streamed.blocks(rows, order, prefix):
-            if order == 1:  # Shannon's wants the logits too
-                spare = torch.empty_like(logits) if spare is None or spare.shape != logits.shape else spare
-                weight = torch.exp(logits, out=spare)
-            else:
-                weight = logits.exp_()
+        found, certain = self.q.new_empty(self.q.shape[:3]), []
+        for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
+            if order == 1:
+                block.shift()
+            weight, whole = block.weights(least=0 if order == 1 else streamed.TINY)
+            self.mix(block, weight, None if whole is None else whole.reciprocal())
             total = weight[..., prefix:].sum(dim=-1)
-            whole = total + weight[..., :prefix].sum(dim=-1) if prefix else total
-            torch.mul(torch.bmm(weight, self.v[image, some]), whole.reciprocal().unsqueeze(-1), out=heads[image, some, here])
-            if order == 2:
-                entropy = 2 * (total.log() - torch.linalg.vector_norm(weight[..., prefix:], dim=-1).log())
-            else:
-                entropy = total.log() - logits.mul_(weight)[..., prefix:].sum(dim=-1) / total
-            found[image, some, here] = entropy.masked_fill_(total < FAINT, math.nan)
-        self.output = out
-        return found[:, :, prefix:] if self.sure(found) else None
+            block.put(over_patches(block, weight, whole, total, order, prefix), found)
+            certain.append((total if whole is None else total / whole).amin() >= FAINT)
+        if self.doubts is not None:
+            self.doubts.extend(certain)
+            certain = []
+        return found[:, :, prefix:] if all(certain) else None
 
 
-def column_sums(matrix: Tensor, order: float) -> Tensor:
-    """Sum of powers down the columns, as a product with ones, which is faster. Uses the matrix up. [b, H, R, K] -> [b, H, K]"""
-    ones = matrix.new_ones(matrix.shape[0] * matrix.shape[1], 1, matrix.shape[2])
-    return torch.bmm(ones, streamed.raised(matrix, order).flatten(0, 1)).view(*matrix.shape[:2], -1)
-
-
-def over_patches(matrix: Tensor, logits: Tensor, order: float) -> Tensor:
-    """Entropy of rows whose weights add up to less than 1, made to add up to 1; not a number where they are too faint. Uses the logits up.
-    [b, H, R, N] -> [b, H, R]"""
-    total = matrix.sum(dim=-1)
+def over_patches(block: Block, weight: Tensor, whole: Tensor | None, total: Tensor, order: float, prefix: int) -> Tensor:
+    """Entropy of rows [n, r] over their patches, whose weights add up to `total`, less than those of the `whole` row (None: 1). Uses the
+    block's logits up, which have been shifted for order 1."""
     if order == 2:
-        entropy: Tensor = 2 * (total.log() - torch.linalg.vector_norm(matrix, dim=-1).log())
-    else:
-        lse = logits.amax(dim=-1) - matrix.amax(dim=-1).log()
-        entropy = total.log() + lse - logits.mul_(matrix).sum(dim=-1) / total
-    return entropy.masked_fill_(total < FAINT, math.nan)
-
-
-def empty(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the output, as [B, P+N, H * D] and, the same memory, by heads [B, H, P+N, D]."""
-    batch, heads, length, depth = v.shape
-    out = v.new_empty(batch, length, heads * depth)
-    return out, out.view(batch, length, heads, depth).transpose(1, 2)
+        return total.div(torch.linalg.vector_norm(weight[..., prefix:], dim=-1)).log_().mul_(2)
+    entropy = total.log() - block.logits.mul_(weight)[..., prefix:].sum(dim=-1) / total
+    return entropy if whole is not None else entropy - weight.amax(dim=-1).log()

@@ -1,4 +1,4 @@
-"""Attention statistics in torch, streamed through one buffer that every block of query rows uses again: without gradients, on a CPU."""
+"""Attention statistics in torch, streamed through two buffers that every block of query rows uses again: without gradients, on a CPU."""
 
 from __future__ import annotations
 
@@ -13,52 +13,88 @@ from . import attention_torch as plain
 from .attention_torch import FLOOR, Rows
 
 LEAST = 64
-"""Rows that the buffer has at least; otherwise it is as large as two pieces."""
+"""Rows that a buffer has at least; otherwise it is as large as two pieces."""
 
 SAFE = 80.0
 """exp(SAFE) and exp(-SAFE) are normal float32 numbers."""
 
-FEW = 8
-"""Up to so many keys per channel, taking the maximum off costs no more than finding out that it could stay."""
+MANY = 16
+"""From so many keys per channel on, finding out that exponentials need no shift costs less than softmax, which always shifts."""
+
+TINY, TINY_SQUARED = 1e-30, 1e-18
+"""Softmax below it is raised to it, for itself and for its square: numbers too small for float32 to hold exactly, which nothing notices,
+take several times as long."""
 
 
 class Block(NamedTuple):
-    """Logits [h, r, K] of some heads of one image, less `shift` [h, r, 1] per row (None: 0), in a buffer that the next block takes."""
+    """Logits [n, r, K] of some images' heads, n in all, in a buffer that the next block takes, and a second buffer like it.
 
-    image: int
+    images, heads, rows: which these are. bounded: neither exponentials of the logits nor sums of them can overflow or vanish. masked:
+    some keys may have to stay at 0.
+    """
+
+    images: slice
     heads: slice
     rows: slice
     logits: Tensor
-    shift: Tensor | None
+    spare: Tensor
+    bounded: bool
+    masked: bool
+
+    def of(self, x: Tensor) -> Tensor:
+        """Of x [B, H, ...] what belongs to these heads: [n, ...]. A view if they are of one image or x is contiguous."""
+        return x[self.images, self.heads].flatten(0, 1)
+
+    def put(self, found: Tensor, x: Tensor) -> None:
+        """Write found [n, r, ...] where it belongs in x [B, H, R, ...]."""
+        place = x[self.images, self.heads, self.rows]
+        place.copy_(found.view(place.shape))
+
+    def weights(self, least: float = TINY) -> tuple[Tensor, Tensor | None]:
+        """Softmax [n, r, K], not less than `least`, and None; or exponentials of the logits and the sums [n, r] of their rows."""
+        if self.bounded:
+            weight = torch.exp(self.logits, out=self.spare)
+            return weight, weight.sum(dim=-1)
+        weight = torch.softmax(self.logits, dim=-1, out=self.spare)
+        return weight if self.masked or not least else weight.clamp_(min=least), None
+
+    def shift(self) -> None:
+        """Take the row's maximum off the logits where they can be large: then those that count are small, and float32 holds them exactly.
+        None is then so small that softmax is less than TINY."""
+        if not self.bounded:
+            self.logits.sub_(self.logits.amax(dim=-1, keepdim=True)).clamp_(min=math.log(TINY))
+
+    def add_columns(self, weight: Tensor, normal: Tensor | None, order: float, total: Tensor) -> None:
+        """Add powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r] (None: 1) to total [B, H, K]. Uses the logits up."""
+        if normal is None:
+            normal = weight.new_ones(weight.shape[:2])
+        if order == 2:
+            normal, weight = normal.square(), torch.square(weight, out=self.logits[:, : weight.shape[1]])
+        self.of(total).unsqueeze(1).baddbmm_(normal.unsqueeze(1), weight)
 
 
-def small(rows: Rows) -> bool:
-    """Whether four images fit in a piece: then a buffer for each image costs more calls than it saves."""
-    return 4 * rows.q.shape[1] * rows.q.shape[2] * rows.k.shape[2] <= plain.PIECE
-
-
-def blocks(rows: Rows, power: float, first: int = 0) -> Iterator[Block]:
-    """Logits block by block, ready for exp(power * logits): less the row's maximum over the keys from `first` on, unless keys are many
-    and |q| |k| says that it can stay."""
-    batch, heads, total, _ = rows.q.shape
-    keys = rows.k.shape[2]
-    repeat = heads // rows.k.shape[1]
-    step = min(total, max(LEAST, 2 * plain.PIECE // keys))
-    group = max(1, min(heads, 2 * plain.PIECE // (keys * total)))
-    buffer = torch.empty(group * step * keys, dtype=rows.q.dtype, device=rows.q.device)
-    bounded = rows.mask is None and keys > FEW * rows.q.shape[3]
-    for image in range(batch):
+def blocks(rows: Rows, power: float) -> Iterator[Block]:
+    """Logits block by block; `bounded` for those and for `power` times those."""
+    rows = rows.full_keys()
+    batch, heads, total, depth = rows.q.shape
+    keys, room = rows.k.shape[2], 2 * plain.PIECE
+    step = min(total, max(LEAST, room // keys))
+    group = max(1, min(heads, room // (keys * total)))
+    several = max(1, min(batch, plain.PIECE // (keys * total * heads)))
+    buffers = rows.q.new_empty(2, several * group * step * keys)
+    many = rows.mask is None and keys > MANY * depth
+    for image in range(0, batch, several):
         for head in range(0, heads, group):
-            some = slice(head, min(heads, head + group))
-            q = rows.q[image, some]
-            k = rows.k[image, some] if repeat == 1 else rows.k[image, torch.arange(some.start, some.stop) // repeat]
-            safe = bounded and fits(q, k, rows.scale, power)
+            images, some = slice(image, image + several), slice(head, head + group)
+            q, k = (x[images, some].flatten(0, 1) for x in (rows.q, rows.k))
+            bounded = many and fits(q, k, rows.scale, power)
             for start in range(0, total, step):
                 here = slice(start, min(total, start + step))
-                logits = multiply(q[:, here], k, rows.scale, buffer)
+                logits, spare = (x[: q.shape[0] * (here.stop - start) * keys].view(q.shape[0], -1, keys) for x in buffers)
+                multiply(q[:, here], k, rows.scale, logits)
                 if rows.mask is not None:
-                    hide(logits, rows.mask[image, some, here])
-                yield Block(image, some, here, logits, None if safe else shift(logits, rows.mask is not None, first, power))
+                    hide(logits, rows.mask[images, some, here].flatten(0, 1))
+                yield Block(images, some, here, logits, spare, bounded, rows.mask is not None)
 
 
 def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
@@ -67,14 +103,12 @@ def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
     return bool(power * (bound + math.log(k.shape[-2])) <= SAFE)
 
 
-def multiply(q: Tensor, k: Tensor, scale: float, buffer: Tensor) -> Tensor:
-    """scale * q k^T in the buffer. q [h, r, D], k [h, K, D] -> [h, r, K]."""
-    heads, rows, keys = q.shape[0], q.shape[1], k.shape[1]
-    out = buffer[: heads * rows * keys].view(heads, rows, keys)
-    if heads == 1:
+def multiply(q: Tensor, k: Tensor, scale: float, out: Tensor) -> None:
+    """scale * q k^T into out. q [n, r, D], k [n, K, D], out [n, r, K]"""
+    if out.shape[0] == 1:
         torch.addmm(out[0], q[0], k[0].t(), beta=0, alpha=scale, out=out[0])
-        return out
-    return torch.baddbmm(out, q, k.transpose(1, 2), beta=0, alpha=scale, out=out)
+    else:
+        torch.baddbmm(out, q, k.transpose(1, 2), beta=0, alpha=scale, out=out)
 
 
 def hide(logits: Tensor, mask: Tensor) -> None:
@@ -84,92 +118,81 @@ def hide(logits: Tensor, mask: Tensor) -> None:
         logits.add_(mask).clamp_(min=FLOOR)
 
 
-def shift(logits: Tensor, blind: bool, first: int, power: float) -> Tensor:
-    """Take the row's maximum from `first` on off; a row that may look at nothing (blind: there can be such) gets weights of 0."""
-    top = logits[..., first:].amax(dim=-1, keepdim=True)
-    if first:  # the other keys must not overflow either
-        top = torch.maximum(top, logits[..., :first].amax(dim=-1, keepdim=True).sub_(SAFE))
-    logits.sub_(top)
-    if blind:
-        logits.masked_fill_(top <= FLOOR / 2, FLOOR)
-    else:  # numbers too small for float32 to hold exactly, which nothing notices, take several times as long
-        logits.clamp_(min=-SAFE if first else -SAFE / power)
-    return top
+def dead_rows(rows: Rows, block: Block) -> Tensor | None:
+    """Which rows of a block do not count: those that are not alive or may look at nothing. [n, r], or None if all do."""
+    blind = None if rows.mask is None else block.logits.amax(dim=-1) <= FLOOR / 2
+    if rows.alive is None:
+        return blind
+    dead = ~block.of(rows.alive.unsqueeze(1).expand(-1, rows.q.shape[1], -1))[:, block.rows]
+    return dead if blind is None else dead | blind
 
 
 def column_pass(rows: Rows, order: float, diagonal: bool) -> Tensor:
-    """As `attention_torch.columns` without average, in one buffer: no gradients, in eager mode on a CPU. -> [B, H, K]
+    """As `attention_torch.columns` without average, in two buffers: no gradients, in eager mode on a CPU. -> [B, H, K]
 
-    Orders 1 and 2 sum exp(logits)^p times the row's normaliser^-p, which is a matrix-vector product, instead of making the softmax.
+    Orders 1 and 2 are a product of a row of ones, or of normalisers, with powers of the weights.
     """
-    batch, heads, keys = rows.q.shape[0], rows.q.shape[1], rows.k.shape[2]
     simple = order in (1, 2)
-    total = rows.q.new_full((batch, heads, 1, keys), 0.0 if simple else -math.inf)
-    for image, some, here, logits, _ in blocks(rows, order if simple else 1.0):
-        alive = None if rows.alive is None else rows.alive[image, here]
-        here_total = total[image, some]
+    total = rows.q.new_full((*rows.q.shape[:2], rows.k.shape[2]), 0.0 if simple else -math.inf)
+    for block in blocks(rows, order if simple else 1.0):
+        dead = dead_rows(rows, block)
         if simple:
-            weight = reciprocal(logits.exp_().sum(dim=-1), alive)
-            put_own(rows, here, logits, diagonal, 0.0)
-            here_total.baddbmm_(raised(weight, order).unsqueeze(1), raised(logits, order))
+            weight, sums = block.weights(TINY if order == 1 else TINY_SQUARED)
+            normal = weight.new_ones(weight.shape[:2]) if sums is None else sums.reciprocal_()
+            put_own(rows, block, weight, diagonal, 0.0)
+            block.add_columns(weight, normal if dead is None else normal.masked_fill_(dead, 0), order, total)
             continue
+        logits, here_total = block.logits, block.of(total)
         lse = logits.logsumexp(dim=-1)
-        dead = lse < FLOOR / 2 if alive is None else (lse < FLOOR / 2) | ~alive
-        logits.sub_(lse.masked_fill_(dead, math.inf).unsqueeze(-1))
-        put_own(rows, here, logits, diagonal, -math.inf)
+        logits.sub_((lse if dead is None else lse.masked_fill_(dead, math.inf)).unsqueeze(-1))
+        put_own(rows, block, logits, diagonal, -math.inf)
         if math.isinf(order):
-            torch.maximum(here_total, logits.amax(dim=-2, keepdim=True), out=here_total)
+            torch.maximum(here_total, logits.amax(dim=-2), out=here_total)
         else:
-            torch.logaddexp(here_total, logits.mul_(order).logsumexp(dim=-2, keepdim=True), out=here_total)
-    total = total.squeeze(2)
-    return total.pow_(1 / order) if simple else (total if math.isinf(order) else total.div_(order)).exp_()
+            torch.logaddexp(here_total, logits.mul_(order).logsumexp(dim=-2), out=here_total)
+    return root(total, order) if simple else (total if math.isinf(order) else total.div_(order)).exp_()
 
 
-def raised(x: Tensor, order: float) -> Tensor:
-    """x to the power 1 or 2, in place."""
-    return x.square_() if order == 2 else x
+def root(x: Tensor, order: float) -> Tensor:
+    """x to the power 1 or 1/2, in place."""
+    return x.sqrt_() if order == 2 else x
 
 
-def reciprocal(total: Tensor, alive: Tensor | None) -> Tensor:
-    """1 / total [h, r], and 0 for rows that do not count."""
-    dead = total == 0 if alive is None else (total == 0) | ~alive
-    return total.masked_fill_(dead, math.inf).reciprocal_()
-
-
-def put_own(rows: Rows, here: slice, matrix: Tensor, diagonal: bool, value: float) -> None:
+def put_own(rows: Rows, block: Block, matrix: Tensor, diagonal: bool, value: float) -> None:
     """Unless the diagonal counts, put the value in its places."""
     if not diagonal:
         count = matrix.shape[-2]
-        matrix[:, torch.arange(count), rows.own(here.start, count)] = value
+        matrix[:, torch.arange(count), rows.own(block.rows.start, count)] = value
 
 
 def row_pass(rows: Rows, order: float | None) -> Tensor:
-    """As `attention_torch.entropies`, or as its `normalisers` for order None, in one buffer (two for some orders). -> [B, H, R]"""
+    """As `attention_torch.entropies`, or as its `normalisers` for order None, in two buffers. -> [B, H, R]"""
     out = rows.q.new_empty(rows.q.shape[:3])
     power = 1.0 if order is None or math.isinf(order) else max(1.0, order)
-    for image, some, here, logits, top in blocks(rows, power):
-        found, total = row_values(logits, top, order)
-        dead = total == 0
-        if rows.alive is not None:
-            dead |= ~rows.alive[image, here]
-        out[image, some, here] = found.masked_fill_(dead, -math.inf if order is None else math.inf)
+    for block in blocks(rows, power):
+        dead = dead_rows(rows, block)
+        found = row_values(block, order)
+        block.put(found if dead is None else found.masked_fill_(dead, -math.inf if order is None else math.inf), out)
     return out
 
 
-def row_values(logits: Tensor, top: Tensor | None, order: float | None) -> tuple[Tensor, Tensor]:
-    """What is asked of each row, and the sum of exp(logits), which is above 0 for a row that may look at something. Uses logits up."""
+def row_values(block: Block, order: float | None) -> Tensor:
+    """What is asked of each row: its entropy, or the log of its normaliser for order None. Uses the logits up. -> [n, r]"""
     if order is None:
-        total = logits.exp_().sum(dim=-1)
-        return total.log() if top is None else total.log() + top.squeeze(-1), total
-    if order == 2:
-        total = logits.exp_().sum(dim=-1)
-        return 2 * (total.log() - torch.linalg.vector_norm(logits, dim=-1).log()), total
+        weight, total = block.weights()
+        return block.logits.amax(dim=-1) - weight.amax(dim=-1).log() if total is None else total.log()
     if math.isinf(order):
-        highest = logits.amax(dim=-1)
-        total = logits.exp_().sum(dim=-1)
-        return total.log() - highest, total
-    weight = logits.exp()
-    total = weight.sum(dim=-1)
+        weight, total = block.weights()
+        return -weight.amax(dim=-1).log() if total is None else total.log() - block.logits.amax(dim=-1)
+    if order == 2:
+        weight, total = block.weights(TINY_SQUARED)
+        norm = torch.linalg.vector_norm(weight, dim=-1)
+        return (norm.reciprocal_() if total is None else total / norm).log_().mul_(2)
+    block.shift()
     if order == 1:
-        return total.log() - weight.mul_(logits).sum(dim=-1) / total, total
-    return (logits.mul_(order).exp_().sum(dim=-1).log() - order * total.log()) / (1 - order), total
+        weight, total = block.weights(least=0)
+        log_total = -weight.amax(dim=-1).log() if total is None else total.log()
+        weighed = block.logits.mul_(weight).sum(dim=-1)
+        return log_total - (weighed if total is None else weighed / total)
+    log_total = block.logits.logsumexp(dim=-1)
+    return (block.logits.mul_(order).logsumexp(dim=-1) - order * log_total) / (1 - order)
