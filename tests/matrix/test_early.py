@@ -6,7 +6,7 @@ from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
 from sparsight.models._early import Opened
-from sparsight.models._line import Lines
+from sparsight.models._lines import Lines
 
 RECIPES = [
     "class_attention:keep=0.5,layers=1/2",

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
-from sparsight.models._line import Line, Lines
+from sparsight.models._line import Line
+from sparsight.models._lines import Lines
 from sparsight.prune import family_of
 
 STRAIGHT = [

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from sparsight.ops import attention, attention_torch
+from sparsight.ops import attention, attention_streamed, attention_torch
 from sparsight.ops.attention_shared import Attended
 
 SCALE = 0.25
 
 
-def problem(rng, prefix, spread=1.0, sink=0.0):
+def problem(rng, prefix, spread=1.0, sink=0.0, batch=3):
     """q, k, v as views of one packed tensor, as models have them; prefix tokens draw `sink` more attention."""
-    packed = torch.randn(3, 70 + prefix, 3, 4, 16, generator=rng) * spread
+    packed = torch.randn(batch, 70 + prefix, 3, 4, 16, generator=rng) * spread
     q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
     k[:, :, :prefix] += sink * q.mean(dim=2, keepdim=True)
     return q, k, v
@@ -40,10 +40,11 @@ STATISTICS = {
 @pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 @pytest.mark.parametrize("spread", [0.5, 3.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("piece", [1 << 11, 1 << 15, 1 << 19], ids=["rows-cut", "heads-together", "images-together"])
-def test_both_agree_with_float64(rng, monkeypatch, name, prefix, spread, piece):
+def test_both_agree_with_float64(rng, monkeypatch, name, prefix, spread, piece, batch):
     monkeypatch.setattr(attention_torch, "PIECE", piece)
-    q, k, v = problem(rng, prefix, spread)
+    q, k, v = problem(rng, prefix, spread, batch=batch)
     box = Attended(q, k, v, SCALE)
     found = STATISTICS[name](q, k, prefix, attended=box)
     wanted = STATISTICS[name](q.double(), k.double(), prefix)
@@ -65,6 +66,25 @@ def test_prefix_tokens_that_take_all_attention(rng, monkeypatch, name, sink, pie
     wanted = STATISTICS[name](q.double(), k.double(), 2)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("many", [False, True], ids=["softmax", "exponentials"])
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_output_of_some_rows(rng, monkeypatch, name, batch, many):
+    """Rows of all images one after the other, in any order; a single image's values are mixed for them alone."""
+    monkeypatch.setattr(attention_streamed, "MANY", 1 if many else 16)
+    q, k, v = problem(rng, 2, 0.5, batch=batch)
+    box = Attended(q, k, v, SCALE)
+    STATISTICS[name](q, k, 2, attended=box)
+    assert (box.softmax is not None) == (batch == 1)
+    assert (box.whole is None) == (batch == 1)
+    if batch == 1:
+        assert (box.softmax[1] is not None) == many
+    rows = torch.stack([image * 72 + torch.randperm(72, generator=rng)[:9] for image in range(batch)])
+    wanted = expected(q, k, v).flatten(0, 1)[rows]
+    torch.testing.assert_close(box.output(rows.flatten()).double(), wanted, rtol=1e-5, atol=2e-5)
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Ten
         family.refuse_mask(args, kwargs)
     line = family.lines.take(index, x, kwargs, family.fused)
     if line is not None and not sites and not line.tapped:
-        x, _ = line.attend(self, x, family.bias(index, x) if line.biased else None, family.follow(index, kwargs))
-        return family.lines.gave(index, line.feed(self, x))
+        x = line.run(self, x, family.bias(index, x) if line.biased else None, family.follow(index, kwargs))
+        return family.lines.gave(index, x)
     work = partial(run_block, family, self, index, sites, line, kwargs)
     if self.training and getattr(self, "gradient_checkpointing", False):
         checkpoint: Callable[..., Tensor] = self.__dict__["_gradient_checkpointing_func"]

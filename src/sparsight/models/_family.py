@@ -17,7 +17,8 @@ from ..errors import PruneError
 from ..plan import Plan
 from ._bias import key_bias
 from ._block import pruned_forward
-from ._line import Line, Lines, Straight
+from ._line import MASKS, Line, Straight
+from ._lines import Lines
 from ._packed import install, uninstall
 from ._site import Site, asked, check_order
 from ._tap import record, recorded
@@ -229,8 +230,7 @@ class Family(ABC):
                 site.trail[index] = (heads["q"].detach(), heads["k"].detach())
 
     def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, kwargs: Any, line: Line | None) -> Tensor | None:
-        """Where a site chooses before its block's attention: the survivors [B, P+K, C] with their attention branch. None: it cannot.
-        line: the block as a straight line, where this call may take it."""
+        """The survivors [B, P+K, C] with their attention branch, where a site can choose before it. line: what runs the block, if any."""
         return None
 
     def visit(self, site: Site, block: nn.Module, x: Tensor, heads: dict[str, Any]) -> Tensor:
@@ -276,7 +276,7 @@ class Family(ABC):
 
     def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Masks made for the full sequence do not fit a pruned one; better to stop than to misread them."""
-        masks = [*args, *(kwargs.get(name) for name in ("attn_mask", "attention_mask", "is_causal"))]
+        masks = [*args, *(kwargs.get(name) for name in MASKS)]
         if any(mask is not None and mask is not False for mask in masks):
             raise PruneError(f"{type(self.model).__name__} was called with an attention mask; a pruned model takes none")
 

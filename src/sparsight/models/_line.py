@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 
 from ._heads import join_heads, split_heads
-from ._packed import LINEAR, Layer, Packed, rows_of, store_of, unwatched
+from ._packed import LINEAR, Layer, Packed, rows_of, store_of
+from ._parts import in_parts
 from ._positions import with_bias, with_columns
 from ._snapshot import Snapshot
 
@@ -71,6 +71,12 @@ class Straight:
         return [found if isinstance(found, Layer) else Layer(found, store_of(found)) for found in given]
 
     @property
+    def widest(self) -> int:
+        """Channels inside the MLP, the most that a block has."""
+        found: Any = self.mlp[0]
+        return int(found.weight.shape[0])
+
+    @property
     def all_norms(self) -> list[nn.Module]:
         return [*self.norms, *(norm for norm in (*self.heads_norms, *self.inner_norms) if normed(norm) is not None)]
 
@@ -91,13 +97,16 @@ class Straight:
 class Line:
     """One block of a model as a straight line. Its methods are named as the family's, in whose place it stands.
 
-    tapped: which of the block's q, k, v sites ask for. biased: whether attention logits may get a bias here.
+    tapped: which of the block's q, k, v sites ask for. biased: whether attention logits may get a bias here. width: channels of
+    what parts of a batch are made small for; 0 where the activation is somebody's own and may want to see all images.
     """
 
     def __init__(self, straight: Straight, tapped: Sequence[str], biased: bool) -> None:
         self.straight, self.tapped, self.biased = straight, tapped, biased
         self.modules = Snapshot.of(straight.block)
-        self.gelu = full_name(straight.mlp[1]) == GELU and original(straight.mlp[1])
+        ours = original(straight.mlp[1])
+        self.gelu = full_name(straight.mlp[1]) == GELU and ours
+        self.width = straight.widest if ours else 0
         self.layers = straight.layers
         self.nothing = (None,) * len(self.layers)
         self.fresh: Sequence[Packed | None] = self.nothing
@@ -162,8 +171,18 @@ class Line:
         mixed = mixed if self.inner_norms[0] is None else normal(self.inner_norms[0], mixed)
         return plus(x, self.multiply(-3, mixed, x.shape[0] * x.shape[1]), self.scales[0])
 
+    def run(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        """The whole block."""
+        if bias is None and kwargs.get(self.straight.positions) is None:
+            return in_parts(lambda x: self.feed(block, self.attend(block, x, None, kwargs)[0]), x, self.width)
+        return self.feed(block, self.attend(block, x, bias, kwargs)[0])
+
     def feed(self, _block: nn.Module, x: Tensor) -> Tensor:
         """x [B, L, C] plus the MLP branch."""
+        return in_parts(self.mlp, x, self.width)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """As `feed`, at once."""
         s, rows = self.straight, x.shape[0] * x.shape[1]
         act, x_normed = s.mlp[1], normal(s.norms[1], x)
         inner = self.multiply(-2, x_normed, rows)
@@ -176,83 +195,6 @@ class Line:
             inner = torch.ops.aten.gelu_.default(inner, approximate=act.approximate) if self.gelu else act(inner)
         inner = inner if self.inner_norms[1] is None else normal(self.inner_norms[1], inner)
         return plus(x, self.multiply(-1, inner, rows), self.scales[1])
-
-
-class Lines:
-    """The lines of a model's blocks by their numbers.
-
-    Whether modules and packed weights are as they were is asked for all blocks when a forward begins, because it takes a third of the time
-    there: between products that fill the caches every object comes from memory. What is found counts for one call of each block, in
-    their order and on what the block before gave; any other call of a block looks for itself. called: a forward of the whole model has begun,
-    and nothing but its result is asked for; inside: its blocks come next.
-    """
-
-    def __init__(self) -> None:
-        self.of: dict[int, Line] = {}
-        self.found: dict[int, tuple[bool, Sequence[Packed | None]]] = {}
-        self.awaited = 0
-        self.called = self.inside = False
-        self.given: ReferenceType[Tensor] | None = None
-        self.modules: Snapshot | None = None
-
-    def __reduce__(self) -> tuple[type[Lines], tuple[()], dict[str, Any]]:
-        return Lines, (), {"of": self.of}
-
-    def begin(self, images: Tensor | None, fused: Callable[[nn.Module], bool]) -> None:
-        """A forward on these images begins. fused: whether a block's attention is plain SDPA at present."""
-        if torch.compiler.is_compiling():
-            return
-        self.found, self.awaited, self.given = {}, min(self.of, default=0), None
-        self.inside, self.called = self.called, False
-        if not self.of or images is None or not alone(images):
-            return
-        if self.modules is None:
-            self.modules = Snapshot.together([line.modules for line in self.of.values()])
-        all_hold = self.modules.holds()
-        for index, line in self.of.items():
-            runs = (all_hold or line.modules.holds()) and fused(line.straight.block)
-            self.found[index] = runs, line.packed() if runs else line.nothing
-
-    def complete(self) -> list[Sequence[Packed | None]] | None:
-        """The packed weights of all blocks, if a forward has begun in which all of them may run as lines and every layer has one."""
-        if not self.found or len(self.found) != len(self.of) or self.given is not None:
-            return None
-        fresh = [packed for runs, packed in self.found.values() if runs and None not in packed]
-        return fresh if len(fresh) == len(self.of) else None
-
-    def take(self, index: int, x: Tensor, kwargs: dict[str, Any], fused: Callable[[nn.Module], bool]) -> Line | None:
-        """The line of a block, if this call may take it: in inference, with nobody watching, and with every module as it was."""
-        if torch.compiler.is_compiling():  # first: compiled graphs shall not ask for what follows
-            return None
-        line = self.of.get(index)
-        if line is None or not line.reads(kwargs):
-            return None
-        follows = index == self.awaited and (self.given is None or self.given() is x)
-        found = self.found.pop(index, None) if follows else None
-        if not (alone(x) if found is None or self.given is None else quiet()):
-            return None
-        if found is None:
-            found = line.modules.holds() and fused(line.straight.block), line.nothing
-        line.fresh = found[1]
-        return line if found[0] else None
-
-    def gave(self, index: int, x: Tensor) -> Tensor:
-        """What a block gives to the next one."""
-        self.awaited, self.given = index + 1, ref(x)
-        return x
-
-
-def quiet() -> bool:
-    """Whether a call on what the block before gave is inference that nobody watches, as that block's was: what can change between the
-    two without another tensor."""
-    return not (torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled())
-
-
-def alone(x: Tensor) -> bool:
-    """Whether a call is inference that nobody watches, also by hooks on all modules of this process."""
-    if torch.is_grad_enabled() or not unwatched(x):
-        return False
-    return not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def normal(norm: Any, x: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from ..plan import Plan
 from ._block import pruned_forward, run_block
 from ._kernel import FEW
-from ._line import FRAMEWORKS, original, quiet
+from ._line import FRAMEWORKS, original
+from ._lines import quiet
 from ._packed import Packed, rows_of
 from ._snapshot import Snapshot
 from ._tape import script

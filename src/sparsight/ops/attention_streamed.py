@@ -186,8 +186,9 @@ def row_values(block: Block, order: float | None) -> Tensor:
         return -weight.amax(dim=-1).log() if total is None else total.log() - block.logits.amax(dim=-1)
     if order == 2:
         weight, total = block.weights(TINY_SQUARED)
-        norm = torch.linalg.vector_norm(weight, dim=-1)
-        return (norm.reciprocal_() if total is None else total / norm).log_().mul_(2)
+        norm: Tensor = torch.linalg.vector_norm(weight, dim=-1)
+        ratio = norm.reciprocal() if total is None else total / norm
+        return ratio.log_().mul_(2)
     block.shift()
     if order == 1:
         weight, total = block.weights(least=0)
