@@ -9,19 +9,21 @@ import pytest
 import torch
 
 from sparsight import PruneError
-from sparsight.ops import attention, attention_torch
+from sparsight.ops import attention, attention_streamed, attention_torch
 
 ORDERS = [0.5, 1.0, 2.0, 3.3, 8.0, math.inf]
 MASKS = ["none", "padding", "keys", "added"]
 LENGTH, PREFIX, SCALE = 70, 1, 0.25
 
 
-@pytest.fixture(params=["explicit", "streamed"])
+@pytest.fixture(params=["explicit", "streamed", "exponentials"])
 def backend(request, monkeypatch):
-    """Small pieces, so that there are several; streamed in spite of the small size, or explicit in spite of the pieces."""
+    """Small pieces, so that there are several; explicit in spite of the device, exponentials in spite of the few keys."""
     monkeypatch.setattr(attention_torch, "PIECE", 1 << 13)
     if request.param == "explicit":
         monkeypatch.setattr(attention, "backend", lambda work: "explicit")
+    if request.param == "exponentials":
+        monkeypatch.setattr(attention_streamed, "MANY", 0)
     return request.param
 
 
