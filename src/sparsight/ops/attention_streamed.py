@@ -78,8 +78,9 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
     rows = rows.full_keys()
     batch, heads, total, depth = rows.q.shape
     keys, room = rows.k.shape[2], 2 * plain.PIECE
-    step = min(total, max(LEAST, room // keys))
-    group = max(1, min(heads, room // (keys * total)))
+    step = even(total, max(LEAST, room // keys))
+    fitting, threads = room // (keys * total), torch.get_num_threads()
+    group = even(heads, fitting - fitting % threads if fitting > threads else fitting)  # else a thread waits for the last head
     several = max(1, min(batch, plain.PIECE // (keys * total * heads)))
     buffers = rows.q.new_empty(2, several * group * step * keys)
     many = rows.mask is None and keys > MANY * depth
@@ -95,6 +96,11 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
                 if rows.mask is not None:
                     hide(logits, rows.mask[images, some, here].flatten(0, 1))
                 yield Block(images, some, here, logits, spare, bounded, rows.mask is not None)
+
+
+def even(total: int, most: int) -> int:
+    """The size of parts that are as equal as can be, none larger than `most`."""
+    return math.ceil(total / math.ceil(total / max(1, min(total, most))))
 
 
 def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
