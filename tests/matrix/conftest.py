@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import FEW, RECIPES, ZOO, made, needs
 
 import sparsight
+from sparsight.models._line import Line
 from sparsight.models._recording import Recording
 
 
@@ -47,4 +48,18 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         return out
 
     monkeypatch.setattr(Recording, "replay", replay)
+    return seen
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Blocks that have run as a line since the list was cleared."""
+    seen: list[nn.Module] = []
+    real = Line.feed
+
+    def feed(line: Line, block: nn.Module, x: Tensor) -> Tensor:
+        seen.append(block)
+        return real(line, block, x)
+
+    monkeypatch.setattr(Line, "feed", feed)
     return seen

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_line import COUNTED, MERGING, STRAIGHT
+from lines import COUNTED, MERGING, STRAIGHT
 from torch import nn
 from zoo import DEPTH, ZOO, images, made, outputs
 
@@ -17,45 +17,52 @@ BATCH = 6
 
 
 @pytest.fixture
-def sizes(monkeypatch):
-    """Images in every call of an MLP since the list was cleared; parts are as large as two images of all tokens may be."""
-    seen, real = [], Line.mlp
+def seen(monkeypatch):
+    """Shapes of what the MLPs got since the list was cleared."""
+    shapes, real = [], Line.mlp
 
     def mlp(line, x):
-        seen.append(x.shape[0])
+        shapes.append(tuple(x.shape))
         return real(line, x)
 
     monkeypatch.setattr(Line, "mlp", mlp)
     monkeypatch.setattr(_parts, "ROWS", 1)
-    return seen
+    return shapes
 
 
-def limit(monkeypatch, name, width=64, count=2):
-    """Room for so many images before any token has left."""
-    monkeypatch.setattr(_parts, "BYTES", 8 * count * width * (ZOO[name].patches + ZOO[name].prefix))
+def length(name):
+    """Tokens of an image before any has left."""
+    return ZOO[name].patches + ZOO[name].prefix
+
+
+def limit(monkeypatch, name, width=64, size=8):
+    """Room for two images before any token has left."""
+    monkeypatch.setattr(_parts, "BYTES", size * 2 * width * length(name))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("text", [COUNTED, MERGING])
 @pytest.mark.parametrize("name", STRAIGHT)
-def test_same_as_the_whole_batch(name, text, sizes, monkeypatch):
+def test_same_as_the_whole_batch(name, text, seen, monkeypatch):
     with sparsight.prune(made(name), text) as handle:
         x = images(name, BATCH)
         whole = outputs(name, made(name), x)
         plans = [plan.keep for plan in handle.plans]
-        assert sizes == [BATCH] * DEPTH
-        sizes.clear()
-        limit(monkeypatch, name, width=next(iter(handle.family.lines.of.values())).width)
+        assert [shape[0] for shape in seen] == [BATCH] * DEPTH
+        tokens = [shape[1] for shape in seen]
+        seen.clear()
+        line = handle.family.lines.of[0]
+        limit(monkeypatch, name, line.width)
         found = outputs(name, made(name), x)
-        assert sizes[:3] == [2] * 3
-        assert all(BATCH % size == 0 for size in sizes)
+        assert [shape[0] * shape[1] for shape in seen[:3]] == [2 * tokens[0]] * 3
+        assert sum(shape[0] * shape[1] for shape in seen) == BATCH * sum(tokens)
         assert all(torch.equal(plan.keep, keep) for plan, keep in zip(handle.plans, plans, strict=True))
     for key in whole:
         torch.testing.assert_close(found[key], whole[key], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "width", "expected"),
+    ("total", "rows", "width", "expected"),
     [
         (32, 257, 1536, 4),
         (30, 257, 1536, 5),
@@ -67,14 +74,17 @@ def test_same_as_the_whole_batch(name, text, sizes, monkeypatch):
         (8, 4097, 4096, 1),
         (64, 257, 0, 64),
         (0, 257, 1536, 0),
+        (31 * 90, 1, 1536, 930),
+        (4097, 1, 4096, 241),
+        (4099, 1, 4096, 4099),
     ],
 )
-def test_how_many_images_make_a_part(batch, length, width, expected):
-    assert _parts.images(torch.empty(batch, length, 1), width) == expected
+def test_how_many_make_a_part(total, rows, width, expected):
+    assert _parts.units(total, rows, width, torch.empty(0)) == expected
 
 
 def test_other_devices_take_the_whole_batch():
-    assert _parts.images(torch.empty(32, 257, 1, device="meta"), 1536) == 32
+    assert _parts.units(32, 257, 1536, torch.empty(0, device="meta")) == 32
 
 
 class Centred(nn.Module):
@@ -85,29 +95,38 @@ class Centred(nn.Module):
 
 
 @torch.no_grad()
-def test_somebodys_own_activation_gets_all_images(sizes, monkeypatch):
+def test_somebodys_own_activation_gets_all_images(seen, monkeypatch):
     name = "timm-layerscale"
     model = copy.deepcopy(made(name))
     model.blocks[3].mlp.act = Centred().eval()
     limit(monkeypatch, name)
     with sparsight.prune(model, COUNTED):
         model(images(name, BATCH))
-    assert sizes[0] == 2
-    assert sizes[-1] == BATCH
+    assert seen[0][:2] == (2, length(name))
+    assert seen[-1][0] == BATCH
+
+
+@torch.no_grad()
+def test_a_block_with_a_site_cuts_between_tokens(seen, monkeypatch):
+    name = "timm-layerscale"
+    limit(monkeypatch, name)
+    with sparsight.prune(made(name), "col_ln:keep=0.9,layers=1") as handle:
+        made(name)(images(name, BATCH))
+    left = handle.counts[0] + ZOO[name].prefix
+    assert seen == [*[(2, length(name), 32)] * 3, *[(2 * left, 1, 32)] * 3, *[(2, left, 32)] * 3 * (DEPTH - 2)]
 
 
 @torch.inference_mode()
-def test_parts_have_packed_weights(sizes, monkeypatch):
+def test_parts_have_packed_weights(seen, monkeypatch):
     from sparsight.models._kernel import kernel
 
     if kernel() is None:
         pytest.skip("this torch has no packed product")
     name = "timm-layerscale"
     model, x = copy.deepcopy(made(name)).float(), images(name, BATCH).float()
-    limit(monkeypatch, name)
+    limit(monkeypatch, name, size=4)
     with sparsight.prune(model, COUNTED):
         for _ in range(2):
             model(x)
-        length = ZOO[name].patches + ZOO[name].prefix
-        assert sizes[0] > 1
-        assert store_of(model.blocks[0].mlp.fc1).packed.state[0] == sizes[0] * length
+        assert seen[0][:2] == (2, length(name))
+        assert store_of(model.blocks[0].mlp.fc1).packed.state[0] == 2 * length(name)

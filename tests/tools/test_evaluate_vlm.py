@@ -1,7 +1,6 @@
 """evaluate-vlm: questions in a file from the command to the files it writes, going on, relative scores of the papers, refusals."""
 
 import json
-import os
 import shutil
 import sys
 
@@ -16,10 +15,9 @@ from tiny_vlm import save_questions, save_tiny
 import sparsight
 from sparsight import PruneError, metrics
 from sparsight.cli.main import run
-from sparsight.tools import benchmarks, harness
 from sparsight.tools.asking import Asker, Journal, Question, cut
-from sparsight.tools.evaluate_vlm import evaluate_vlm, find_tasks
-from sparsight.tools.intervals import paired, paired_means
+from sparsight.tools.evaluate_vlm import evaluate_vlm
+from sparsight.tools.intervals import paired
 from sparsight.tools.questions import read_set
 from sparsight.tools.vlm_scores import VlmEvaluation
 
@@ -212,97 +210,6 @@ def test_bad_requests_leave_nothing(model, questions, tmp_path):
     assert not out.exists()
 
 
-def test_a_set_that_needs_the_network_says_which_and_how(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        PruneError, match=r"gqa needs the data set lmms-lab-encoder/GQA .*HF_HUB_OFFLINE.*set HF_HOME to it.*FILE\.jsonl"
-    ):
-        find_tasks(["gqa"], None)
-    (tmp_path / "lmms-lab-encoder___gqa").mkdir()
-    harness.check_data("gqa", "lmms-lab-encoder/GQA")
-
-
-def test_without_lmms_eval_the_command_that_installs_it_is_named(monkeypatch):
-    from importlib import util
-
-    monkeypatch.setattr(util, "find_spec", lambda name: None)
-    with pytest.raises(PruneError, match=r"own_task runs by lmms-eval.*pip install 'sparsight\[hf,lmms\]'"):
-        find_tasks(["lmms:own_task"], None)
-
-
-def test_a_judge_that_is_missing_is_told(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    (tmp_path / "lmms-lab-encoder___mmvet").mkdir()
-    with pytest.raises(PruneError, match=r"mmvet is judged by a language model .* OPENAI_API_KEY"):
-        find_tasks(["mmvet"], None)
-
-
-def test_every_set_of_the_papers_has_a_name():
-    assert all(len(benchmarks.find(name)) == len(parts) for name, parts in benchmarks.GROUPS.items())
-    assert len(benchmarks.find("col_ln")) == 10
-    assert len(benchmarks.find("agile")) == 9
-    assert len({one.name for one in benchmarks.SETS}) == len(benchmarks.SETS)
-
-
-AGILE_7B = (78.5, 61.9, 50.1, 69.5, 58.2, 85.9, 1862, 64.7, 58.1)
-
-
-@pytest.mark.parametrize(
-    ("scores", "published"),
-    [
-        ((76.4, 59.4, 53.0, 68.6, 57.0, 87.4, 1748, 61.8, 55.5), 98.04),
-        ((72.7, 55.4, 53.3, 69.1, 55.8, 80.4, 1650, 61.3, 55.1), 95.07),
-        ((65.6, 52.9, 53.5, 67.9, 49.2, 66.7, 1550, 55.1, 45.9), 87.01),
-    ],
-)
-def test_relative_scores_of_agilepruner_table_7(scores, published):
-    assert benchmarks.relative(scores, AGILE_7B) == pytest.approx(published, abs=0.03)
-
-
-def test_relative_scores_of_col_ln_table_6():
-    """Averages with MME in percent of 2000: 63.4 unpruned, PruMerge 59.2 (93.4%), Col-Ln 62.3 (98.3%)."""
-    full = [one.full for one in benchmarks.find("col_ln")]
-    whole = benchmarks.average([76.7, 62.0, 54.2, 69.5, 58.2, 85.9, 1505, 64.6, 58.1, 29.7], full)
-    prumerge = benchmarks.average([70.8, 55.7, 56.0, 68.0, 54.7, 73.7, 1364, 61.8, 56.4, 26.8], full)
-    assert whole == pytest.approx(63.4, abs=0.05)
-    assert prumerge == pytest.approx(59.2, abs=0.05)
-    assert 100 * prumerge / whole == pytest.approx(93.4, abs=0.05)
-    assert benchmarks.relative([1], [0]) is None
-
-
-def test_scores_by_the_papers_rules_from_samples():
-    """POPE: the mean F1 of splits; MME: two questions per image."""
-
-    def sample(answer, target, **doc):
-        return {"filtered_resps": [answer], "target": target, "doc": doc}
-
-    pope = [
-        sample("Yes", "yes", category="random"),
-        sample("No.", "no", category="random"),
-        sample("no", "yes", category="popular"),
-    ]
-    assert harness.by_rule("pope", pope)["f1"] == 0.5
-    mme = [
-        sample("Yes", "Yes", category="count", question_id="a"),
-        sample("code", "No", category="code_reasoning", question_id="c"),
-        sample("No", "No", category="count", question_id="a"),
-        sample("yes", "Yes", category="code_reasoning", question_id="c"),
-        sample("yes", "Yes", category="count", question_id="lonely"),
-    ]
-    assert harness.by_rule("mme", mme) == {"total": 250, "perception": 200, "cognition": 50}
-
-
-def test_intervals_of_soft_scores():
-    got = paired_means([1, 0.5, 0.6], [0.4, 0.5, 0])
-    assert got.value == pytest.approx(0.4)
-    assert got.high - got.value == pytest.approx(1.959964 * (0.12 / 3) ** 0.5, rel=1e-5)
-
-
 def test_prompts_and_pictures(model):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -322,57 +229,3 @@ def test_prompts_and_pictures(model):
     assert cut("a cat\nASSISTANT: x", ("ASSISTANT:", "")) == "a cat"
     gone = Asker(network, prepare).ask([Question("k", lambda: [Image.open("nowhere.png")], "q")], Journal())
     assert gone[0].text is None
-
-
-TASK = """
-task: dogs_by_harness
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function dogs.visual
-doc_to_text: !function dogs.text
-doc_to_target: answer
-generation_kwargs:
-  max_new_tokens: 4
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-    ignore_case: true
-    ignore_punctuation: true
-"""
-FUNCTIONS = """
-import os
-from PIL import Image
-
-def visual(doc):
-    with Image.open(os.path.join({folder!r}, doc["image"])) as image:
-        return [image.convert("RGB")]
-
-def text(doc, lmms_eval_specific_kwargs=None):
-    return doc["question"]
-"""
-
-
-@pytest.mark.slow
-def test_by_lmms_eval(model, questions, tmp_path):
-    """The same questions as a task of lmms-eval: the same answers, right and wrong alike."""
-    pytest.importorskip("lmms_eval")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    (tmp_path / "dogs.yaml").write_text(TASK.format(file=questions))
-    (tmp_path / "dogs.py").write_text(FUNCTIONS.format(folder=str(questions.parent)))
-    tasks = [str(tmp_path / "dogs.yaml"), str(questions)]
-    result = evaluate_vlm(model, RECIPES, tasks, tmp_path / "out", batch_size=3, device="cpu", precision="fp32")
-    for row in result.rows:
-        by_harness, own = row.scores
-        assert by_harness.score == pytest.approx(100 * own.accuracy)
-        assert by_harness.hits == own.hits
-        assert by_harness.kept == own.kept
-        texts = [[line["answer"] for line in lines(tmp_path / "out" / score.answers)] for score in row.scores]
-        assert texts[0] == texts[1]
-        left = [[line["kept"] for line in lines(tmp_path / "out" / score.answers)] for score in row.scores]
-        assert left[0] == left[1]
-    assert result.row(RECIPES[0]).scores[0].accuracy_change is not None

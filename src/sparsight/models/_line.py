@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ._heads import join_heads, split_heads
 from ._packed import LINEAR, Layer, Packed, rows_of, store_of
-from ._parts import in_parts
+from ._parts import by_images, by_tokens
 from ._positions import with_bias, with_columns
 from ._snapshot import Snapshot
 
@@ -174,12 +174,12 @@ class Line:
     def run(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         """The whole block."""
         if bias is None and kwargs.get(self.straight.positions) is None:
-            return in_parts(lambda x: self.feed(block, self.attend(block, x, None, kwargs)[0]), x, self.width)
+            return by_images(lambda x: self.feed(block, self.attend(block, x, None, kwargs)[0]), x, self.width)
         return self.feed(block, self.attend(block, x, bias, kwargs)[0])
 
     def feed(self, _block: nn.Module, x: Tensor) -> Tensor:
         """x [B, L, C] plus the MLP branch."""
-        return in_parts(self.mlp, x, self.width)
+        return by_tokens(self.mlp, x, self.width)
 
     def mlp(self, x: Tensor) -> Tensor:
         """As `feed`, at once."""
