@@ -79,8 +79,7 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
     batch, heads, total, depth = rows.q.shape
     keys, room = rows.k.shape[2], 2 * plain.PIECE
     step = even(total, max(LEAST, room // keys))
-    fitting, threads = room // (keys * total), torch.get_num_threads()
-    group = even(heads, fitting - fitting % threads if fitting > threads else fitting)  # else a thread waits for the last head
+    group = heads_at_once(heads, room // (keys * total), torch.get_num_threads())
     several = max(1, min(batch, plain.PIECE // (keys * total * heads)))
     buffers = rows.q.new_empty(2, several * group * step * keys)
     many = rows.mask is None and keys > MANY * depth
@@ -101,6 +100,15 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
 def even(total: int, most: int) -> int:
     """The size of parts that are as equal as can be, none larger than `most`."""
     return math.ceil(total / math.ceil(total / max(1, min(total, most))))
+
+
+def heads_at_once(heads: int, fitting: int, threads: int) -> int:
+    """As many heads as fit, in equal groups if all do not; groups that threads can share, or one of them waits for the last head."""
+    group = even(heads, fitting)
+    if group == heads or group < threads:
+        return group
+    more = math.ceil(group / threads) * threads
+    return more if more <= fitting else group - group % threads
 
 
 def fits(q: Tensor, k: Tensor, scale: float, power: float) -> bool:
