@@ -79,8 +79,7 @@ class Attended:
         """As `attention_streamed.column_pass` over the rows from `start` on; leaves the softmax or the output. -> [B, H, P+N]"""
         sums = self.q.new_zeros(self.q.shape[:3])
         for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
-            weight, total = block.weights(streamed.TINY if order == 1 else streamed.TINY_SQUARED)
-            normal = None if total is None else total.reciprocal_()
+            weight, normal = block.column_weights(order)
             self.mix(block, weight, normal)
             counted = slice(max(0, start - block.rows.start), None)
             block.add_columns(weight[:, counted], None if normal is None else normal[:, counted], order, sums)

@@ -58,9 +58,14 @@ class Block(NamedTuple):
         weight = torch.softmax(self.logits, dim=-1, out=self.spare)
         return weight if self.masked or not least else weight.clamp_(min=least), None
 
+    def column_weights(self, order: float) -> tuple[Tensor, Tensor | None]:
+        """`weights` whose powers 1 or 2 are summed, and what makes softmax of them in each row, [n, r] (None: 1)."""
+        weight, total = self.weights(TINY if order == 1 else TINY_SQUARED)
+        return weight, None if total is None else total.reciprocal_()
+
     def shift(self) -> None:
         """Take the row's maximum off the logits where they can be large: then those that count are small, and float32 holds them exactly.
-        None is then so small that softmax is less than TINY."""
+        The others are raised to the logarithm of TINY."""
         if not self.bounded:
             self.logits.sub_(self.logits.amax(dim=-1, keepdim=True)).clamp_(min=math.log(TINY))
 
@@ -151,10 +156,11 @@ def column_pass(rows: Rows, order: float, diagonal: bool) -> Tensor:
     for block in blocks(rows, order if simple else 1.0):
         dead = dead_rows(rows, block)
         if simple:
-            weight, sums = block.weights(TINY if order == 1 else TINY_SQUARED)
-            normal = weight.new_ones(weight.shape[:2]) if sums is None else sums.reciprocal_()
+            weight, normal = block.column_weights(order)
             put_own(rows, block, weight, diagonal, 0.0)
-            block.add_columns(weight, normal if dead is None else normal.masked_fill_(dead, 0), order, total)
+            if dead is not None:
+                normal = (weight.new_ones(dead.shape) if normal is None else normal).masked_fill_(dead, 0)
+            block.add_columns(weight, normal, order, total)
             continue
         logits, here_total = block.logits, block.of(total)
         lse = logits.logsumexp(dim=-1)

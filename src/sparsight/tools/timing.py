@@ -32,8 +32,8 @@ MEMORY = {
 }
 
 GAINS = (
-    "Part of the speed-up of an eager model on a CPU is not due to fewer tokens: pruned, it also runs its blocks with packed weights, large batches in parts, and without "
-    "calling every module. A recipe that drops nothing (random:keep=1.0 with the number of the last block as layers) shows how large that part is."
+    "Part of the speed-up of an eager model on a CPU is not due to fewer tokens: pruned, it also runs its blocks with packed weights, large "
+    "batches in parts, and without calling every module. A recipe that drops nothing (random:keep=1.0 with the number of the last block as layers) shows how large that part is."
 )
 """What readers of speed-ups on a CPU have to know."""
 
