@@ -113,6 +113,20 @@ def test_normalisers_and_chosen_rows(rng, backend, mask, spread):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heads_between_the_tokens(rng, backend, batch):
+    """As models make them, with all heads of a token side by side: the same rows, an image of a batch as alone."""
+    q, k = (x[:batch].transpose(1, 2).contiguous().transpose(1, 2) for x in problem(rng)[:2])
+    rows = torch.tensor([0, 7])
+    assert not k.is_contiguous()
+    got = attention.query_rows(q, k, SCALE, rows)
+    torch.testing.assert_close(got.double(), matrix(q, k)[:, :, rows], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(attention.query_rows(q[-1:], k[-1:], SCALE, rows), got[-1:], rtol=0, atol=1e-7)
+    norms = attention.column_norm(q, k, PREFIX, SCALE, 2.0)
+    torch.testing.assert_close(norms, attention.column_norm(q.contiguous(), k.contiguous(), PREFIX, SCALE, 2.0))
+
+
+@torch.no_grad()
 def test_logits_that_would_overflow(rng, backend):
     """exp of these logits is no float32 number: the row's maximum has to come off."""
     q, k, _ = problem(rng, spread=12.0)

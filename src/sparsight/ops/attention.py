@@ -51,11 +51,20 @@ def query_rows(
 def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Rows that are few enough to be made at once. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
     rows = Work(exact(q), exact(k), scale).full_keys()
-    logits = (rows.q * scale) @ rows.k.transpose(-2, -1)
+    logits = products(rows.q * scale, rows.k)
     if mask is None:
         return logits.softmax(dim=-1)
     logits = plain.masked(logits, mask)
     return logits.softmax(dim=-1).masked_fill(logits <= plain.FLOOR / 2, 0)
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T of few queries: [B, H, T, K]. Keys whose heads lie between the tokens would be copied for it; on a CPU, where the copy takes
+    as long as the product, images go one by one."""
+    copied = k.shape[0] > 1 and not k.is_contiguous()
+    if not copied or k.device.type != "cpu" or torch.compiler.is_compiling():
+        return q @ k.transpose(-2, -1)
+    return torch.stack([torch.bmm(queries, keys.transpose(-2, -1)) for queries, keys in zip(q, k, strict=True)])
 
 
 def column_norm(

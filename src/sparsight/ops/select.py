@@ -46,10 +46,8 @@ def topk_fused(s: Tensor, count: int) -> Plan:
 
 def rescued(s: Tensor, other: Tensor, count: int, slots: int) -> Plan:
     """Keep the `count - slots` highest by `s`, then the `slots` highest by `other` among the rest. s, other [B, N]."""
-    first = best(s, count - slots)
-    taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, first, True)
-    second = best(other.masked_fill(taken, float("-inf")), slots)
-    return Plan(torch.cat([first, second], dim=1).sort(dim=1).values, s.shape[1])
+    first = s.sort(dim=1, descending=True, stable=True).indices[:, : count - slots]
+    return topk(other.scatter(1, first, float("inf")), count)
 
 
 def bipartite_by_score(s: Tensor, k: Tensor, prefix: int, count: int) -> Plan:
