@@ -45,11 +45,20 @@ def tile(a, b, at_a, at_b, n_a, n_b, scale, mask, stride_a, stride_b, MASKED: tl
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def place_of(total, OWN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which block of `total` rows or columns, and of which head of all images, this program holds. One axis of the grid for both: the
+    others end at 65,535."""
+    blocks = tl.cdiv(total, OWN)
+    return (tl.program_id(0) % blocks) * OWN, tl.program_id(0) // blocks
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def row_kernel(  # type: ignore[no-untyped-def]
     q, k, mask, out, sqb, sqh, sqr, sqd, skb, skh, skr, skd, smb, smh, smr, smk, heads, repeat, n_rows, n_keys, width, scale, order,
     MASKED: tl.constexpr, WHAT: tl.constexpr, FLOOR: tl.constexpr, OWN: tl.constexpr, WALK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    start, image, head = tl.program_id(0) * OWN, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    start, which = place_of(n_rows, OWN)
+    image, head = (which // heads).to(tl.int64), which % heads
     row = start + tl.arange(0, OWN)
     queries = load_tile(q + image * sqb + head * sqh, start, n_rows, sqr, sqd, width, OWN, WIDTH)
     hidden = mask + image * smb + head * smh
@@ -83,7 +92,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     if WHAT > 0:
         dead = float("inf")
     found = tl.where(top > FLOOR / 2, found * LN_2, dead)
-    tl.store(out + tl.program_id(1).to(tl.int64) * n_rows + row, found, mask=row < n_rows)
+    tl.store(out + which.to(tl.int64) * n_rows + row, found, mask=row < n_rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -92,7 +101,8 @@ def column_kernel(  # type: ignore[no-untyped-def]
     first, step, MASKED: tl.constexpr, DIAGONAL: tl.constexpr, ORDER: tl.constexpr, FLOOR: tl.constexpr, OWN: tl.constexpr,
     WALK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    start, image, head = tl.program_id(0) * OWN, (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    start, which = place_of(n_keys, OWN)
+    image, head = (which // heads).to(tl.int64), which % heads
     key = start + tl.arange(0, OWN)
     # keys stand in the rows of a tile, so that a sum over queries stays within a warp
     keys = load_tile(k + image * skb + (head // repeat) * skh, start, n_keys, skr, skd, width, OWN, WIDTH)
@@ -104,7 +114,7 @@ def column_kernel(  # type: ignore[no-untyped-def]
         row = at + tl.arange(0, WALK)
         block = load_tile(queries, at, n_rows, sqr, sqd, width, WALK, WIDTH)
         logits = tile(keys, block, key, row, n_keys, n_rows, scale, hidden, smk, smr, MASKED, FLOOR)
-        norm = tl.load(lse + tl.program_id(1).to(tl.int64) * n_rows + row, mask=row < n_rows, other=float("inf"))
+        norm = tl.load(lse + which.to(tl.int64) * n_rows + row, mask=row < n_rows, other=float("inf"))
         logits = logits - (norm * LOG2_E)[None, :]
         if not DIAGONAL:
             logits = tl.where(key[:, None] == (first + step * row)[None, :], float("-inf"), logits)
@@ -124,7 +134,7 @@ def column_kernel(  # type: ignore[no-untyped-def]
         found = tl.exp2((top + tl.log2(total)) / order)
     if ORDER == -1:
         found = tl.exp2(top)
-    tl.store(out + tl.program_id(1).to(tl.int64) * n_keys + key, found, mask=key < n_keys)
+    tl.store(out + which.to(tl.int64) * n_keys + key, found, mask=key < n_keys)
 
 
 def tiles(dtype: torch.dtype, width: int) -> dict[str, int]:
@@ -166,8 +176,9 @@ def row_values(rows: Rows, order: float | None) -> Tensor:
     out = torch.empty(batch, heads, total, dtype=torch.float32, device=rows.q.device)
     what = LSE if order is None else SHANNON if order == 1 else MINIMUM if math.isinf(order) else RENYI
     tensors, numbers, constants = arguments(rows)
-    grid = (triton.cdiv(total, constants["OWN"]), batch * heads)
-    row_kernel[grid](*tensors, out, *numbers, order if what == RENYI else 1.0, WHAT=what, **constants)
+    grid = (triton.cdiv(total, constants["OWN"]) * batch * heads,)
+    with torch.cuda.device_of(out):
+        row_kernel[grid](*tensors, out, *numbers, order if what == RENYI else 1.0, WHAT=what, **constants)
     if rows.alive is None:
         return out
     return out.masked_fill_(~rows.alive.unsqueeze(1), -math.inf if order is None else math.inf)
@@ -182,17 +193,8 @@ def columns(rows: Rows, order: float, diagonal: bool) -> Tensor:
     out = torch.empty(batch, heads, keys, dtype=torch.float32, device=rows.q.device)
     kind = int(order) if order in (1, 2) else INFINITE if math.isinf(order) else ANY
     tensors, numbers, constants = arguments(rows)
-    grid = (triton.cdiv(keys, constants["OWN"]), batch * heads)
-    column_kernel[grid](
-        *tensors,
-        lse,
-        out,
-        *numbers,
-        order if kind == ANY else 1.0,
-        rows.first,
-        rows.step,
-        DIAGONAL=diagonal,
-        ORDER=kind,
-        **constants,
-    )
+    grid = (triton.cdiv(keys, constants["OWN"]) * batch * heads,)
+    asked = (order if kind == ANY else 1.0, rows.first, rows.step)
+    with torch.cuda.device_of(out):
+        column_kernel[grid](*tensors, lse, out, *numbers, *asked, DIAGONAL=diagonal, ORDER=kind, **constants)
     return out
