@@ -129,4 +129,4 @@ def noise(x: Tensor, seed: int = 0) -> Tensor:
     word = (torch.arange(n, device=x.device, dtype=torch.int64) + start) & 0xFFFFFFFF
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         word = ((word ^ (word >> shift)) * factor) & 0xFFFFFFFF
-    return (word.to(torch.float64) / 2**32).to(torch.float32).expand(x.shape[0], n)
+    return (word.to(torch.float32) / 2**32).expand(x.shape[0], n)

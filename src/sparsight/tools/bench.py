@@ -25,7 +25,7 @@ from .macs import macs, mean_counts
 from .measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
 from .resume import Shelf, claim, digest, fingerprint_model, release, write_text
 from .site_cost import site_share
-from .timing import MEMORY, Forward, peak_memory, race
+from .timing import Forward, memory_method, peak_memory, race
 
 USUAL = ("class_attention", "col_ln", "evit", "tome")
 BUDGETS = ("keep=0.7,layers=3/6/9", "keep=0.5,layers=3/6/9")
@@ -178,7 +178,7 @@ class Job:
             threads=torch.get_num_threads(),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=versions_in_use(self.loaded.model),
-            memory_method=MEMORY[torch.device(self.settings.device).type],
+            memory_method=memory_method(self.settings.device),
             notes=[],
             rows=rows,
         )

@@ -26,7 +26,7 @@ from .resume import Shelf, claim, digest, release, write_text
 from .shapes import check_memory
 from .stage_result import StageBench, StageRow
 from .stages import Footprint, Times, count_macs, peak_memory, time_stages
-from .timing import MEMORY
+from .timing import memory_method
 
 LOOKING = 0.3
 """Share of a row's work that is counting, for the progress bar; the rest is the paired runs."""
@@ -171,7 +171,7 @@ class Job:
             seed=settings.seed,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=versions_in_use(source.shell),
-            memory_method=MEMORY[torch.device(settings.device).type].replace("one forward", "one generate"),
+            memory_method=memory_method(settings.device).replace("one forward", "one generate"),
             notes=self.prompts.notes,
             rows=rows,
         )

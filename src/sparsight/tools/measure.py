@@ -25,7 +25,7 @@ from .intervals import METHOD
 from .load import Loaded, twin
 from .macs import macs, mean_counts
 from .resume import Shelf, digest, fingerprint_data, fingerprint_model, write_text
-from .timing import MEMORY, peak_memory, race
+from .timing import memory_method, peak_memory, race
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -180,7 +180,7 @@ class Job:
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=versions_in_use(self.loaded.model),
             interval_method=METHOD,
-            memory_method=MEMORY[torch.device(settings.device).type],
+            memory_method=memory_method(settings.device),
             notes=notes,
             skipped=reference.skipped,
             images=[name_of(self.folder, self.folder.paths[place]) for place in reference.index],
@@ -229,4 +229,4 @@ def versions_in_use(model: nn.Module) -> dict[str, str]:
 
 def device_name(device: str) -> str:
     """What the device calls itself."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})"
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device} ({platform.machine()})"

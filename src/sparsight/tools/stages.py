@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..errors import PruneError
 from ..in_llm import Decoder
 from ..prune import LVLM, Handle, family_of, prune
 from ..recipe import Recipe
-from .timing import Alive
+from .timing import Alive, now
 
 Inputs = dict[str, Any]
 Number = Callable[[], float]
@@ -190,21 +189,9 @@ def generate(model: Any, inputs: Inputs, tokens: int) -> Any:
     )  # fmt: skip
 
 
-def clock(device: torch.device) -> Number:
-    """Seconds, once the device has done what it was told."""
-    if device.type != "cuda":
-        return time.perf_counter
-
-    def read() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return read
-
-
 def time_stages(model: nn.Module, family: LVLM, handle: Handle | None, inputs: Inputs, tokens: int) -> Times:
     """One `generate` of at least two tokens on the clock."""
-    with metered(model, family, handle, clock(inputs["input_ids"].device)) as meter:
+    with metered(model, family, handle, partial(now, inputs["input_ids"].device)) as meter:
         generate(model, inputs, tokens)
     return Times(**meter.spent, tokens=tokens)
 
@@ -234,7 +221,7 @@ def prefill_macs(model: nn.Module, inputs: Inputs, recipe: Recipe | str | None =
 
 
 def peak_memory(model: nn.Module, inputs: Inputs, tokens: int) -> int:
-    """Bytes at the highest point of one `generate`, as `timing.MEMORY` says for the device."""
+    """Bytes at the highest point of one `generate`, as `timing.memory_method` says for the device."""
     device = inputs["input_ids"].device
     given = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
     resting = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), *given))

@@ -28,7 +28,7 @@ LONG = 60.0
 
 MEMORY = {
     "cuda": "weights, batch and torch.cuda.max_memory_allocated during one forward",
-    "cpu": "weights, packed copies of them, batch and the tensors alive between the operations of one forward; scratch space inside an operation is not seen",
+    "others": "weights, packed copies of them, batch and the tensors alive between the operations of one forward; scratch space inside an operation is not seen",
 }
 
 GAINS = (
@@ -118,17 +118,25 @@ def warm_up(way: Callable[[], object]) -> None:
 
 def clock(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, the device's queue included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return now(device) - start
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was told."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def memory_method(device: str) -> str:
+    """How `peak_memory` measures there."""
+    return MEMORY["cuda" if torch.device(device).type == "cuda" else "others"]
 
 
 def peak_memory(model: nn.Module, images: Tensor, packed: int = 0) -> int:
-    """Bytes at the highest point of one forward, as `MEMORY` says for the device; packed: what the model keeps besides its weights."""
+    """Bytes at the highest point of one forward, as `memory_method` says for the device; packed: what the model keeps besides its weights."""
     resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes + packed
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
