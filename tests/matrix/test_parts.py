@@ -6,6 +6,7 @@ import pytest
 import torch
 from lines import COUNTED, MERGING, STRAIGHT
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
@@ -104,6 +105,37 @@ def test_somebodys_own_activation_gets_all_images(seen, monkeypatch):
         model(images(name, BATCH))
     assert seen[0][:2] == (2, length(name))
     assert seen[-1][0] == BATCH
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, COUNTED) for name in ("timm-eva02", "timm-dinov3", "timm-rope-mixed", "dinov3", "timm-beit")),
+        ("timm-token", MERGING),
+    ],
+)
+def test_positions_and_biases_are_cut_with_the_images(name, text, seen, monkeypatch):
+    """Rows of rotary tables and biases of each image, behind sites; what is the same for all images stays whole."""
+    shapes, real = [], Line.attended
+
+    def attended(line, x, bias, positions):
+        shapes.append((len(x), *(len(t) for t in tree_leaves((bias, positions)) if isinstance(t, torch.Tensor) and t.dim() == 4)))
+        return real(line, x, bias, positions)
+
+    monkeypatch.setattr(Line, "attended", attended)
+    x = images(name, BATCH)
+    with sparsight.prune(made(name), text) as handle:
+        whole = outputs(name, made(name), x)
+        limit(monkeypatch, name, handle.family.lines.of[0].width, size=4)
+        shapes.clear()
+        found = outputs(name, made(name), x)
+    last = shapes[-1]
+    assert len(last) > 1  # there was something to cut
+    assert set(last) == {last[0]} < {1, 2, 3}
+    assert shapes[-(BATCH // last[0]) :] == [last] * (BATCH // last[0])
+    for key in whole:
+        torch.testing.assert_close(found[key], whole[key], rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

@@ -41,7 +41,8 @@ class Straight:
     scales: LayerScale, or what stands in its place, of attention and MLP, or names of the block's own parameters; () where the family
     has none. mlp: layer, activation, layer. gate: another layer beside the first, whose output the activation's is multiplied by; halves:
     the first layer makes both, the activation's part first. heads_norms: of q and k. inner_norms: before `output` and the MLP's last layer.
-    positions: name of what the block gets besides x, with which `turn` rotates q and k; pairs: it is a bias of every pair of tokens.
+    positions: name of what the block gets besides x; pairs: it is a bias of every pair of tokens. Otherwise `ready` makes of it, for an
+    input x, what `turn` rotates q and k with.
     """
 
     frames: tuple[nn.Module, ...]
@@ -57,6 +58,7 @@ class Straight:
     heads_norms: tuple[nn.Module, ...] = ()
     inner_norms: tuple[nn.Module, ...] = ()
     positions: str = ""
+    ready: Callable[[Any, Tensor], Any] | None = None
     turn: Callable[[Tensor, Any], Tensor] | None = None
     pairs: bool = False
 
@@ -138,11 +140,20 @@ class Line:
             return layer.multiply(x, rows_of(x))
         return fresh.times(x, layer.bias())
 
+    def positions(self, x: Tensor, kwargs: dict[str, Any]) -> Any:
+        """What says where the tokens of the block's input x are, as `heads` and `attended` take it; None where nothing does."""
+        given = kwargs.get(self.straight.positions)
+        return given if given is None or self.straight.ready is None else self.straight.ready(given, x)
+
     def project(self, _block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         """q, k, v [B, H, L, D] of the block's input x [B, L, C]. kwargs: what the block got besides x, for the tokens that are there."""
+        return self.heads(x, self.positions(x, kwargs))
+
+    def heads(self, x: Tensor, table: Any) -> Heads:
+        """As `project`, with positions that are ready."""
         batch, length, _ = x.shape
         rows, heads = batch * length, self.straight.heads
-        x, table = normal(self.straight.norms[0], x), kwargs.get(self.straight.positions)
+        x = normal(self.straight.norms[0], x)
         if len(self.straight.inputs) == 1:
             parts = self.multiply(0, x, rows).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
             if self.straight.turn is not None and table is not None and self.heads_norms == (None, None):  # both in one
@@ -160,11 +171,17 @@ class Line:
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """x [B, L, C] plus the attention branch, and those of q, k, v [B, H, L, D] that are asked for, as it has used them."""
-        q, k, v = self.project(block, x, kwargs)
-        pairs, scale = kwargs.get(self.straight.positions) if self.straight.pairs else None, self.straight.scale
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=with_bias(pairs, bias), scale=scale)
-        heads = {name: part for name, part in zip("qkv", (q, k, v), strict=True) if name in self.tapped}
-        return self.close(block, x, join_heads(mixed)), with_columns(heads, pairs, scale)
+        positions = self.positions(x, kwargs)
+        x, heads = self.attended(x, bias, positions)
+        tapped = {name: part for name, part in zip("qkv", heads, strict=True) if name in self.tapped}
+        return x, with_columns(tapped, positions if self.straight.pairs else None, self.straight.scale)
+
+    def attended(self, x: Tensor, bias: Tensor | None, positions: Any) -> tuple[Tensor, Heads]:
+        """x [B, L, C] plus the attention branch, and q, k, v [B, H, L, D]."""
+        q, k, v = self.heads(x, positions)
+        mask = with_bias(positions if self.straight.pairs else None, bias)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.straight.scale)
+        return self.close(self.straight.block, x, join_heads(mixed)), (q, k, v)
 
     def close(self, _block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         """x [B, L, C] plus the attention branch, of which mixed [B, L, H * D] are the values mixed by attention."""
@@ -173,9 +190,11 @@ class Line:
 
     def run(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         """The whole block."""
-        if bias is None and kwargs.get(self.straight.positions) is None:
-            return by_images(lambda x: self.feed(block, self.attend(block, x, None, kwargs)[0]), x, self.width)
-        return self.feed(block, self.attend(block, x, bias, kwargs)[0])
+
+        def work(x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
+            return self.feed(block, self.attended(x, bias, positions)[0])
+
+        return by_images(work, x, self.width, bias, self.positions(x, kwargs))
 
     def feed(self, _block: nn.Module, x: Tensor) -> Tensor:
         """x [B, L, C] plus the MLP branch."""

@@ -7,9 +7,11 @@ ViT-S's time went into clearing pages.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 BYTES = 8 << 20
 """How large the widest tensor of a part may be."""
@@ -17,16 +19,23 @@ BYTES = 8 << 20
 ROWS = 128
 """Products with fewer rows are slower by more than what parts gain."""
 
-Work = Callable[[Tensor], Tensor]
+Besides = Any
+"""What is given for all images or for each: None, tensors, tuples of them. Those of four dimensions begin with the images, or with 1."""
 
 
-def by_images(work: Work, x: Tensor, width: int) -> Tensor:
-    """work(x [B, L, C]), which treats every image by itself and whose widest tensor has `width` channels."""
-    count = units(x.shape[0], x.shape[1], width, x)
-    return work(x) if count == x.shape[0] else torch.cat([work(part) for part in torch.split(x, count)])
+def by_images(work: Callable[..., Tensor], x: Tensor, width: int, *besides: Besides) -> Tensor:
+    """work(x [B, L, C], *besides), which treats every image by itself and whose widest tensor has `width` channels."""
+    batch, count = x.shape[0], units(x.shape[0], x.shape[1], width, x)
+    if count == batch:
+        return work(x, *besides)
+    each = {id(t) for t in tree_leaves(besides) if isinstance(t, Tensor) and t.dim() == 4 and t.shape[0] == batch}
+    starts = range(0, batch, count)
+    return torch.cat(
+        [work(*tree_map(lambda t, at=at: t[at : at + count] if t is x or id(t) in each else t, (x, *besides))) for at in starts]
+    )
 
 
-def by_tokens(work: Work, x: Tensor, width: int) -> Tensor:
+def by_tokens(work: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
     """As `by_images` for work that treats every token by itself; parts are [tokens, 1, C]."""
     tokens = x.shape[0] * x.shape[1]
     count = units(tokens, 1, width, x)

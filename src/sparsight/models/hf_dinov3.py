@@ -51,7 +51,7 @@ class HFDinov3(HFDinov2):
 
     def straight(self, block: nn.Module) -> Straight | None:
         found = super().straight(block)
-        return None if found is None else replace(found, positions=TABLES, turn=self.turn)
+        return None if found is None else replace(found, positions=TABLES, ready=self.tables, turn=turn_halves)
 
     def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         q, k, v = super().project(block, x, kwargs)
@@ -61,10 +61,10 @@ class HFDinov3(HFDinov2):
         super().see_image(module, args)
         self.ready.forget()
 
-    def turn(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """x [..., P+N, D] rotated as by `rotated`, with tables that are made ready once per site."""
-        cos, sin = tables
-        return turn_halves(x, self.ready.made((cos, sin), lambda: halves(cos, sin, x.shape[-2] - cos.shape[-2])))
+    def tables(self, given: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tables that rotate as `rotated` does, for x [B, P+N, C]: made once per site."""
+        cos, sin = given
+        return self.ready.made((cos, sin), lambda: halves(cos, sin, x.shape[1] - cos.shape[-2]))
 
     def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         return {

@@ -7,6 +7,7 @@ Scores see q and k after rotation; keys and values that several heads share are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -92,21 +93,21 @@ class TimmEva(OpenedTimm):
         a: Any = block.attn
         if post(block) or getattr(a, "num_kv_heads", a.num_heads) != a.num_heads:
             return None
-        turn = partial(self.turn, prefix=a.num_prefix_tokens, half=getattr(a, "rotate_half", False))
-        return straight(block, inputs(block), ("gamma_1", "gamma_2"), positions="rope", turn=turn)
+        how = {"prefix": a.num_prefix_tokens, "half": getattr(a, "rotate_half", False)}
+        rotary = {"positions": "rope", "ready": partial(self.tables, **how), "turn": partial(turn, **how)}
+        return straight(block, inputs(block), ("gamma_1", "gamma_2"), **rotary)
 
     def see_image(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         super().see_image(module, args)
         self.ready.forget()
 
-    def turn(self, x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
-        """x [..., P+N, D] rotated as by `rotated`, with tables that are made ready once per site."""
+    def tables(self, rope: Tensor, x: Tensor, prefix: int, half: bool) -> Any:
+        """What `turn` takes for tokens like x: made once per site."""
         if not half and (x.dtype not in COMPLEX or not self.paired):
-            return rotated(x, rope, prefix, half)
-        ready = halves if half else neighbours
+            return rope
+        ready: Callable[[Tensor, Tensor, int], Any] = halves if half else neighbours
         sin, cos = rope.chunk(2, dim=-1)
-        tables: Any = self.ready.made((rope,), lambda: ready(cos, sin, prefix))
-        return turn_halves(x, tables) if half else turn_neighbours(x, tables)
+        return self.ready.made((rope,), lambda: ready(cos, sin, prefix))
 
     @cached_property
     def paired(self) -> bool:
@@ -177,6 +178,13 @@ def packed(block: nn.Module) -> bool:
     """Whether q, k and v come from one weight that is used without calling its module."""
     a: Any = block.attn
     return type(a).__name__ == "EvaAttention" and a.qkv is not None and a.q_bias is not None and not a.qkv_bias_separate
+
+
+def turn(x: Tensor, tables: Any, prefix: int, half: bool) -> Tensor:
+    """x [..., P+N, D] rotated as by `rotated`, with tables that are ready."""
+    if half:
+        return turn_halves(x, tables)
+    return turn_neighbours(x, tables) if tables.is_complex() else rotated(x, tables, prefix, half)
 
 
 def rotated(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:

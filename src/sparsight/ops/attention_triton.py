@@ -177,7 +177,7 @@ def row_values(rows: Rows, order: float | None) -> Tensor:
     what = LSE if order is None else SHANNON if order == 1 else MINIMUM if math.isinf(order) else RENYI
     tensors, numbers, constants = arguments(rows)
     grid = (triton.cdiv(total, constants["OWN"]) * batch * heads,)
-    with torch.cuda.device_of(out):
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         row_kernel[grid](*tensors, out, *numbers, order if what == RENYI else 1.0, WHAT=what, **constants)
     if rows.alive is None:
         return out
@@ -195,6 +195,6 @@ def columns(rows: Rows, order: float, diagonal: bool) -> Tensor:
     tensors, numbers, constants = arguments(rows)
     grid = (triton.cdiv(keys, constants["OWN"]) * batch * heads,)
     asked = (order if kind == ANY else 1.0, rows.first, rows.step)
-    with torch.cuda.device_of(out):
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         column_kernel[grid](*tensors, lse, out, *numbers, *asked, DIAGONAL=diagonal, ORDER=kind, **constants)
     return out
