@@ -84,8 +84,11 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
     batch, heads, total, depth = rows.q.shape
     keys, room = rows.k.shape[2], 2 * plain.PIECE
     step = even(total, max(LEAST, room // keys))
-    group = heads_at_once(heads, room // (keys * total), torch.get_num_threads())
-    several = max(1, min(batch, plain.PIECE // (keys * total * heads)))
+    threads, fitting, small = torch.get_num_threads(), room // (keys * total), plain.PIECE // 2
+    if batch > 1:  # larger buffers make the C library ask the system for fresh memory in every forward
+        fitting = min(fitting, max(threads, small // (keys * total)))
+    group = heads_at_once(heads, fitting, threads)
+    several = max(1, min(batch, small // (keys * total * heads)))
     buffers = rows.q.new_empty(2, several * group * step * keys)
     many = rows.mask is None and keys > MANY * depth
     for image in range(0, batch, several):
