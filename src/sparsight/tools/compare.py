@@ -105,7 +105,8 @@ def check_settings(settings: Settings, shown: int) -> Settings:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise PruneError(f"device={name!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from None
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise PruneError(f"device={name!r} cannot be used ({why}); try cpu") from None
     return replace(settings, device=name)
 
 
