@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 import sparsight
 from sparsight import metrics
+from sparsight.tools.timing import clock
 
 RECIPES = ["fastervlm:tokens=64", "visionzip:tokens=64,contextual=10", "visionzip:tokens=192,contextual=30", "prumerge", "prumerge:tokens=72",
            "prumerge_plus", "divprune:tokens=64", "fps:tokens=64", "vispruner:tokens=64,ratio=0.5", "vispruner:tokens=64,rescue=0.8",
@@ -62,12 +62,9 @@ def measure(table: dict[str, Callable[[], object]], rounds: int, device: torch.d
     with torch.inference_mode():
         for turn in range(rounds + 2):
             for name, way in table.items():
-                start = time.perf_counter()
-                way()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
+                seconds = clock(way, device)
                 if turn > 1:
-                    times[name].append(1e3 * (time.perf_counter() - start))
+                    times[name].append(1e3 * seconds)
     return times
 
 

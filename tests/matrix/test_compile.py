@@ -6,8 +6,6 @@ import pytest
 import torch
 from zoo import RECIPES, fixed, images, made, outputs, prune
 
-import sparsight
-
 pytestmark = pytest.mark.slow
 
 
@@ -47,8 +45,7 @@ def test_fullgraph(name, recipe):
     torch.testing.assert_close(outputs(name, model, x), outputs(name, made(name), x), rtol=0, atol=1e-12)
 
 
-STATIC = [name for name, text in RECIPES.items() if not sparsight.parse(text).adaptive]
-DYNAMIC = [("timm-token-avg", name) for name in STATIC] + [("vit", name) for name in ("col_ln", "evit", "tome", "dpc_knn", "tca")]
+DYNAMIC = [("timm-token-avg", name) for name in RECIPES] + [("vit", name) for name in ("col_ln", "evit", "tome", "dpc_knn", "tca")]
 
 
 @torch.no_grad()

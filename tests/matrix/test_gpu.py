@@ -6,13 +6,10 @@ import pytest
 import torch
 from zoo import RECIPES, images, made, prune
 
-import sparsight
-
 if not torch.cuda.is_available():
     pytest.skip("no GPU here", allow_module_level=True)
 
 NAMES = ["timm-token", "vit"]
-STATIC = [name for name, text in RECIPES.items() if not sparsight.parse(text).adaptive]
 
 
 def logits(model, x):
@@ -27,7 +24,7 @@ def given(name, method):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", STATIC)
+@pytest.mark.parametrize("method", RECIPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_as_a_cuda_graph(name, method):
     model, handle, x, other = given(name, method)
@@ -61,7 +58,7 @@ def test_compiled_with_cuda_graphs(method):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", STATIC)
+@pytest.mark.parametrize("method", RECIPES)
 def test_autocast_and_channels_last(method):
     model, handle, x, _ = given("timm-token", method)
     logits(model, x)

@@ -1,6 +1,5 @@
 """The Triton kernels on a GPU, where there is one; elsewhere test_attention.py interprets them and test_attention_triton.py compiles them."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,11 +9,11 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("no GPU here", allow_module_level=True)
 
-from interpret_kernels import cases, check, exact
+from interpret_kernels import ORDERS, cases, check, compare, exact
 
 from sparsight.ops import attention, attention_torch, attention_triton
+from sparsight.ops.select import best
 
-ORDERS = [0.5, 1.0, 2.0, 3.3, math.inf]
 DEVICES = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
@@ -30,9 +29,7 @@ def test_against_float64(order, device):
     for case in cases():
         rows = on(case, device)
         check(attention_triton.row_values(rows, None), attention_torch.normalisers(exact(rows)))
-        check(attention_triton.row_values(rows, order), attention_torch.entropies(exact(rows), order))
-        for diagonal in (True, False):
-            check(attention_triton.columns(rows, order, diagonal), attention_torch.columns(exact(rows), order, diagonal, False))
+        compare(rows, order, [True, False])
 
 
 @torch.no_grad()
@@ -46,10 +43,7 @@ def test_half_precision_keeps_the_same_tokens(length, dtype):
         for statistic in (attention.column_norm, attention.row_entropy):
             halves = statistic(q, k, 1, 0.125, order)
             floats = statistic(q.float(), k.float(), 1, 0.125, order)
-            kept = [
-                x.sort(dim=1, descending=True, stable=True).indices[:, : length // 2].sort(dim=1).values for x in (halves, floats)
-            ]
-            assert torch.equal(*kept)
+            assert torch.equal(best(halves, length // 2), best(floats, length // 2))
 
 
 @torch.no_grad()

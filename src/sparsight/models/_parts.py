@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 BYTES = 8 << 20
 """How large the widest tensor of a part may be."""
@@ -19,20 +19,22 @@ BYTES = 8 << 20
 ROWS = 128
 """Products with fewer rows are slower by more than what parts gain."""
 
-Besides = Any
-"""What is given for all images or for each: None, tensors, tuples of them. Those of four dimensions begin with the images, or with 1."""
 
+def by_images(work: Callable[..., Tensor], x: Tensor, width: int, *besides: Any) -> Tensor:
+    """work(x [B, L, C], *besides), which treats every image by itself and whose widest tensor has `width` channels.
 
-def by_images(work: Callable[..., Tensor], x: Tensor, width: int, *besides: Besides) -> Tensor:
-    """work(x [B, L, C], *besides), which treats every image by itself and whose widest tensor has `width` channels."""
+    besides: None, tensors, tuples of them. Tensors of four dimensions begin with the images, or with 1 for all; others are for all.
+    """
     batch, count = x.shape[0], units(x.shape[0], x.shape[1], width, x)
     if count == batch:
         return work(x, *besides)
-    each = {id(t) for t in tree_leaves(besides) if isinstance(t, Tensor) and t.dim() == 4 and t.shape[0] == batch}
-    starts = range(0, batch, count)
-    return torch.cat(
-        [work(*tree_map(lambda t, at=at: t[at : at + count] if t is x or id(t) in each else t, (x, *besides))) for at in starts]
-    )
+
+    def part(start: int) -> Tensor:
+        some = slice(start, start + count)
+        own = tree_map(lambda t: t[some] if isinstance(t, Tensor) and t.dim() == 4 and t.shape[0] == batch else t, besides)
+        return work(x[some], *own)
+
+    return torch.cat([part(start) for start in range(0, batch, count)])
 
 
 def by_tokens(work: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:

@@ -45,11 +45,12 @@ def tile(a, b, at_a, at_b, n_a, n_b, scale, mask, stride_a, stride_b, MASKED: tl
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def place_of(total, OWN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Which block of `total` rows or columns, and of which head of all images, this program holds. One axis of the grid for both: the
-    others end at 65,535."""
+def place_of(total, heads, OWN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the block of `total` rows or columns begins that this program holds, and whose it is: number among the heads of all images,
+    image, head. One axis of the grid for all: the others end at 65,535."""
     blocks = tl.cdiv(total, OWN)
-    return (tl.program_id(0) % blocks) * OWN, tl.program_id(0) // blocks
+    which = tl.program_id(0) // blocks
+    return (tl.program_id(0) % blocks) * OWN, which.to(tl.int64), (which // heads).to(tl.int64), which % heads
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -57,8 +58,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     q, k, mask, out, sqb, sqh, sqr, sqd, skb, skh, skr, skd, smb, smh, smr, smk, heads, repeat, n_rows, n_keys, width, scale, order,
     MASKED: tl.constexpr, WHAT: tl.constexpr, FLOOR: tl.constexpr, OWN: tl.constexpr, WALK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    start, which = place_of(n_rows, OWN)
-    image, head = (which // heads).to(tl.int64), which % heads
+    start, which, image, head = place_of(n_rows, heads, OWN)
     row = start + tl.arange(0, OWN)
     queries = load_tile(q + image * sqb + head * sqh, start, n_rows, sqr, sqd, width, OWN, WIDTH)
     hidden = mask + image * smb + head * smh
@@ -92,7 +92,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     if WHAT > 0:
         dead = float("inf")
     found = tl.where(top > FLOOR / 2, found * LN_2, dead)
-    tl.store(out + which.to(tl.int64) * n_rows + row, found, mask=row < n_rows)
+    tl.store(out + which * n_rows + row, found, mask=row < n_rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -101,8 +101,7 @@ def column_kernel(  # type: ignore[no-untyped-def]
     first, step, MASKED: tl.constexpr, DIAGONAL: tl.constexpr, ORDER: tl.constexpr, FLOOR: tl.constexpr, OWN: tl.constexpr,
     WALK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    start, which = place_of(n_keys, OWN)
-    image, head = (which // heads).to(tl.int64), which % heads
+    start, which, image, head = place_of(n_keys, heads, OWN)
     key = start + tl.arange(0, OWN)
     # keys stand in the rows of a tile, so that a sum over queries stays within a warp
     keys = load_tile(k + image * skb + (head // repeat) * skh, start, n_keys, skr, skd, width, OWN, WIDTH)
@@ -114,7 +113,7 @@ def column_kernel(  # type: ignore[no-untyped-def]
         row = at + tl.arange(0, WALK)
         block = load_tile(queries, at, n_rows, sqr, sqd, width, WALK, WIDTH)
         logits = tile(keys, block, key, row, n_keys, n_rows, scale, hidden, smk, smr, MASKED, FLOOR)
-        norm = tl.load(lse + which.to(tl.int64) * n_rows + row, mask=row < n_rows, other=float("inf"))
+        norm = tl.load(lse + which * n_rows + row, mask=row < n_rows, other=float("inf"))
         logits = logits - (norm * LOG2_E)[None, :]
         if not DIAGONAL:
             logits = tl.where(key[:, None] == (first + step * row)[None, :], float("-inf"), logits)
@@ -134,7 +133,7 @@ def column_kernel(  # type: ignore[no-untyped-def]
         found = tl.exp2((top + tl.log2(total)) / order)
     if ORDER == -1:
         found = tl.exp2(top)
-    tl.store(out + which.to(tl.int64) * n_keys + key, found, mask=key < n_keys)
+    tl.store(out + which * n_keys + key, found, mask=key < n_keys)
 
 
 def tiles(dtype: torch.dtype, width: int) -> dict[str, int]:
@@ -170,15 +169,20 @@ def additive(mask: Tensor) -> Tensor:
     return torch.where(mask, 0.0, FLOOR).expand(shape)
 
 
+def launch(kernel: Any, out: Tensor, *given: Any, **constants: Any) -> None:
+    """One program for each block of rows or columns of out [B, H, rows or columns], on its device."""
+    grid = (triton.cdiv(out.shape[2], constants["OWN"]) * out.shape[0] * out.shape[1],)
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+        kernel[grid](*given, **constants)
+
+
 def row_values(rows: Rows, order: float | None) -> Tensor:
     """Renyi entropy of every row, or its lse for order None; +inf (lse: -inf) for a row that does not count. -> [B, H, R] float32"""
     batch, heads, total, _ = rows.q.shape
     out = torch.empty(batch, heads, total, dtype=torch.float32, device=rows.q.device)
     what = LSE if order is None else SHANNON if order == 1 else MINIMUM if math.isinf(order) else RENYI
     tensors, numbers, constants = arguments(rows)
-    grid = (triton.cdiv(total, constants["OWN"]) * batch * heads,)
-    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
-        row_kernel[grid](*tensors, out, *numbers, order if what == RENYI else 1.0, WHAT=what, **constants)
+    launch(row_kernel, out, *tensors, out, *numbers, order if what == RENYI else 1.0, WHAT=what, **constants)
     if rows.alive is None:
         return out
     return out.masked_fill_(~rows.alive.unsqueeze(1), -math.inf if order is None else math.inf)
@@ -193,8 +197,6 @@ def columns(rows: Rows, order: float, diagonal: bool) -> Tensor:
     out = torch.empty(batch, heads, keys, dtype=torch.float32, device=rows.q.device)
     kind = int(order) if order in (1, 2) else INFINITE if math.isinf(order) else ANY
     tensors, numbers, constants = arguments(rows)
-    grid = (triton.cdiv(keys, constants["OWN"]) * batch * heads,)
     asked = (order if kind == ANY else 1.0, rows.first, rows.step)
-    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
-        column_kernel[grid](*tensors, lse, out, *numbers, *asked, DIAGONAL=diagonal, ORDER=kind, **constants)
+    launch(column_kernel, out, *tensors, lse, out, *numbers, *asked, DIAGONAL=diagonal, ORDER=kind, **constants)
     return out
