@@ -28,7 +28,7 @@ def meddle(model, way, patch):
     if way == "hook on the activation":
         block.mlp.act.register_forward_hook(lambda _m, _a, out: out + 1)
     if way == "hook on the attention":
-        block.attn.register_forward_hook(lambda _m, _a, out: out + 1)
+        block.attn.register_forward_hook(lambda _m, _a, out: out.roll(1, -1))
     if way == "forward":
         block.mlp.forward = torch.neg
     if way == "class":

@@ -81,8 +81,8 @@ WAYS = {
     "another bias": lambda b: setattr(b.mlp.fc2, "bias", nn.Parameter(b.mlp.fc2.bias + 1)),
     "eps": lambda b: setattr(b.norm1, "eps", 1.0),
     "activation": lambda b: setattr(b.mlp, "activation_fn", nn.ELU().eval()),
-    "hook": lambda b: b.register_forward_hook(lambda _m, _a, out: out + 1),
-    "hook inside": lambda b: b.mlp.register_forward_hook(lambda _m, _a, out: out + 1),
+    "hook": lambda b: b.register_forward_hook(lambda _m, _a, out: out.roll(1, -1)),
+    "hook inside": lambda b: b.mlp.register_forward_hook(lambda _m, _a, out: out.roll(1, -1)),
     "pre-hook": lambda b: b.register_forward_pre_hook(lambda _m, args: (args[0] * 2, *args[1:])),
     "forward": lambda b: setattr(b, "forward", lambda x, *_: x * 2),
 }

@@ -69,7 +69,7 @@ def test_prefix_tokens_that_take_all_attention(rng, monkeypatch, name, sink, pie
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("many", [False, True], ids=["softmax", "exponentials"])
+@pytest.mark.parametrize("many", [False, True], ids=["shifted", "bounded"])
 @pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_output_of_some_rows(rng, monkeypatch, name, batch, many):
@@ -80,8 +80,6 @@ def test_output_of_some_rows(rng, monkeypatch, name, batch, many):
     STATISTICS[name](q, k, 2, attended=box)
     assert (box.softmax is not None) == (batch == 1)
     assert (box.whole is None) == (batch == 1)
-    if batch == 1:
-        assert (box.softmax[1] is not None) == many
     rows = torch.stack([image * 72 + torch.randperm(72, generator=rng)[:9] for image in range(batch)])
     wanted = expected(q, k, v).flatten(0, 1)[rows]
     torch.testing.assert_close(box.output(rows.flatten()).double(), wanted, rtol=1e-5, atol=2e-5)

@@ -27,8 +27,8 @@ class Attended:
     made it on the way. Only for CPU tensors without gradients or mask. doubts: if given, gets whether a statistic can be trusted, for the
     caller to ask later.
 
-    softmax: numbers [H, P+N, P+N] of a single image in proportion to it, and what makes its rows of them, [H, P+N] (None: 1);
-    whole: the output [B, P+N, H * D] otherwise.
+    softmax: of a single image numbers [H, P+N, P+N] in proportion to it, and what makes its rows of them, [H, P+N]; whole: the output
+    [B, P+N, H * D] otherwise.
     """
 
     q: Tensor
@@ -36,7 +36,7 @@ class Attended:
     v: Tensor
     scale: float
     doubts: list[Tensor] | None = None
-    softmax: tuple[Tensor, Tensor | None] | None = None
+    softmax: tuple[Tensor, Tensor] | None = None
     whole: Tensor | None = None
 
     @staticmethod
@@ -55,15 +55,13 @@ class Attended:
         Of a single image whose softmax fits in a block, the values are mixed only now, for these rows."""
         if self.softmax is not None:
             weight, normal = self.softmax
-            mixed = torch.bmm(weight.index_select(1, rows), self.v[0])
-            if normal is not None:
-                mixed.mul_(normal.index_select(1, rows).unsqueeze(-1))
+            mixed = torch.bmm(weight.index_select(1, rows), self.v[0]).mul_(normal.index_select(1, rows).unsqueeze(-1))
             return mixed.transpose(0, 1).reshape(1, rows.shape[0], -1)
         if self.whole is None:
             return None
         return self.whole.flatten(0, 1).index_select(0, rows).view(self.v.shape[0], -1, self.whole.shape[2])
 
-    def mix(self, block: Block, weight: Tensor, normal: Tensor | None) -> None:
+    def mix(self, block: Block, weight: Tensor, normal: Tensor) -> None:
         """Keep the softmax of a block if it is all there is, or mix the values for its rows: weight [n, r, P+N] times normal [n, r]."""
         batch, heads, length, depth = self.v.shape
         if batch == 1 and weight.shape[:2] == (heads, length):
@@ -71,9 +69,8 @@ class Attended:
             return
         if self.whole is None:
             self.whole = self.v.new_empty(batch, length, heads * depth)
-        mixed = torch.bmm(weight, block.of(self.v))
         by_heads = self.whole.view(batch, length, heads, depth).transpose(1, 2)
-        block.put(mixed if normal is None else mixed.mul_(normal.unsqueeze(-1)), by_heads)
+        block.put(torch.bmm(weight, block.of(self.v)).mul_(normal.unsqueeze(-1)), by_heads)
 
     def columns(self, order: float, start: int) -> Tensor:
         """As `attention_streamed.column_pass` over the rows from `start` on; leaves the softmax or the output. -> [B, H, P+N]"""
@@ -82,7 +79,7 @@ class Attended:
             weight, normal = block.column_weights(order)
             self.mix(block, weight, normal)
             counted = slice(max(0, start - block.rows.start), None)
-            block.add_columns(weight[:, counted], None if normal is None else normal[:, counted], order, sums)
+            block.add_columns(weight[:, counted], normal[:, counted], order, sums)
         return streamed.root(sums, order)
 
     def entropies(self, order: float, prefix: int) -> Tensor | None:
@@ -91,23 +88,14 @@ class Attended:
         """
         found, certain = self.q.new_empty(self.q.shape[:3]), []
         for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
-            if order == 1:
-                block.shift()
-            weight, whole = block.weights(least=0 if order == 1 else streamed.TINY)
-            self.mix(block, weight, None if whole is None else whole.reciprocal())
+            block.shift(streamed.deep(order))
+            weight = block.exponentials()
             total = weight[..., prefix:].sum(dim=-1)
-            block.put(over_patches(block, weight, whole, total, order, prefix), found)
-            certain.append((total if whole is None else total / whole).amin() >= FAINT)
+            normal = (total + weight[..., :prefix].sum(dim=-1)).reciprocal_()
+            self.mix(block, weight, normal)
+            certain.append((total * normal).amin() >= FAINT)
+            block.put(streamed.entropy(block.logits, weight, total, order, prefix), found)
         if self.doubts is not None:
             self.doubts.extend(certain)
             certain = []
         return found[:, :, prefix:] if all(certain) else None
-
-
-def over_patches(block: Block, weight: Tensor, whole: Tensor | None, total: Tensor, order: float, prefix: int) -> Tensor:
-    """Entropy of rows [n, r] over their patches, whose weights add up to `total`, less than those of the `whole` row (None: 1). Uses the
-    block's logits up, which have been shifted for order 1."""
-    if order == 2:
-        return total.div(torch.linalg.vector_norm(weight[..., prefix:], dim=-1)).log_().mul_(2)
-    entropy = total.log() - block.logits.mul_(weight)[..., prefix:].sum(dim=-1) / total
-    return entropy if whole is not None else entropy - weight.amax(dim=-1).log()

@@ -19,15 +19,18 @@ SAFE = 80.0
 """exp(SAFE) and exp(-SAFE) are normal float32 numbers."""
 
 MANY = 16
-"""From so many keys per channel on, finding out that exponentials need no shift costs less than softmax, which always shifts."""
+"""From so many keys per channel on, finding out that exponentials need no shift costs less than the shift."""
 
-TINY, TINY_SQUARED = 1e-30, 1e-18
-"""Softmax below it is raised to it, for itself and for its square: numbers too small for float32 to hold exactly, which nothing notices,
-take several times as long."""
+DEEP, DEEP_SQUARED = -99.0, -59.0
+"""Logits this far below their row's largest are raised to it, for their exponentials and for the squares of those: numbers too small for
+float32 to hold exactly, which nothing notices, take several times as long."""
+
+TO_BITS, FROM_BITS = 1 / math.log(2), math.log(2)
+"""Logits are logarithms to base 2: torch leaves `exp` to a library that takes three times as long as `exp2` on some processors."""
 
 
 class Block(NamedTuple):
-    """Logits [n, r, K] of some images' heads, n in all, in a buffer that the next block takes, and a second buffer like it.
+    """Logits [n, r, K], to base 2, of some images' heads, n in all, in a buffer that the next block takes, and a second buffer like it.
 
     images, heads, rows: which these are. bounded: neither exponentials of the logits nor sums of them can overflow or vanish. masked:
     some keys may have to stay at 0.
@@ -50,36 +53,40 @@ class Block(NamedTuple):
         place = x[self.images, self.heads, self.rows]
         place.copy_(found.view(place.shape))
 
-    def weights(self, least: float = TINY) -> tuple[Tensor, Tensor | None]:
-        """Softmax [n, r, K], not less than `least`, and None; or exponentials of the logits and the sums [n, r] of their rows."""
+    def shift(self, least: float = DEEP) -> Tensor | None:
+        """Take their row's largest [n, r, 1] off the logits where they can be large, and raise them to `least`; None where they cannot."""
         if self.bounded:
-            weight = torch.exp(self.logits, out=self.spare)
-            return weight, weight.sum(dim=-1)
-        weight = torch.softmax(self.logits, dim=-1, out=self.spare)
-        return weight if self.masked or not least else weight.clamp_(min=least), None
+            return None
+        top = self.logits.amax(dim=-1, keepdim=True)
+        self.logits.sub_(top)
+        if not self.masked:
+            self.logits.clamp_(min=least)
+        return top
 
-    def column_weights(self, order: float) -> tuple[Tensor, Tensor | None]:
-        """`weights` whose powers 1 or 2 are summed, and what makes softmax of them in each row, [n, r] (None: 1)."""
-        weight, total = self.weights(TINY if order == 1 else TINY_SQUARED)
-        return weight, None if total is None else total.reciprocal_()
+    def exponentials(self) -> Tensor:
+        """Two to the power of the logits as they are now, [n, r, K], in the spare buffer."""
+        return torch.exp2(self.logits, out=self.spare)
 
-    def shift(self) -> None:
-        """Take the row's maximum off the logits where they can be large: then those that count are small, and float32 holds them exactly.
-        The others are raised to the logarithm of TINY."""
-        if not self.bounded:
-            self.logits.sub_(self.logits.amax(dim=-1, keepdim=True)).clamp_(min=math.log(TINY))
+    def column_weights(self, order: float) -> tuple[Tensor, Tensor]:
+        """Exponentials whose powers 1 or 2 are summed, and what makes softmax of them in each row, [n, r]."""
+        self.shift(deep(order))
+        weight = self.exponentials()
+        return weight, weight.sum(dim=-1).reciprocal_()
 
-    def add_columns(self, weight: Tensor, normal: Tensor | None, order: float, total: Tensor) -> None:
-        """Add powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r] (None: 1) to total [B, H, K]. Uses the logits up."""
-        if normal is None:
-            normal = weight.new_ones(weight.shape[:2])
+    def add_columns(self, weight: Tensor, normal: Tensor, order: float, total: Tensor) -> None:
+        """Add powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r] to total [B, H, K]. Uses the logits up."""
         if order == 2:
             normal, weight = normal.square(), torch.square(weight, out=self.logits[:, : weight.shape[1]])
         self.of(total).unsqueeze(1).baddbmm_(normal.unsqueeze(1), weight)
 
 
+def deep(order: float) -> float:
+    """Where logits end whose exponentials, or these to the power of `order`, are summed."""
+    return DEEP_SQUARED if order == 2 else DEEP / min(1.0, order)
+
+
 def blocks(rows: Rows, power: float) -> Iterator[Block]:
-    """Logits block by block; `bounded` for those and for `power` times those."""
+    """Logits block by block, to base 2; `bounded` for those and for `power` times those."""
     rows = rows.full_keys()
     batch, heads, total, depth = rows.q.shape
     keys, room = rows.k.shape[2], 2 * plain.PIECE
@@ -99,7 +106,7 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
             for start in range(0, total, step):
                 here = slice(start, min(total, start + step))
                 logits, spare = (x[: q.shape[0] * (here.stop - start) * keys].view(q.shape[0], -1, keys) for x in buffers)
-                multiply(q[:, here], k, rows.scale, logits)
+                multiply(q[:, here], k, rows.scale * TO_BITS, logits)
                 if rows.mask is not None:
                     hide(logits, rows.mask[images, some, here].flatten(0, 1))
                 yield Block(images, some, here, logits, spare, bounded, rows.mask is not None)
@@ -137,7 +144,7 @@ def hide(logits: Tensor, mask: Tensor) -> None:
     if mask.dtype == torch.bool:
         logits.masked_fill_(~mask, FLOOR)
     else:
-        logits.add_(mask).clamp_(min=FLOOR)
+        logits.add_(mask, alpha=TO_BITS).clamp_(min=FLOOR)
 
 
 def dead_rows(rows: Rows, block: Block) -> Tensor | None:
@@ -162,10 +169,10 @@ def column_pass(rows: Rows, order: float, diagonal: bool) -> Tensor:
             weight, normal = block.column_weights(order)
             put_own(rows, block, weight, diagonal, 0.0)
             if dead is not None:
-                normal = (weight.new_ones(dead.shape) if normal is None else normal).masked_fill_(dead, 0)
+                normal.masked_fill_(dead, 0)
             block.add_columns(weight, normal, order, total)
             continue
-        logits, here_total = block.logits, block.of(total)
+        logits, here_total = block.logits.mul_(FROM_BITS), block.of(total)
         lse = logits.logsumexp(dim=-1)
         logits.sub_((lse if dead is None else lse.masked_fill_(dead, math.inf)).unsqueeze(-1))
         put_own(rows, block, logits, diagonal, -math.inf)
@@ -201,22 +208,22 @@ def row_pass(rows: Rows, order: float | None) -> Tensor:
 
 def row_values(block: Block, order: float | None) -> Tensor:
     """What is asked of each row: its entropy, or the log of its normaliser for order None. Uses the logits up. -> [n, r]"""
+    top = block.shift(deep(order or 1.0))
+    weight = block.exponentials()
+    total = weight.sum(dim=-1)
     if order is None:
-        weight, total = block.weights()
-        return block.logits.amax(dim=-1) - weight.amax(dim=-1).log() if total is None else total.log()
+        return total.log_() if top is None else total.log_().add_(top.squeeze(-1), alpha=FROM_BITS)
+    if order in (1, 2):
+        return entropy(block.logits, weight, total, order)
     if math.isinf(order):
-        weight, total = block.weights()
-        return -weight.amax(dim=-1).log() if total is None else total.log() - block.logits.amax(dim=-1)
+        return total.log_().sub_(block.logits.amax(dim=-1), alpha=FROM_BITS)
+    powers = torch.exp2(block.logits.mul_(order), out=weight).sum(dim=-1)
+    return (powers.log_() - total.log_().mul_(order)) / (1 - order)
+
+
+def entropy(logits: Tensor, weight: Tensor, total: Tensor, order: float, first: int = 0) -> Tensor:
+    """Entropy of order 1 or 2 of rows of exponentials from key `first` on: weight [n, r, K], their sums total [n, r]. Uses the logits up."""
     if order == 2:
-        weight, total = block.weights(TINY_SQUARED)
-        norm: Tensor = torch.linalg.vector_norm(weight, dim=-1)
-        ratio = norm.reciprocal() if total is None else total / norm
-        return ratio.log_().mul_(2)
-    block.shift()
-    if order == 1:
-        weight, total = block.weights(least=0)
-        log_total = -weight.amax(dim=-1).log() if total is None else total.log()
-        weighed = block.logits.mul_(weight).sum(dim=-1)
-        return log_total - (weighed if total is None else weighed / total)
-    log_total = block.logits.logsumexp(dim=-1)
-    return (block.logits.mul_(order).logsumexp(dim=-1) - order * log_total) / (1 - order)
+        return total.div(torch.linalg.vector_norm(weight[..., first:], dim=-1)).log_().mul_(2)
+    mean = logits.mul_(weight)[..., first:].sum(dim=-1).div_(total)
+    return total.log().sub_(mean, alpha=FROM_BITS)
