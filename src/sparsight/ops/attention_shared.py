@@ -61,25 +61,27 @@ class Attended:
             return None
         return self.whole.flatten(0, 1).index_select(0, rows).view(self.v.shape[0], -1, self.whole.shape[2])
 
-    def mix(self, block: Block, weight: Tensor, normal: Tensor) -> None:
-        """Keep the softmax of a block if it is all there is, or mix the values for its rows: weight [n, r, P+N] times normal [n, r]."""
+    def mix(self, block: Block, weight: Tensor, normal: Tensor) -> bool:
+        """Keep the softmax of a block if it is all there is, or mix the values for its rows: weight [n, r, P+N] times normal [n, r].
+        Whether the weight is kept."""
         batch, heads, length, depth = self.v.shape
         if batch == 1 and weight.shape[:2] == (heads, length):
             self.softmax = weight, normal
-            return
+            return True
         if self.whole is None:
             self.whole = self.v.new_empty(batch, length, heads * depth)
         by_heads = self.whole.view(batch, length, heads, depth).transpose(1, 2)
         block.put(torch.bmm(weight, block.of(self.v)).mul_(normal.unsqueeze(-1)), by_heads)
+        return False
 
     def columns(self, order: float, start: int) -> Tensor:
         """As `attention_streamed.column_pass` over the rows from `start` on; leaves the softmax or the output. -> [B, H, P+N]"""
         sums = self.q.new_zeros(self.q.shape[:3])
         for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
             weight, normal = block.column_weights(order)
-            self.mix(block, weight, normal)
+            kept = self.mix(block, weight, normal)
             counted = slice(max(0, start - block.rows.start), None)
-            block.add_columns(weight[:, counted], normal[:, counted], order, sums)
+            block.add_columns(weight[:, counted], normal[:, counted], order, sums, spare=kept)
         return streamed.root(sums, order)
 
     def entropies(self, order: float, prefix: int) -> Tensor | None:
@@ -89,7 +91,7 @@ class Attended:
         found, certain = self.q.new_empty(self.q.shape[:3]), []
         for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
             block.shift(streamed.deep(order))
-            weight = block.exponentials()
+            weight = block.exponentials(spare=order == 1)
             total = weight[..., prefix:].sum(dim=-1)
             normal = (total + weight[..., :prefix].sum(dim=-1)).reciprocal_()
             self.mix(block, weight, normal)

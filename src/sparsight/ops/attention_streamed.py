@@ -63,9 +63,9 @@ class Block(NamedTuple):
             self.logits.clamp_(min=least)
         return top
 
-    def exponentials(self) -> Tensor:
-        """Two to the power of the logits as they are now, [n, r, K], in the spare buffer."""
-        return torch.exp2(self.logits, out=self.spare)
+    def exponentials(self, spare: bool = False) -> Tensor:
+        """Two to the power of the logits as they are now, [n, r, K], in their place or in the spare buffer."""
+        return torch.exp2(self.logits, out=self.spare if spare else self.logits)
 
     def column_weights(self, order: float) -> tuple[Tensor, Tensor]:
         """Exponentials whose powers 1 or 2 are summed, and what makes softmax of them in each row, [n, r]."""
@@ -73,10 +73,11 @@ class Block(NamedTuple):
         weight = self.exponentials()
         return weight, weight.sum(dim=-1).reciprocal_()
 
-    def add_columns(self, weight: Tensor, normal: Tensor, order: float, total: Tensor) -> None:
-        """Add powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r] to total [B, H, K]. Uses the logits up."""
+    def add_columns(self, weight: Tensor, normal: Tensor, order: float, total: Tensor, spare: bool = False) -> None:
+        """Add powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r] to total [B, H, K]. Squares stand in the weight's place or
+        in the spare buffer."""
         if order == 2:
-            normal, weight = normal.square(), torch.square(weight, out=self.logits[:, : weight.shape[1]])
+            normal, weight = normal.square(), torch.square(weight, out=self.spare[:, : weight.shape[1]] if spare else weight)
         self.of(total).unsqueeze(1).baddbmm_(normal.unsqueeze(1), weight)
 
 
@@ -91,8 +92,8 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
     batch, heads, total, depth = rows.q.shape
     keys, room = rows.k.shape[2], 2 * plain.PIECE
     step = even(total, max(LEAST, room // keys))
-    threads, fitting, small = torch.get_num_threads(), room // (keys * total), plain.PIECE // 2
-    if batch > 1:  # larger buffers make the C library ask the system for fresh memory in every forward
+    threads, fitting, small = torch.get_num_threads(), room // (keys * total), plain.PIECE
+    if batch > 1:
         fitting = min(fitting, max(threads, small // (keys * total)))
     group = heads_at_once(heads, fitting, threads)
     several = max(1, min(batch, small // (keys * total * heads)))
@@ -209,7 +210,7 @@ def row_pass(rows: Rows, order: float | None) -> Tensor:
 def row_values(block: Block, order: float | None) -> Tensor:
     """What is asked of each row: its entropy, or the log of its normaliser for order None. Uses the logits up. -> [n, r]"""
     top = block.shift(deep(order or 1.0))
-    weight = block.exponentials()
+    weight = block.exponentials(spare=order not in (None, 2))
     total = weight.sum(dim=-1)
     if order is None:
         return total.log_() if top is None else total.log_().add_(top.squeeze(-1), alpha=FROM_BITS)
