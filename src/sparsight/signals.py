@@ -98,7 +98,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return square(x.shape[1])
     prefix, valid = derive("prefix", given), given.get("valid")
     real = None if valid is None else torch.nn.functional.pad(valid, (prefix, 0), value=True)
-    return attention.class_row(given["q"], given["k"], prefix, derive("scale", given), valid=real)
+    shared = given.get("attended")
+    return attention.class_row(given["q"], given["k"], prefix, derive("scale", given), valid=real, attended=shared)
 
 
 def from_matrix(name: str, attn: Tensor, prefix: int) -> Any:

@@ -86,6 +86,26 @@ def test_output_of_some_rows(rng, monkeypatch, name, batch, many):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("order", [1.0, 2.0])
+@pytest.mark.parametrize(("batch", "piece"), [(1, 1 << 19), (1, 1 << 12), (3, 1 << 19)], ids=["single", "in pieces", "batch"])
+def test_class_row_and_columns_of_one_softmax(rng, monkeypatch, batch, piece, order):
+    """A single image whose attention is one block makes its logits once for both; others get the same numbers."""
+    monkeypatch.setattr(attention_torch, "PIECE", piece)
+    products, real = [], attention_streamed.multiply
+    monkeypatch.setattr(attention_streamed, "multiply", lambda *given: products.append(given) or real(*given))
+    q, k, v = problem(rng, 2, 2.0, batch=batch)
+    box = Attended(q, k, v, SCALE)
+    row = attention.class_row(q, k, 2, SCALE, attended=box)
+    begun = len(products)
+    norms = attention.column_norm(q, k, 2, SCALE, order, attended=box)
+    assert (begun, len(products) == 1) == ((1, True) if batch == 1 and piece == 1 << 19 else (0, piece == 1 << 19))
+    wide = [x.double() for x in (q, k)]
+    torch.testing.assert_close(row.double(), attention.class_row(*wide, 2, SCALE), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(norms.double(), attention.column_norm(*wide, 2, SCALE, order), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-5, atol=2e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     "statistic",
     [

@@ -31,12 +31,24 @@ Rows = Literal["all", "patches"]
 Backend = Literal["explicit", "streamed", "triton"]
 
 
-def class_row(q: Tensor, k: Tensor, prefix: int, scale: float, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+def class_row(
+    q: Tensor,
+    k: Tensor,
+    prefix: int,
+    scale: float,
+    mask: Tensor | None = None,
+    valid: Tensor | None = None,
+    attended: Attended | None = None,
+) -> Tensor:
     """Attention that the class token (position 0) pays to every patch, of the softmax over all keys; not renormalised.
-    q, k [B, H, P+N, D] -> [B, H, N]."""
-    mask = visible(q, k, mask, real(valid, k))
-    row = chosen_rows(q[:, :, :1], k, scale, None if mask is None else mask[:, :, :1])
-    return row[:, :, 0, prefix:]
+    q, k [B, H, P+N, D] -> [B, H, N]. attended: may begin what norms of its columns go on with."""
+    first = None
+    if attended is not None and attended.takes(q, k, scale, 2, mask, valid):
+        first = attended.first_row()
+    if first is None:
+        mask = visible(q, k, mask, real(valid, k))
+        first = chosen_rows(q[:, :, :1], k, scale, None if mask is None else mask[:, :, :1])[:, :, 0]
+    return first[..., prefix:]
 
 
 def query_rows(
@@ -51,20 +63,11 @@ def query_rows(
 def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Rows that are few enough to be made at once. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
     rows = Work(exact(q), exact(k), scale).full_keys()
-    logits = products(rows.q * scale, rows.k)
+    logits = plain.products(rows.q * scale, rows.k)
     if mask is None:
         return logits.softmax(dim=-1)
     logits = plain.masked(logits, mask)
     return logits.softmax(dim=-1).masked_fill(logits <= plain.FLOOR / 2, 0)
-
-
-def products(q: Tensor, k: Tensor) -> Tensor:
-    """q k^T of few queries: [B, H, T, K]. Keys whose heads lie between the tokens would be copied for it; on a CPU, where the copy takes
-    as long as the product, images go one by one."""
-    copied = k.shape[0] > 1 and not k.is_contiguous()
-    if not copied or k.device.type != "cpu" or torch.compiler.is_compiling():
-        return q @ k.transpose(-2, -1)
-    return torch.stack([torch.bmm(queries, keys.transpose(-2, -1)) for queries, keys in zip(q, k, strict=True)])
 
 
 def column_norm(
@@ -94,8 +97,8 @@ def column_norm(
         raise PruneError(f"stride={stride} must be 1 (every query row) or more")
     start = prefix if rows == "patches" else 0
     average = heads == "average"
-    plainly = stride == 1 and diagonal and not average and mask is None and valid is None
-    if attended is not None and plainly and attended.takes(q, k, scale, order):
+    plainly = stride == 1 and diagonal and not average
+    if attended is not None and plainly and attended.takes(q, k, scale, order, mask, valid):
         norms = attended.columns(order, start)
     else:
         valid = real(valid, k)
@@ -141,7 +144,7 @@ def row_entropy(
     The row is the softmax over the patch keys alone, the diagonal included. q, k [B, H, P+N, D] -> [B, N]. attended: as above.
     """
     found = None
-    if attended is not None and mask is None and valid is None and attended.takes(q, k, scale, order):
+    if attended is not None and attended.takes(q, k, scale, order, mask, valid):
         found = attended.entropies(order, prefix)
     return (head_entropy(q, k, prefix, scale, order, mask, valid) if found is None else found).mean(dim=1)
 

@@ -5,6 +5,7 @@ The output costs one product of rows with values more than the statistic alone, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,10 @@ FAINT = 1e-15
 """Attention to all patches together below which float32 no longer knows how it is distributed: squares get lost."""
 
 
+Weighed = tuple[Block, Tensor, Tensor]
+"""A block, exponentials of its logits [n, r, P+N], and what makes softmax of them in each row, [n, r]."""
+
+
 @dataclass(eq=False)
 class Attended:
     """An attention of q, k, v [B, H, P+N, D] whose output somebody wants, and its softmax or output if a statistic of the same q and k has
@@ -28,7 +33,7 @@ class Attended:
     caller to ask later.
 
     softmax: of a single image numbers [H, P+N, P+N] in proportion to it, and what makes its rows of them, [H, P+N]; whole: the output
-    [B, P+N, H * D] otherwise.
+    [B, P+N, H * D] otherwise. begun: of a single image, where its first row has been asked for and norms of columns may follow.
     """
 
     q: Tensor
@@ -38,6 +43,7 @@ class Attended:
     doubts: list[Tensor] | None = None
     softmax: tuple[Tensor, Tensor] | None = None
     whole: Tensor | None = None
+    begun: Weighed | None = None
 
     @staticmethod
     def possible(v: Tensor) -> bool:
@@ -45,9 +51,10 @@ class Attended:
         usual = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64)
         return usual and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
-    def takes(self, q: Tensor, k: Tensor, scale: float, order: float) -> bool:
-        """Whether a statistic of all rows can be had together with the output: this very attention."""
-        return q is self.q and k is self.k and scale == self.scale and order in ORDERS and q.shape == k.shape
+    def takes(self, q: Tensor, k: Tensor, scale: float, order: float, *hidden: Tensor | None) -> bool:
+        """Whether a statistic of all rows can be had together with the output: this very attention, with nothing hidden in it."""
+        same = q is self.q and k is self.k and scale == self.scale and q.shape == k.shape
+        return same and order in ORDERS and all(given is None for given in hidden)
 
     def output(self, rows: Tensor) -> Tensor | None:
         """Output [B, L, H * D] of these rows [B * L] of all images one after the other; None if no statistic has made it.
@@ -74,11 +81,28 @@ class Attended:
         block.put(torch.bmm(weight, block.of(self.v)).mul_(normal.unsqueeze(-1)), by_heads)
         return False
 
+    def first_row(self) -> Tensor | None:
+        """Softmax of the first query, [1, H, P+N], of a single image that is one block; None otherwise."""
+        batch, heads, length, _ = self.q.shape
+        if batch > 1 or not streamed.at_once(heads, length, length):
+            return None
+        block = next(streamed.blocks(Rows(self.q, self.k, self.scale), 2))
+        weight, normal = block.column_weights(2)
+        self.begun = block, weight, normal
+        return (weight[:, 0] * normal[:, :1]).unsqueeze(0)
+
+    def weighed(self, order: float) -> Iterator[Weighed]:
+        """All blocks for norms of columns of an order; those of order 2 serve order 1 as well."""
+        if self.begun is not None:
+            yield self.begun
+            return
+        for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
+            yield block, *block.column_weights(order)
+
     def columns(self, order: float, start: int) -> Tensor:
         """As `attention_streamed.column_pass` over the rows from `start` on; leaves the softmax or the output. -> [B, H, P+N]"""
         sums = self.q.new_zeros(self.q.shape[:3])
-        for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
-            weight, normal = block.column_weights(order)
+        for block, weight, normal in self.weighed(order):
             kept = self.mix(block, weight, normal)
             counted = slice(max(0, start - block.rows.start), None)
             block.add_columns(weight[:, counted], normal[:, counted], order, sums, spare=kept)

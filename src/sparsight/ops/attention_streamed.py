@@ -113,6 +113,11 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
                 yield Block(images, some, here, logits, spare, bounded, rows.mask is not None)
 
 
+def at_once(heads: int, rows: int, keys: int) -> bool:
+    """Whether all rows of all heads of a single image are one block."""
+    return heads * rows * keys <= 2 * plain.PIECE
+
+
 def even(total: int, most: int) -> int:
     """The size of parts that are as equal as can be, none larger than `most`."""
     return math.ceil(total / math.ceil(total / max(1, min(total, most))))

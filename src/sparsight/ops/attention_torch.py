@@ -64,6 +64,15 @@ def pieces(rows: Rows) -> Iterator[tuple[int, slice, Tensor]]:
             yield image, here, logits if rows.mask is None else masked(logits, rows.mask[some, :, here])
 
 
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T of few queries: [B, H, T, K]. Keys whose heads lie between the tokens would be copied for it; on a CPU, where the copy takes
+    as long as the product, images go one by one."""
+    copied = k.shape[0] > 1 and not k.is_contiguous()
+    if not copied or k.device.type != "cpu" or torch.compiler.is_compiling():
+        return q @ k.transpose(-2, -1)
+    return torch.stack([torch.bmm(queries, keys.transpose(-2, -1)) for queries, keys in zip(q, k, strict=True)])
+
+
 def masked(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(~mask, FLOOR) if mask.dtype == torch.bool else (logits + mask).clamp(min=FLOOR)
 
