@@ -69,6 +69,18 @@ def test_prefix_tokens_that_take_all_attention(rng, monkeypatch, name, sink, pie
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["shannon", "renyi"])
+def test_one_patch_far_below_the_prefix_and_far_above_the_others(name):
+    """exp(-30) of a row is one patch's, exp(-75) each other's: among patches there is no doubt, however little they get."""
+    q, k = torch.zeros(1, 1, 72, 16), torch.zeros(1, 1, 72, 16)
+    q[..., 0] = 1 / SCALE
+    k[:, :, 1, 0], k[:, :, 2:, 0] = -30.0, -75.0
+    box = Attended(q, k, k, SCALE)
+    assert STATISTICS[name](q, k, 1, attended=box).abs().max() < 1e-5
+    assert box.softmax is not None
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("many", [False, True], ids=["shifted", "bounded"])
 @pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("batch", [1, 3])

@@ -114,7 +114,7 @@ class Attended:
         """
         found, certain = self.q.new_empty(self.q.shape[:3]), []
         for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
-            block.shift(streamed.deep(order))
+            block.shift()  # patches may be far below a prefix token: nothing is raised that counts among them
             weight = block.exponentials(spare=order == 1)
             total = weight[..., prefix:].sum(dim=-1)
             normal = (total + weight[..., :prefix].sum(dim=-1)).reciprocal_()
