@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import sparsight
 from sparsight.tools.load import load_model, twin
 from sparsight.tools.macs import macs
-from sparsight.tools.timing import Forward, Spread, race, spread
+from sparsight.tools.timing import Forward, Pairs, Spread, race
 
 LIMITS = ["class_attention:keep=0.7", "class_attention:keep=0.5", "class_attention:keep=0.7,layers=0/3/6",
           "class_attention:keep=0.5,layers=0/3/6"]  # fmt: skip
@@ -62,20 +62,16 @@ def sliced(model: nn.Module, recipe: str) -> Forward:
     return forward
 
 
-def measure(first: Forward, second: Forward, images: Tensor, seconds: float) -> Spread:
-    """How many times faster the second is, each warm and in turn."""
+def measure(first: Forward, second: Forward, images: Tensor, seconds: float) -> Pairs:
+    """Both, each warm and in turn."""
     with torch.inference_mode():
-        return race(first, second, images, seconds).speedup
+        return race(first, second, images, seconds)
 
 
 def beside(model: nn.Module, first: str, second: str, images: Tensor, seconds: float) -> Spread:
-    """As `measure` for two recipes, over several copies of the model."""
-    ratios: list[float] = []
-    for _ in range(COPIES):
-        with torch.inference_mode():
-            pairs = race(pruned(model, first), pruned(model, second), images, seconds / COPIES)
-        ratios += [a / b for a, b in zip(pairs.first, pairs.second, strict=True)]
-    return spread(ratios)
+    """How many times faster the second recipe is, over several copies of the model."""
+    runs = [measure(pruned(model, first), pruned(model, second), images, seconds / COPIES) for _ in range(COPIES)]
+    return Pairs([t for run in runs for t in run.first], [t for run in runs for t in run.second]).speedup
 
 
 def row(recipe: str, ratio: float, gain: Spread) -> dict[str, object]:
@@ -90,11 +86,11 @@ def run(batch: int, seconds: float, device: torch.device) -> dict[str, list[dict
     found: dict[str, list[dict[str, object]]] = {"limits": [], "realised": [], "scores": []}
     for recipe in REALISED:
         ratio = dense / macs(model, recipe)
-        gain = measure(model, pruned(model, recipe), images, seconds)
+        gain = measure(model, pruned(model, recipe), images, seconds).speedup
         found["realised"].append(row(recipe, ratio, gain))
         print(f"batch {batch:3d}  {recipe:40s} MAC ratio {ratio:.3f}  speed-up {gain}  share {gain.median / ratio:.3f}", flush=True)
         if recipe in LIMITS:
-            gain = measure(sliced(model, recipe), pruned(model, recipe), images, seconds)
+            gain = measure(sliced(model, recipe), pruned(model, recipe), images, seconds).speedup
             found["limits"].append({"recipe": recipe, "speed_of_slicing": gain.median, "quartiles": [gain.low, gain.high]})
             print(f"batch {batch:3d}  {recipe:40s} beside a loop that only slices {gain}", flush=True)
     for name in SCORES:

@@ -86,9 +86,8 @@ class Attended:
         batch, heads, length, _ = self.q.shape
         if batch > 1 or not streamed.at_once(heads, length, length):
             return None
-        block = next(streamed.blocks(Rows(self.q, self.k, self.scale), 2))
-        weight, normal = block.column_weights(2)
-        self.begun = block, weight, normal
+        self.begun = next(self.weighed(2))
+        _, weight, normal = self.begun
         return (weight[:, 0] * normal[:, :1]).unsqueeze(0)
 
     def weighed(self, order: float) -> Iterator[Weighed]:

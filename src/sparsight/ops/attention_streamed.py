@@ -92,11 +92,11 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
     batch, heads, total, depth = rows.q.shape
     keys, room = rows.k.shape[2], 2 * plain.PIECE
     step = even(total, max(LEAST, room // keys))
-    threads, fitting, small = torch.get_num_threads(), room // (keys * total), plain.PIECE
-    if batch > 1:
-        fitting = min(fitting, max(threads, small // (keys * total)))
+    threads, fitting = torch.get_num_threads(), room // (keys * total)
+    if batch > 1:  # larger buffers make the C library ask the system for fresh memory in every forward
+        fitting = min(fitting, max(threads, plain.PIECE // (keys * total)))
     group = heads_at_once(heads, fitting, threads)
-    several = max(1, min(batch, small // (keys * total * heads)))
+    several = max(1, min(batch, plain.PIECE // (keys * total * heads)))
     buffers = rows.q.new_empty(2, several * group * step * keys)
     many = rows.mask is None and keys > MANY * depth
     for image in range(0, batch, several):
@@ -165,7 +165,7 @@ def dead_rows(rows: Rows, block: Block) -> Tensor | None:
 def column_pass(rows: Rows, order: float, diagonal: bool) -> Tensor:
     """As `attention_torch.columns` without average, in two buffers: no gradients, in eager mode on a CPU. -> [B, H, K]
 
-    Orders 1 and 2 are a product of a row of ones, or of normalisers, with powers of the weights.
+    Orders 1 and 2 are a product of a row of normalisers with powers of the weights.
     """
     simple = order in (1, 2)
     total = rows.q.new_full((*rows.q.shape[:2], rows.k.shape[2]), 0.0 if simple else -math.inf)
