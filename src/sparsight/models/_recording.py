@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..ops.attention_shared import certain
 from ..plan import Plan
 from ._block import pruned_forward, run_block
 from ._kernel import FEW
@@ -200,8 +201,8 @@ def run(family: Family, fresh: Fresh, form: TreeSpec, *inputs: Tensor) -> list[T
     finally:
         for site in family.sites:
             site.doubts = None
-    certain = [torch.stack(doubts).all()] if doubts else []
-    return [x, *certain, *(tensor for site in family.sites for tensor in tensors(site).values())]
+    trusted = [certain(doubts)] if doubts else []
+    return [x, *trusted, *(tensor for site in family.sites for tensor in tensors(site).values())]
 
 
 def hear(family: Family, given: dict[str, Any]) -> None:

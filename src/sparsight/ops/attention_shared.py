@@ -29,11 +29,12 @@ Weighed = tuple[Block, Tensor, Tensor]
 @dataclass(eq=False)
 class Attended:
     """An attention of q, k, v [B, H, P+N, D] whose output somebody wants, and its softmax or output if a statistic of the same q and k has
-    made it on the way. Only for CPU tensors without gradients or mask. doubts: if given, gets whether a statistic can be trusted, for the
-    caller to ask later.
+    made it on the way. Only for CPU tensors without gradients or mask. doubts: if given, gets what `certain` takes, for the caller to ask
+    later whether a statistic can be trusted.
 
-    softmax: of a single image numbers [H, P+N, P+N] in proportion to it, and what makes its rows of them, [H, P+N]; whole: the output
-    [B, P+N, H * D] otherwise. begun: of a single image, where its first row has been asked for and norms of columns may follow.
+    softmax: of a single image numbers [H, P+N, P+N] in proportion to it, what makes its rows of them, [H, P+N], and room for numbers as
+    many; whole: the output [B, P+N, H * D] otherwise. begun: of a single image, where its first row has been asked for and norms of
+    columns may follow.
     """
 
     q: Tensor
@@ -41,7 +42,7 @@ class Attended:
     v: Tensor
     scale: float
     doubts: list[Tensor] | None = None
-    softmax: tuple[Tensor, Tensor] | None = None
+    softmax: tuple[Tensor, Tensor, Tensor] | None = None
     whole: Tensor | None = None
     begun: Weighed | None = None
 
@@ -61,9 +62,12 @@ class Attended:
 
         Of a single image whose softmax fits in a block, the values are mixed only now, for these rows."""
         if self.softmax is not None:
-            weight, normal = self.softmax
-            mixed = torch.bmm(weight.index_select(1, rows), self.v[0]).mul_(normal.index_select(1, rows).unsqueeze(-1))
-            return mixed.transpose(0, 1).reshape(1, rows.shape[0], -1)
+            weight, normal, room = self.softmax
+            chosen = torch.index_select(weight, 1, rows, out=room[:, : rows.shape[0]])
+            mixed = torch.bmm(chosen, self.v[0]).transpose(0, 1)
+            out = mixed.new_empty(mixed.shape)
+            torch.mul(mixed, normal.t().index_select(0, rows).unsqueeze(-1), out=out)
+            return out.view(1, rows.shape[0], -1)
         if self.whole is None:
             return None
         return self.whole.flatten(0, 1).index_select(0, rows).view(self.v.shape[0], -1, self.whole.shape[2])
@@ -72,13 +76,14 @@ class Attended:
         """Keep the softmax of a block if it is all there is, or mix the values for its rows: weight [n, r, P+N] times normal [n, r].
         Whether the weight is kept."""
         batch, heads, length, depth = self.v.shape
-        if batch == 1 and weight.shape[:2] == (heads, length):
-            self.softmax = weight, normal
+        if batch == 1 and block.only:
+            self.softmax = weight, normal, block.logits if weight is block.spare else block.spare
             return True
         if self.whole is None:
             self.whole = self.v.new_empty(batch, length, heads * depth)
-        by_heads = self.whole.view(batch, length, heads, depth).transpose(1, 2)
-        block.put(torch.bmm(weight, block.of(self.v)).mul_(normal.unsqueeze(-1)), by_heads)
+        place = block.place(self.whole.view(batch, length, heads, depth).transpose(1, 2))
+        mixed = torch.bmm(weight, block.of(self.v)).view(place.shape)
+        torch.mul(mixed, normal.view(place.shape[:3]).unsqueeze(-1), out=place)
         return False
 
     def first_row(self) -> Tensor | None:
@@ -104,23 +109,28 @@ class Attended:
         for block, weight, normal in self.weighed(order):
             kept = self.mix(block, weight, normal)
             counted = slice(max(0, start - block.rows.start), None)
-            block.add_columns(weight[:, counted], normal[:, counted], order, sums, spare=kept)
+            sums = block.add_columns(weight[:, counted], normal[:, counted], order, sums, spare=kept)
         return streamed.root(sums, order)
 
     def entropies(self, order: float, prefix: int) -> Tensor | None:
         """Entropy of the softmax over the patch keys of the patch rows; leaves the softmax or the output. -> [B, H, N], or None where prefix
         tokens get so much of the attention that nothing measurable is left for patches.
         """
-        found, certain = self.q.new_empty(self.q.shape[:3]), []
+        found, shares = self.q.new_empty(self.q.shape[:3]), []
         for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
             block.shift()  # patches may be far below a prefix token: nothing is raised that counts among them
             weight = block.exponentials(spare=order == 1)
             total = weight[..., prefix:].sum(dim=-1)
-            normal = (total + weight[..., :prefix].sum(dim=-1)).reciprocal_()
+            normal = total.add(weight[..., 0] if prefix == 1 else weight[..., :prefix].sum(dim=-1)).reciprocal_()
             self.mix(block, weight, normal)
-            certain.append((total * normal).amin() >= FAINT)
-            block.put(streamed.entropy(block.logits, weight, total, order, prefix), found)
-        if self.doubts is not None:
-            self.doubts.extend(certain)
-            certain = []
-        return found[:, :, prefix:] if all(certain) else None
+            shares.append(total * normal)
+            found = block.put(streamed.entropy(block.logits, weight, total, order, prefix), found)
+        if self.doubts is None:
+            return found[:, :, prefix:] if certain(shares) else None
+        self.doubts.extend(shares)
+        return found[:, :, prefix:]
+
+
+def certain(shares: list[Tensor]) -> Tensor:
+    """Whether patches get enough of the attention in all rows, of which shares [n, r] are given, to say how it is distributed."""
+    return torch.cat([share.flatten() for share in shares]).amin() >= FAINT

@@ -32,13 +32,14 @@ TO_BITS, FROM_BITS = 1 / math.log(2), math.log(2)
 class Block(NamedTuple):
     """Logits [n, r, K], to base 2, of some images' heads, n in all, in a buffer that the next block takes, and a second buffer like it.
 
-    images, heads, rows: which these are. bounded: neither exponentials of the logits nor sums of them can overflow or vanish. masked:
-    some keys may have to stay at 0.
+    images, heads, rows: which these are; only: they are all there is. bounded: neither exponentials of the logits nor sums of them can
+    overflow or vanish. masked: some keys may have to stay at 0.
     """
 
     images: slice
     heads: slice
     rows: slice
+    only: bool
     logits: Tensor
     spare: Tensor
     bounded: bool
@@ -48,10 +49,17 @@ class Block(NamedTuple):
         """Of x [B, H, ...] what belongs to these heads: [n, ...]. A view if they are of one image or x is contiguous."""
         return x[self.images, self.heads].flatten(0, 1)
 
-    def put(self, found: Tensor, x: Tensor) -> None:
-        """Write found [n, r, ...] where it belongs in x [B, H, R, ...]."""
-        place = x[self.images, self.heads, self.rows]
+    def place(self, x: Tensor) -> Tensor:
+        """Where in x [B, H, R, ...] these rows are."""
+        return x[self.images, self.heads, self.rows]
+
+    def put(self, found: Tensor, x: Tensor) -> Tensor:
+        """x [B, H, R] with found [n, r] in its place."""
+        if self.only:
+            return found.view(x.shape)
+        place = self.place(x)
         place.copy_(found.view(place.shape))
+        return x
 
     def shift(self, least: float = DEEP) -> Tensor | None:
         """Take their row's largest [n, r, 1] off the logits where they can be large, and raise them to `least`; None where they cannot."""
@@ -73,12 +81,15 @@ class Block(NamedTuple):
         weight = self.exponentials()
         return weight, weight.sum(dim=-1).reciprocal_()
 
-    def add_columns(self, weight: Tensor, normal: Tensor, order: float, total: Tensor, spare: bool = False) -> None:
-        """Add powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r] to total [B, H, K]. Squares stand in the weight's place or
-        in the spare buffer."""
+    def add_columns(self, weight: Tensor, normal: Tensor, order: float, total: Tensor, spare: bool = False) -> Tensor:
+        """total [B, H, K] and powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r]. Squares stand in the weight's place or in
+        the spare buffer."""
         if order == 2:
             normal, weight = normal.square(), torch.square(weight, out=self.spare[:, : weight.shape[1]] if spare else weight)
+        if self.only:
+            return torch.bmm(normal.unsqueeze(1), weight).view(total.shape)
         self.of(total).unsqueeze(1).baddbmm_(normal.unsqueeze(1), weight)
+        return total
 
 
 def deep(order: float) -> float:
@@ -97,7 +108,7 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
         fitting = min(fitting, max(threads, plain.PIECE // (keys * total)))
     group = heads_at_once(heads, fitting, threads)
     several = max(1, min(batch, plain.PIECE // (keys * total * heads)))
-    buffers = rows.q.new_empty(2, several * group * step * keys)
+    buffers = [rows.q.new_empty(several * group * step * keys) for _ in range(2)]
     many = rows.mask is None and keys > MANY * depth
     for image in range(0, batch, several):
         for head in range(0, heads, group):
@@ -110,7 +121,8 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
                 multiply(q[:, here], k, rows.scale * TO_BITS, logits)
                 if rows.mask is not None:
                     hide(logits, rows.mask[images, some, here].flatten(0, 1))
-                yield Block(images, some, here, logits, spare, bounded, rows.mask is not None)
+                only = logits.numel() == batch * heads * total * keys
+                yield Block(images, some, here, only, logits, spare, bounded, rows.mask is not None)
 
 
 def at_once(heads: int, rows: int, keys: int) -> bool:
@@ -176,7 +188,7 @@ def column_pass(rows: Rows, order: float, diagonal: bool) -> Tensor:
             put_own(rows, block, weight, diagonal, 0.0)
             if dead is not None:
                 normal.masked_fill_(dead, 0)
-            block.add_columns(weight, normal, order, total)
+            total = block.add_columns(weight, normal, order, total)
             continue
         logits, here_total = block.logits.mul_(FROM_BITS), block.of(total)
         lse = logits.logsumexp(dim=-1)
@@ -208,7 +220,7 @@ def row_pass(rows: Rows, order: float | None) -> Tensor:
     for block in blocks(rows, power):
         dead = dead_rows(rows, block)
         found = row_values(block, order)
-        block.put(found if dead is None else found.masked_fill_(dead, -math.inf if order is None else math.inf), out)
+        out = block.put(found if dead is None else found.masked_fill_(dead, -math.inf if order is None else math.inf), out)
     return out
 
 
@@ -231,5 +243,4 @@ def entropy(logits: Tensor, weight: Tensor, total: Tensor, order: float, first: 
     """Entropy of order 1 or 2 of rows of exponentials from key `first` on: weight [n, r, K], their sums total [n, r]. Uses the logits up."""
     if order == 2:
         return total.div(torch.linalg.vector_norm(weight[..., first:], dim=-1)).log_().mul_(2)
-    mean = logits.mul_(weight)[..., first:].sum(dim=-1).div_(total)
-    return total.log().sub_(mean, alpha=FROM_BITS)
+    return total.log().addcdiv_(logits.mul_(weight)[..., first:].sum(dim=-1), total, value=-FROM_BITS)
