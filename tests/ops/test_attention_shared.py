@@ -97,6 +97,7 @@ def test_output_of_some_rows(rng, monkeypatch, name, batch, many):
     rows = torch.stack([image * 72 + torch.randperm(72, generator=rng)[:9] for image in range(batch)])
     wanted = expected(q, k, v).flatten(0, 1)[rows]
     torch.testing.assert_close(box.output(rows.flatten()).double(), wanted, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-5, atol=2e-5)  # and all of them afterwards
 
 
 @torch.no_grad()

@@ -108,7 +108,8 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
         fitting = min(fitting, max(threads, plain.PIECE // (keys * total)))
     group = heads_at_once(heads, fitting, threads)
     several = max(1, min(batch, plain.PIECE // (keys * total * heads)))
-    buffers = [rows.q.new_empty(several * group * step * keys) for _ in range(2)]
+    # one tensor: after two of the same size the C library gives the memory back, and asks for it again in the next call
+    buffers = rows.q.new_empty(2, several * group * step * keys)
     many = rows.mask is None and keys > MANY * depth
     for image in range(0, batch, several):
         for head in range(0, heads, group):
