@@ -121,7 +121,8 @@ class Attended:
             block.shift()  # patches may be far below a prefix token: nothing is raised that counts among them
             weight = block.exponentials(spare=order == 1)
             total = weight[..., prefix:].sum(dim=-1)
-            normal = total.add(weight[..., 0] if prefix == 1 else weight[..., :prefix].sum(dim=-1)).reciprocal_()
+            others = weight[..., 0] if prefix == 1 else weight[..., :prefix].sum(dim=-1)  # a class token alone needs no sum
+            normal = total.add(others).reciprocal_()
             self.mix(block, weight, normal)
             shares.append(total * normal)
             found = block.put(streamed.entropy(block.logits, weight, total, order, prefix), found)
