@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sparsight.tools.comparison import Comparison, Row
-from sparsight.tools.intervals import Interval
+from sparsight.runs.comparison import Comparison, Row
+from sparsight.runs.intervals import Interval
 
 
 def points(interval: Interval | None) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsight
-from sparsight.tools.bench import race
+from sparsight.speed.bench import race
 
 Forward = Callable[[Tensor], Tensor]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import sparsight
 from sparsight.ops import attention
-from sparsight.tools.timing import Alive, clock
+from sparsight.speed.timing import Alive, clock
 
 LENGTHS, QUICK = (197, 577, 1025, 4097, 16385), (197, 577, 1025, 4097)
 HEADS, WIDTH, PREFIX = (6, 12, 16), 64, 1

@@ -51,7 +51,7 @@ def measure(states: dict[str, dict[str, Tensor]], classes: list[str], folder: Pa
     import timm
     from timm.data import create_transform
 
-    from sparsight.tools.data import align, batches, open_folder
+    from sparsight.data.images import align, batches, open_folder
 
     models = {}
     for name, state in states.items():

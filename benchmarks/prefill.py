@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 import sparsight
+from sparsight.load.shapes import check_memory, cut, random_model, shape_config, skeleton
+from sparsight.load.vlms import random_prompts
 from sparsight.prune import family_of, prune
-from sparsight.tools.load_vlm import random_prompts
-from sparsight.tools.shapes import check_memory, cut, random_model, shape_config, skeleton
-from sparsight.tools.stages import Macs, Times, count_macs, time_stages
-from sparsight.tools.timing import Spread, spread
+from sparsight.speed.stages import Macs, Times, count_macs, time_stages
+from sparsight.speed.timing import Spread, spread
 
 UNPRUNED, SHORT = "unpruned", "short prompt"
 ALONE = ["vispruner:tokens=64", "divprune:tokens=64", "vispruner:tokens=192", "fastv:layer=1,keep=0.11112"]

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import sparsight
-from sparsight.tools.data import open_folder
-from sparsight.tools.export import export, read_images
-from sparsight.tools.load import demo_images, load_model
+from sparsight.data.images import open_folder
+from sparsight.load.models import demo_images, load_model
+from sparsight.speed.export import export, read_images
 
 RECIPES = ["class_attention:keep=0.7", "col_ln:keep=0.7", "renyi:keep=0.7", "evit:keep=0.7"]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import sparsight
-from sparsight import metrics
-from sparsight.tools.timing import clock
+from sparsight.evaluation import metrics
+from sparsight.speed.timing import clock
 
 RECIPES = ["fastervlm:tokens=64", "visionzip:tokens=64,contextual=10", "visionzip:tokens=192,contextual=30", "prumerge", "prumerge:tokens=72",
            "prumerge_plus", "divprune:tokens=64", "fps:tokens=64", "vispruner:tokens=64,ratio=0.5", "vispruner:tokens=64,rescue=0.8",

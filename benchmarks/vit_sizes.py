@@ -25,9 +25,9 @@ import torch
 import transformers
 from torch import nn
 
-from sparsight.tools.bench import bench
-from sparsight.tools.bench_result import Bench
-from sparsight.tools.load import Loaded
+from sparsight.load.models import Loaded
+from sparsight.speed.bench import bench
+from sparsight.speed.bench_result import Bench
 
 SIZES = {"ViT-S/16": "vit_small_patch16_224", "ViT-B/16": "vit_base_patch16_224", "ViT-L/16": "vit_large_patch16_224"}
 OTHERS = {

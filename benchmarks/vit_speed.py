@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsight
-from sparsight.tools.load import load_model, twin
-from sparsight.tools.macs import macs
-from sparsight.tools.timing import Forward, Pairs, Spread, race
+from sparsight.load.models import load_model, twin
+from sparsight.speed.macs import macs
+from sparsight.speed.timing import Forward, Pairs, Spread, race
 
 LIMITS = ["class_attention:keep=0.7", "class_attention:keep=0.5", "class_attention:keep=0.7,layers=0/3/6",
           "class_attention:keep=0.5,layers=0/3/6"]  # fmt: skip

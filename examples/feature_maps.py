@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 import sparsight
-from sparsight.tools.load import demo_images, load_model
+from sparsight.load.models import demo_images, load_model
 
 demo = load_model("demo")
 files = sorted(demo_images().glob("*/*.jpg"))[:5]

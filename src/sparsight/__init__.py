@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .apply import Reduced, reduce
     from .errors import PruneError
+    from .look.calibrate import calibrate
     from .plan import Plan
     from .prune import Handle, families, prune
     from .recipe import Recipe
     from .registry import methods, parse
-    from .tools.calibrate import calibrate
-    from .tools.macs import macs
+    from .speed.macs import macs
 
 __version__ = "0.1.0"
 
@@ -28,9 +28,9 @@ _HOMES = {
     "PruneError": "errors",
     "Recipe": "recipe",
     "Reduced": "apply",
-    "calibrate": "tools.calibrate",
+    "calibrate": "look.calibrate",
     "families": "prune",
-    "macs": "tools.macs",
+    "macs": "speed.macs",
     "methods": "registry",
     "parse": "registry",
     "prune": "prune",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .errors import PruneError
-from .models._family import Family
+from .models.family import Family
 
 
 def restore(family: Family, tokens: Tensor, after: int | None = None, as_map: bool = False) -> Tensor:

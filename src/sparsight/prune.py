@@ -16,15 +16,15 @@ from .apply import before_attention, needs, settle
 from .dense import restore
 from .errors import PruneError
 from .learned import Given, build, ratio_loss
-from .models._family import Family
-from .models._inside import inside
-from .models._lvlm import LVLM as LVLM
 from .models._packed import held
-from .models._site import Outcome, Site
-from .models._windowed import reason
+from .models.family import Family
+from .models.site import Outcome, Site
+from .models.unsupported import reason
+from .models.unwrap import inside
 from .ops.schedule import BUDGET, as_tuple
 from .plan import Plan
 from .recipe import IN_BLOCKS, Recipe, Weights
+from .vlms.family import LVLM as LVLM
 
 TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
 
@@ -133,12 +133,12 @@ def prune(
     recipe = resolve(recipe, options)
     check_arguments(model, recipe, visual, noise, weights)
     if recipe.where == "decoder":
-        from .in_llm import prune_decoder
+        from .vlms.in_llm import prune_decoder
 
         return prune_decoder(model, recipe, visual, noise)
     family = family_of(model)
     if isinstance(family, LVLM):
-        from .before_llm import prune_images
+        from .vlms.before_llm import prune_images
 
         return prune_images(family, recipe)
     sites = plan_sites(family, recipe)
@@ -265,14 +265,17 @@ def family_of(model: nn.Module) -> Family:
 
 def families() -> list[type[Family]]:
     """All model families, found by scanning the models folder."""
-    from . import models
-
     found = []
-    for module in pkgutil.iter_modules(models.__path__):
-        content = importlib.import_module(f"{models.__name__}.{module.name}")
-        found += [
-            kind
-            for kind in vars(content).values()
-            if isinstance(kind, type) and issubclass(kind, Family) and kind.__module__ == content.__name__ and hasattr(kind, "name")
-        ]
+    for folder in ("models", "vlms"):
+        package = importlib.import_module(f"{__package__}.{folder}")
+        for module in pkgutil.iter_modules(package.__path__):
+            content = importlib.import_module(f"{package.__name__}.{module.name}")
+            found += [
+                kind
+                for kind in vars(content).values()
+                if isinstance(kind, type)
+                and issubclass(kind, Family)
+                and kind.__module__ == content.__name__
+                and hasattr(kind, "name")
+            ]
     return sorted(found, key=lambda kind: kind.name)

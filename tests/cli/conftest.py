@@ -9,7 +9,7 @@ import pytest
 
 from sparsight.cli.main import run
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
+sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 from compare_data import ARCHITECTURE, make_images, make_model
 from safetensors.torch import save_file
 
-from sparsight.tools.analysis import Analysis
+from sparsight.look.analysis import Analysis
 
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")
@@ -67,7 +67,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(sparsight, given, tmp_path, ar
 
 
 def test_an_interrupted_run_leaves_nothing(sparsight, given, tmp_path, monkeypatch):
-    from sparsight.tools import analyse
+    from sparsight.look import analyse
 
     monkeypatch.setattr(analyse, "sum_up", lambda *_: signal.raise_signal(signal.SIGINT))
     code, _, news = sparsight("analyse", *given, "--out", tmp_path / "out")

@@ -136,7 +136,7 @@ def finished(out):
 
 
 def test_an_interrupted_run_says_how_to_go_on(sparsight, long_job, tmp_path, monkeypatch):
-    from sparsight.tools import measure
+    from sparsight.evaluation import measure
 
     count, calls = measure.macs, []
 

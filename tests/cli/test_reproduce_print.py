@@ -2,7 +2,7 @@
 
 import json
 
-from sparsight.tools.published import names
+from sparsight.reproduction.published import names
 
 
 def test_list(sparsight):

@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sparsight.data.images import align, batches, open_folder
 from sparsight.demo import HERE, SCALE, WEIGHTS, demo_images, demo_weights, dequantise
 from sparsight.errors import PruneError
-from sparsight.tools.data import align, batches, open_folder
-from sparsight.tools.load import load_model
+from sparsight.load.models import load_model
 
 
 def test_size():

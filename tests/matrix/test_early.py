@@ -5,8 +5,8 @@ import torch
 from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
-from sparsight.models._early import Opened
 from sparsight.models._lines import Lines
+from sparsight.models.select_first import Opened
 
 RECIPES = [
     "class_attention:keep=0.5,layers=1/2",

@@ -9,7 +9,7 @@ import torch
 import sparsight
 from sparsight.apply import needs
 from sparsight.registry import methods
-from sparsight.tools.timing import Alive
+from sparsight.speed.timing import Alive
 
 SIDE, HEADS, WIDTH = 64, 6, 64
 """Patches along a side, heads, numbers per head: ViT-S on 1024 x 1024 pixels. A copy of x or q takes 0.09 of an [N, N] matrix."""

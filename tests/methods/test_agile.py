@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sparsight
-from sparsight import metrics
 from sparsight.errors import PruneError
+from sparsight.evaluation import metrics
 
 
 @pytest.mark.parametrize("place", ["attention", "selection"])

@@ -7,8 +7,8 @@ import torch
 
 import sparsight
 from sparsight import PruneError, prune
-from sparsight.models._bias import key_bias
-from sparsight.models._site import Site
+from sparsight.models.key_bias import key_bias
+from sparsight.models.site import Site
 
 
 def weights_of(d):

@@ -14,7 +14,7 @@ from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTran
 
 import sparsight
 from sparsight import PruneError
-from sparsight.models._memory import remember
+from sparsight.models.class_cache import remember
 from sparsight.prune import family_of
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}

@@ -8,7 +8,7 @@ import torch
 
 import sparsight
 from sparsight.models import timm_eva
-from sparsight.models._positions import halves, look_up_pairs, neighbours, take_pairs, take_rows, turn_halves, turn_neighbours
+from sparsight.models.positions import halves, look_up_pairs, neighbours, take_pairs, take_rows, turn_halves, turn_neighbours
 
 Eva = pytest.importorskip("timm.models.eva").Eva
 

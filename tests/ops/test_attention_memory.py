@@ -5,7 +5,7 @@ import torch
 
 from sparsight.ops import attention
 from sparsight.ops.distance import attention_distance
-from sparsight.tools.timing import Alive
+from sparsight.speed.timing import Alive
 
 TOKENS, HEADS, WIDTH = 4097, 6, 16
 MATRIX = 4 * HEADS * TOKENS**2

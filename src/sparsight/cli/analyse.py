@@ -25,7 +25,7 @@ def analyse(
     seed: Annotated[int, typer.Option(help="Seed of the random tokens that ranks are compared with.")] = 0,
 ) -> None:
     """Entropy and reach of the attention, score heat maps, agreement of kept tokens and their effective rank, block by block."""
-    from ..tools.analyse import analyse as measure
+    from ..look.analyse import analyse as measure
     from .compare import items
     from .progress import Count
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..tools.bench_result import Bench
+    from ..speed.bench_result import Bench
 
 
 def bench(
@@ -29,7 +29,7 @@ def bench(
 
     Interrupted and started again with the same arguments, it goes on after the last finished row.
     """
-    from ..tools.bench import bench as measure
+    from ..speed.bench import bench as measure
     from .compare import items
     from .progress import Watch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..tools.stage_result import StageBench
+    from ..speed.stage_result import StageBench
 
 HEADS = ("recipe", "tokens", "GMACs", "vision", "select", "prefill", "/token", "all ms", "prefill x", "of MACs", "token x", "all x",
          "KV MB", "peak MB")  # fmt: skip
@@ -35,7 +35,7 @@ def bench_vlm(
 
     Interrupted and started again with the same arguments, it goes on after the last finished row.
     """
-    from ..tools.bench_vlm import bench_vlm as measure
+    from ..speed.bench_vlm import bench_vlm as measure
     from .progress import Watch
 
     with Watch(out) as watch:

@@ -18,7 +18,7 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
 ) -> None:
     """Measure a model's average effective rank and attention entropy, and print the recipe that has them."""
-    from ..tools.calibrate import calibrate_named
+    from ..look.calibrate import calibrate_named
 
     done = calibrate_named(model, images, recipe, batch_size, limit, device)
     typer.echo(str(done), err=True)

@@ -29,7 +29,7 @@ def compare(
 
     Interrupted and started again with the same arguments, it goes on after the last finished row.
     """
-    from ..tools.compare import compare as measure
+    from ..evaluation.compare import compare as measure
     from .progress import Watch, print_results
 
     with Watch(out) as watch:

@@ -33,8 +33,8 @@ def evaluate(
     Interrupted and started again with the same arguments, it goes on from there. Several processes: accelerate launch -m sparsight
     evaluate ..., or torchrun --nproc-per-node N -m sparsight evaluate ...
     """
-    from ..tools.crew import leads
-    from ..tools.evaluate import evaluate as measure
+    from ..evaluation.evaluate import evaluate as measure
+    from ..runs.workers import leads
     from .progress import Count
 
     with Count(out) as count:

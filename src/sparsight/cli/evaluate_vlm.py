@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..tools.vlm_scores import VlmEvaluation
+    from ..evaluation.vlm_scores import VlmEvaluation
 
 
 def evaluate_vlm(
@@ -31,7 +31,7 @@ def evaluate_vlm(
 
     Interrupted and started again with the same arguments, it goes on after the last answer.
     """
-    from ..tools.evaluate_vlm import evaluate_vlm as evaluate
+    from ..evaluation.evaluate_vlm import evaluate_vlm as evaluate
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     done = evaluate(

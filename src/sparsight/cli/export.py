@@ -19,7 +19,7 @@ def export(
     kept: Annotated[bool, typer.Option("--kept", help="The kept patches of each site as further outputs.")] = False,
 ) -> None:
     """Write the pruned model as an ONNX or torch.export file and check it against PyTorch on real images."""
-    from ..tools.export import export as write
+    from ..speed.export import export as write
 
     def say(text: str) -> None:
         typer.echo(text, err=True)

@@ -14,7 +14,7 @@ def macs(
 ) -> None:
     """Count multiply-accumulates per image, unpruned and pruned."""
     from ..registry import parse
-    from ..tools.macs import macs as count
+    from ..speed.macs import macs as count
 
     wanted = parse(recipe)
     pruned, whole = count(model, wanted, image_size), count(model, None, image_size)

@@ -14,7 +14,7 @@ def methods(
 ) -> None:
     """List the methods, their parameters and where they come from."""
     if as_markdown:
-        from ..tools.catalogue import markdown
+        from .catalogue import markdown
 
         typer.echo(markdown(), nl=False)
         return

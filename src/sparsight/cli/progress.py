@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..tools.comparison import Comparison, Row
-from ..tools.measure import Step
+from ..evaluation.measure import Step
+from ..runs.comparison import Comparison, Row
 
 
 class Watch:
@@ -77,7 +77,7 @@ class Count:
     """Listens to a run over images: a bar on a terminal, of the first process only."""
 
     def __init__(self, out: Path, resumes: bool = True) -> None:
-        from ..tools.crew import leads
+        from ..runs.workers import leads
 
         self.out, self.resumes = out, resumes
         console = Console(stderr=True, highlight=False)

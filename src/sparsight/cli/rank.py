@@ -26,7 +26,7 @@ def rank(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
     """Print how complex each image is to a model, and how rank and entropy go together over the folder."""
-    from ..tools.rank import rank as measure
+    from ..look.rank import rank as measure
 
     done = measure(
         model, images, out, score=score, space=space, layer=layer, batch_size=batch_size, limit=limit, device=device,

@@ -27,7 +27,7 @@ def reproduce(
     from . import reproduce_print as show
 
     if as_markdown:
-        from ..tools.published_page import markdown
+        from ..reproduction.published_page import markdown
 
         typer.echo(markdown(), nl=False)
     elif macs:
@@ -35,7 +35,7 @@ def reproduce(
     elif name is None:
         show.listing(as_json)
     else:
-        from ..tools.reproduce import reproduce as run
+        from ..reproduction.reproduce import reproduce as run
         from .progress import Count
 
         with Count(out or Path("runs/reproduce") / name) as count:

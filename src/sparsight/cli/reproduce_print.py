@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..tools.published import Entry, Measure, entries, entry
-from ..tools.published_macs import Count, count
-from ..tools.reproduce import Line, Reproduction
+from ..reproduction.published import Entry, Measure, entries, entry
+from ..reproduction.published_macs import Count, count
+from ..reproduction.reproduce import Line, Reproduction
 
 WIDTH = 170
 

@@ -24,8 +24,8 @@ def robustness(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
     """Effect of the fifteen common corruptions on accuracy, effective rank and kept patches: table, JSON and figure."""
-    from ..tools.crew import leads
-    from ..tools.robustness import robustness as measure
+    from ..evaluation.robustness import robustness as measure
+    from ..runs.workers import leads
     from .compare import items
     from .progress import Count
 

@@ -15,6 +15,6 @@ def show(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("kept.png"),
 ) -> None:
     """Draw the heat map of the score and the kept patches, layer by layer."""
-    from ..tools.show import show as draw
+    from ..look.show import show as draw
 
     typer.echo(draw(image, model, recipe, out))

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._heads import join_heads, split_heads
 from ._packed import LINEAR, Layer, Packed, rows_of, store_of
 from ._parts import by_images, by_tokens
-from ._positions import with_bias, with_columns
 from ._snapshot import Snapshot
+from .heads import join_heads, split_heads
+from .positions import with_bias, with_columns
 
 Heads = tuple[Tensor, Tensor, Tensor]
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm", "open_clip.transformer.LayerNorm")

@@ -24,17 +24,17 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..ops.attention_shared import certain
 from ..plan import Plan
-from ._block import pruned_forward, run_block
 from ._kernel import FEW
 from ._line import FRAMEWORKS, original
 from ._lines import quiet
 from ._packed import Packed, rows_of
 from ._snapshot import Snapshot
 from ._tape import script
+from .engine import pruned_forward, run_block
 
 if TYPE_CHECKING:
-    from ._family import Family
-    from ._site import Site
+    from .family import Family
+    from .site import Site
 
 AFTER, TIMES = 8, 4
 """After how many forwards of one shape in a row they are recorded, which takes as long as a hundred of them gain; and how many times as

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ._tap import record
+from .capture import record
 
 LISTS = ("parents", "children", "modules", "kinds", "forwards")
 CHILDREN, TRAINING = itemgetter("_modules"), itemgetter("training")

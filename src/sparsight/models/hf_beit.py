@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ._positions import take_pairs, with_bias, with_columns
-from ._transformers import TransformersViT
+from .positions import take_pairs, with_bias, with_columns
+from .transformers_family import TransformersViT
 
 MASK = "attention_mask"
 

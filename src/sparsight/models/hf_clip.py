@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ._line import Straight
-from ._transformers import TransformersViT
+from .transformers_family import TransformersViT
 
 
 class HFCLIP(TransformersViT):

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._early import Heads
 from ._line import Straight
-from ._positions import Once, halves, take_rows, turn_halves
 from .hf_dinov2 import HFDinov2
+from .positions import Once, halves, take_rows, turn_halves
+from .select_first import Heads
 
 TABLES = "position_embeddings"
 """What layers get besides x: rows of cosines and sines for the patches."""

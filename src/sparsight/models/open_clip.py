@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from . import _recording as recording
-from ._early import Heads, Opened, unheard
-from ._heads import join_heads, split_heads
 from ._line import Straight
 from ._packed import Layer, store_of
-from ._remade import Remade
-from ._timm import full_intermediates
+from .heads import join_heads, split_heads
+from .remade import Remade
+from .select_first import Heads, Opened, unheard
+from .timm_family import full_intermediates
 
 
 class OpenCLIP(Opened, Remade):

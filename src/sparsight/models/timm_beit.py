@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import _recording as recording
-from ._heads import join_heads, split_heads
 from ._line import Straight
-from ._positions import look_up_pairs, take_pairs, with_bias, with_columns
-from ._remade import Remade
-from ._timm import TimmFamily, in_three_parts, straight
+from .heads import join_heads, split_heads
+from .positions import look_up_pairs, take_pairs, with_bias, with_columns
+from .remade import Remade
+from .timm_family import TimmFamily, in_three_parts, straight
 
 SHARED = "shared_rel_pos_bias"
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from . import _recording as recording
-from ._early import Heads
 from ._line import Straight
 from ._packed import Layer
-from ._positions import Once, halves, neighbours, take_rows, turn_halves, turn_neighbours
-from ._timm import OpenedTimm, in_three_parts, straight
+from .positions import Once, halves, neighbours, take_rows, turn_halves, turn_neighbours
+from .select_first import Heads
+from .timm_family import OpenedTimm, in_three_parts, straight
 
 COMPLEX = (torch.float32, torch.float64)
 """Types whose pairs torch can see as complex numbers."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ._line import Straight
-from ._positions import with_bias
-from ._site import Site
-from ._timm import full_intermediates
+from .positions import with_bias
+from .site import Site
 from .timm_eva import TimmEva
+from .timm_family import full_intermediates
 
 UNKNOWN = 1 << 15
 """Side of the grid before an image has come, where the model names none."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._heads import split_heads
 from ._line import Straight
-from ._positions import take_pairs
+from .heads import split_heads
+from .positions import take_pairs
 from .timm_beit import TimmBeit
 
 

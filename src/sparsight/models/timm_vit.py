@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import _recording as recording
-from ._early import Heads
-from ._heads import split_heads
 from ._line import Straight
-from ._timm import OpenedTimm, straight
+from .heads import split_heads
+from .select_first import Heads
+from .timm_family import OpenedTimm, straight
 
 
 class TimmViT(OpenedTimm):

@@ -1,0 +1,1 @@
+"""Images in: folders, data sets of the Hub, labels, presets, corruptions, questions."""

@@ -1,0 +1,162 @@
+"""open_source(data): images with labels from a folder, from ImageNet's layout or from a Hugging Face data set, one interface for all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import PruneError
+from ..runs.store import digest, fingerprint_data
+from .imagenet import flat_labels
+from .images import SPLITS, Folder, align, list_top, open_folder
+from .reading import Ticket
+
+Wanted = Callable[[int], bool]
+HUB = "hf:"
+
+
+class Source(ABC):
+    """Images in a fixed order, each with a place, a name and perhaps a label.
+
+    title: what to call it; classes: names of the labels; total: number of images, None where only reading to the end tells.
+    """
+
+    title: str
+    classes: list[str] | None
+    note: str
+    total: int | None
+
+    @abstractmethod
+    def tickets(self, wanted: Wanted) -> Iterator[Ticket]:
+        """Tickets of the wanted places, in order. Nothing is decoded."""
+
+    @abstractmethod
+    def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
+        """The same images with labels as places among a checkpoint's logits; see `labels.correspond`."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the images or labels do."""
+
+    def __str__(self) -> str:
+        return f"{self.title}: {'a stream of' if self.total is None else self.total} images"
+
+
+@dataclass(frozen=True)
+class FolderSource(Source):
+    """The images of a folder."""
+
+    folder: Folder
+    title: str
+    classes: list[str] | None = field(init=False)
+    note: str = field(init=False)
+    total: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", self.folder.classes)
+        object.__setattr__(self, "note", self.folder.note)
+        object.__setattr__(self, "total", len(self.folder))
+
+    def ticket(self, place: int) -> Ticket:
+        return self.folder.ticket(place)
+
+    def tickets(self, wanted: Wanted) -> Iterator[Ticket]:
+        return (self.folder.ticket(place) for place in range(len(self.folder)) if wanted(place))
+
+    def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
+        return replace(self, folder=align(self.folder, classes, outputs))
+
+    def fingerprint(self) -> str:
+        return fingerprint_data(self.folder, True)
+
+
+def open_source(
+    data: str | Path, split: str | None = None, limit: int | None = None, *, nested: bool = False, ignore: Sequence[str] = ()
+) -> Source:
+    """Open a data set; nothing is decoded yet.
+
+    data: a folder of images (one folder per class, or ImageNet's flat validation folder with its list of labels); a folder written
+    by `save_to_disk` of Hugging Face datasets; a Parquet file or a folder of them; or "hf:NAME", "hf:NAME@CONFIG", either
+    with ":SPLIT", which is streamed from the Hugging Face Hub. split: DATA/split, or the split of a data set.
+    limit: so many images, spread over the classes; of a stream the first ones. nested: in a folder, the class is the whole path
+    to an image; ignore: class folders that do not count. Raises PruneError for what cannot be read.
+    """
+    if limit is not None and limit < 1:
+        raise PruneError(f"limit={limit} leaves no image; give 1 or more, or leave it out for all of {data}")
+    text = str(data)
+    path = Path(text.removeprefix(HUB)).expanduser()
+    if text.startswith(HUB) and not path.exists():
+        from .hub import stream
+
+        return stream(text.removeprefix(HUB), split, limit)
+    if is_table(path):
+        from .hub import table
+
+        return table(path, split, limit)
+    folder = labelled_folder(path if split is None else split_folder(path, split))
+    if nested or ignore:
+        folder = regroup(folder, nested, ignore)
+    return FolderSource(folder if limit is None else limited(folder, limit), str(folder.path))
+
+
+def is_table(path: Path) -> bool:
+    """Whether the path holds a saved data set or Parquet files."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    names = ("dataset_info.json", "dataset_dict.json", "state.json")
+    return path.is_dir() and (any((path / name).is_file() for name in names) or any(path.glob("*.parquet")))
+
+
+def split_folder(path: Path, split: str) -> Path:
+    """DATA/split; a PruneError with the splits that there are."""
+    if (path / split).is_dir():
+        return path / split
+    folders, _ = list_top(path)
+    found = [folder.name for folder in folders if folder.name in SPLITS]
+    raise PruneError(f"data folder {path} has no split {split!r}; it has {', '.join(found) or 'no splits: leave --split out'}")
+
+
+def labelled_folder(path: Path) -> Folder:
+    """A folder of images, with ImageNet's own labels where its validation images lie flat."""
+    folder = open_folder(path)
+    if folder.labels is None and (found := flat_labels(folder.path, [file.name for file in folder.paths])) is not None:
+        names = sorted(set(found))
+        folder = replace(folder, labels=[names.index(name) for name in found], classes=names)
+    return folder
+
+
+def regroup(folder: Folder, nested: bool, ignore: Sequence[str]) -> Folder:
+    """The folder with classes by the whole path below it (or by its first part), without those to ignore."""
+    parts = [path.relative_to(folder.path).parts[:-1] for path in folder.paths]
+    names = ["/".join(part if nested else part[:1]) for part in parts]
+    kept = [place for place, name in enumerate(names) if name and name not in ignore]
+    if not kept:
+        raise PruneError(f"data folder {folder.path} has no class folders; this data set expects one folder per class")
+    classes = sorted({names[place] for place in kept})
+    index = {name: label for label, name in enumerate(classes)}
+    paths = [folder.paths[place] for place in kept]
+    return replace(folder, paths=paths, labels=[index[names[place]] for place in kept], classes=classes)
+
+
+def limited(folder: Folder, limit: int) -> Folder:
+    """At most `limit` images, spread evenly over the classes."""
+    chosen = spread(folder.labels, len(folder), limit)
+    labels = None if folder.labels is None else [folder.labels[place] for place in chosen]
+    return replace(folder, paths=[folder.paths[place] for place in chosen], labels=labels)
+
+
+def spread(labels: Sequence[int] | None, total: int, limit: int) -> list[int]:
+    """At most `limit` places, in order, the same number of every label as far as there are any."""
+    from .images import pick
+
+    groups: dict[int, list[int]] = {}
+    for place in range(total):
+        groups.setdefault(0 if labels is None else labels[place], []).append(place)
+    return sorted(place for group in pick([groups[label] for label in sorted(groups)], limit) for place in group)
+
+
+def mark(source: Source) -> str:
+    """Fingerprint of a source with the meaning of its labels."""
+    return digest(source.fingerprint(), source.classes)

@@ -1,0 +1,190 @@
+"""Ask a vision-language model questions about images, in batches, and keep every answer on disk as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..errors import PruneError
+from ..load.checkpoint import one_line
+
+LLAVA = "USER: {images}\n{question} ASSISTANT:"
+"""LLaVA-1.5's prompt, for its checkpoints without a chat template."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """key: its name in the journal; pictures: loads its images; most: new tokens at most; until: texts that end the answer."""
+
+    key: str
+    pictures: Callable[[], list[Image.Image]]
+    text: str
+    most: int = 32
+    until: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: None where an image could not be read, then `fault` says why. kept: visual tokens left of each image or at each site."""
+
+    text: str | None
+    kept: list[int] = field(default_factory=list)
+    fault: str = ""
+
+
+class Journal:
+    """Answers in a file, one line each, written as they come; a last line that was cut off is dropped."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.known: dict[str, Answer] = {}
+        if path is None or not path.exists():
+            return
+        whole = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                data = json.loads(line)
+                key = data.pop("key")
+                self.known[key] = Answer(**data)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+        os.truncate(path, whole)
+
+    def add(self, answers: dict[str, Answer]) -> None:
+        """Write answers and remember them."""
+        self.known |= answers
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"key": key, **asdict(answer)}) + "\n" for key, answer in answers.items())
+        except OSError as error:
+            raise PruneError(
+                f"{self.path} cannot be written ({error.strerror}); make room and give the same command again to go on"
+            ) from None
+
+
+@dataclass(eq=False)
+class Asker:
+    """A model with its processor. prompt: a text with {images} and {question}, by default the checkpoint's chat template.
+
+    square: pad images to squares with the processor's mean colour first, as LLaVA-1.5's authors do. handle: that of the recipe at work.
+    """
+
+    model: nn.Module
+    processor: Any
+    size: int = 1
+    prompt: str | None = None
+    square: bool = False
+    handle: Any = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise PruneError(f"batch_size={self.size} must be 1 or more")
+        if self.prompt is not None and not all(word in self.prompt for word in ("{images}", "{question}")):
+            raise PruneError(f"prompt {self.prompt!r} must hold {{images}} and {{question}}")
+        self.written("", 1)
+
+    def written(self, question: str, images: int) -> str:
+        """The prompt of a question about so many images."""
+        form, token = self.prompt, getattr(self.processor, "image_token", None) or "<image>"
+        if form is None and getattr(self.processor, "chat_template", None):
+            said = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+            text: str = self.processor.apply_chat_template([{"role": "user", "content": said}], add_generation_prompt=True)
+            return text
+        if form is None and getattr(getattr(self.model, "config", None), "model_type", "") != "llava":
+            raise PruneError(
+                f"the processor of {type(self.model).__name__} has no chat template; say how prompts look, as in --prompt '{LLAVA}'"
+            )
+        return (form or LLAVA).replace("{images}", "\n".join([token] * images)).replace("{question}", question)
+
+    def ask(self, questions: Sequence[Question], journal: Journal, step: Callable[[int], object] = lambda _: None) -> list[Answer]:
+        """Answers in the order of the questions; those in the journal are not asked again. `step` hears how many are done."""
+        todo = [question for question in questions if question.key not in journal.known]
+        step(len(questions) - len(todo))
+        for group in batched(todo, self.size):
+            journal.add(self.batch(group))
+            step(len(group))
+        return [journal.known[question.key] for question in questions]
+
+    def batch(self, group: list[Question]) -> dict[str, Answer]:
+        """Answers of one batch, whose questions have the same limits."""
+        answers, able, images = {}, [], []
+        for question in group:
+            try:
+                found = [self.prepared(picture) for picture in question.pictures()]
+            except OSError as error:  # what Pillow raises for a file that is no image or is damaged
+                answers[question.key] = Answer(None, fault=one_line(error))
+                continue
+            able.append(question)
+            images.append(found)
+        if able:
+            answers |= {q.key: a for q, a in zip(able, self.generate(able, images), strict=True)}
+        return answers
+
+    def prepared(self, picture: Image.Image) -> Image.Image:
+        """The picture in RGB, square if wanted."""
+        picture = picture.convert("RGB")
+        side = max(picture.size)
+        if not self.square or min(picture.size) == side:
+            return picture
+        mean = getattr(getattr(self.processor, "image_processor", None), "image_mean", (0.5, 0.5, 0.5))
+        canvas = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
+        canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return canvas
+
+    @torch.no_grad()
+    def generate(self, group: list[Question], images: list[list[Image.Image]]) -> list[Answer]:
+        """The user's own call: processor, generate, decode. Greedy, as in the papers."""
+        texts = [self.written(question.text, len(found)) for question, found in zip(group, images, strict=True)]
+        self.processor.tokenizer.padding_side = "left"
+        given = {"images": images} if any(images) else {}
+        like = next(self.model.parameters())
+        call = self.processor(text=texts, padding=True, return_tensors="pt", **given).to(like.device)
+        inputs = {name: value.to(like.dtype) if value.is_floating_point() else value for name, value in call.items()}
+        model: Any = self.model
+        made = model.generate(**inputs, max_new_tokens=group[0].most, do_sample=False)
+        replies = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        kept = kept_of(self.handle, [len(found) for found in images])
+        return [Answer(cut(text, q.until), left) for text, q, left in zip(replies, group, kept, strict=True)]
+
+
+def kept_of(handle: Any, images: list[int]) -> list[list[int]]:
+    """Visual tokens left for each sample: of its images, or at each site inside the language model."""
+    if handle is None:
+        return [[] for _ in images]
+    counts = list(handle.counts)
+    if hasattr(handle, "left"):
+        return [[site[i] if isinstance(site, list) else site for site in counts] for i in range(len(images))]
+    ends = [sum(images[: i + 1]) for i in range(len(images))]
+    return [counts[end - n : end] for end, n in zip(ends, images, strict=True)]
+
+
+def cut(text: str, until: Iterable[str]) -> str:
+    """The answer up to the first text that ends it."""
+    for end in until:
+        text = text.partition(end)[0] if end else text
+    return text.strip()
+
+
+def batched(questions: list[Question], size: int) -> Iterable[list[Question]]:
+    """Runs of at most `size` questions with the same limits."""
+    group: list[Question] = []
+    for question in questions:
+        if group and (len(group) == size or (question.most, question.until) != (group[0].most, group[0].until)):
+            yield group
+            group = []
+        group.append(question)
+    if group:
+        yield group

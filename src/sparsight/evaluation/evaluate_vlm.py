@@ -1,0 +1,282 @@
+"""evaluate_vlm(...) -> VlmEvaluation: a vision-language model, unpruned and under recipes, on sets of questions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..data.questions import LocalSet, read_set
+from ..errors import PruneError
+from ..load.vlms import Source, find_source
+from ..prune import prune, resolve
+from ..recipe import Recipe
+from ..runs.comparison import UNPRUNED
+from ..runs.intervals import Interval, paired, paired_means
+from ..runs.store import claim, digest, release, write_text
+from .asking import Asker, Journal
+from .lmms import Harness, check_data, check_installed, check_judge
+from .measure import PRECISIONS, device_name, versions_in_use
+from .vlm_scores import Score, VlmEvaluation, VlmRow
+from .vlm_sets import Benchmark, find
+
+Listener = Callable[[str], None]
+Task = LocalSet | Benchmark
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How questions are asked; all of it goes into the key under which answers are kept."""
+
+    batch_size: int
+    device: str
+    precision: str
+    limit: int | None
+    prompt: str | None
+    square: bool
+
+
+def evaluate_vlm(
+    model: str,
+    recipes: Sequence[str | Recipe] = (),
+    tasks: Sequence[str] = (),
+    out: str | Path = "runs/evaluate-vlm",
+    *,
+    limit: int | None = None,
+    batch_size: int = 1,
+    device: str = "auto",
+    precision: str = "bf16",
+    prompt: str | None = None,
+    square: bool = False,
+    listen: Listener = lambda _: None,
+) -> VlmEvaluation:
+    """Scores of a model on sets of questions, unpruned first, then under each recipe; results and every answer go into `out`.
+
+    model: a folder or a repository of the Hugging Face Hub. tasks: names of `benchmarks.SETS` or `benchmarks.GROUPS`, FILE.jsonl (see
+    `questions.read_set`), FILE.yaml or lmms:TASK for any other task of lmms-eval. limit: the first so many questions of each set.
+    prompt: text with {images} and {question} in place of the checkpoint's chat template. square: images padded to squares.
+    Called again with the same arguments it goes on after the last answer. Raises PruneError before any heavy work.
+    """
+    wanted = list({str(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in recipes)}.values())
+    settings = check_settings(Settings(batch_size, device, precision, limit, prompt, square))
+    sets, include = find_tasks(tasks, limit)
+    source = find_source(model, None, None)
+    for recipe in wanted:
+        with prune(source.shell, recipe):
+            pass
+    made = claim(Path(out).expanduser())
+    try:
+        module = source.load(settings.device, PRECISIONS[settings.precision], 0)
+        asker = Asker(module, source.processor, batch_size, prompt, square)
+    except PruneError:
+        release(made)
+        raise
+    return Job(source, asker, settings, Path(out).expanduser(), include, listen).run(wanted, sets)
+
+
+def check_settings(settings: Settings) -> Settings:
+    """The settings with the device spelled out; a PruneError for what cannot be."""
+    from .compare import check_settings as check
+    from .measure import Settings as Measured
+
+    if settings.limit is not None and settings.limit < 1:
+        raise PruneError(f"limit={settings.limit} leaves no question; give 1 or more, or leave it out")
+    return replace(settings, device=check(Measured(settings.batch_size, settings.precision, settings.device), 0).device)
+
+
+def find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], tuple[str, ...]]:
+    """The sets by name, each once, and folders of further tasks of lmms-eval. Raises PruneError for what cannot run here."""
+    if not tasks:
+        raise PruneError("no sets are given: --tasks pope,gqa,... or FILE.jsonl with questions of your own")
+    found: list[Task] = []
+    include = []
+    for name in tasks:
+        path = Path(name).expanduser()
+        if path.suffix == ".jsonl" or path.is_dir():
+            found.append(read_set(path, limit))
+        elif path.suffix in (".yaml", ".yml"):
+            found.append(own_task(path))
+            include.append(str(path.parent.resolve()))
+        elif name.startswith("lmms:"):
+            task, _, metric = name.removeprefix("lmms:").partition(":")
+            found.append(Benchmark(task, task, task, metric, "", relative=True))
+        else:
+            found += find(name)
+    for one in found:
+        if isinstance(one, Benchmark) and one.dataset:
+            check_data(one.name, one.dataset)
+    for one in found:
+        if isinstance(one, Benchmark):
+            check_judge(one)
+            check_installed(one.name)
+    names = [one.name for one in found]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise PruneError(f"the set {double} is asked for twice; sets are told apart by their names")
+    return found, tuple(dict.fromkeys(include))
+
+
+def own_task(path: Path) -> Benchmark:
+    """A task of lmms-eval in a YAML file of one's own; its first metric counts."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PruneError(f"{path} cannot be read ({error.strerror}); give a task file of lmms-eval") from None
+    task = re.search(r"""^task:\s*["']?([\w.-]+)""", text, re.MULTILINE)
+    metric = re.search(r"""^\s*-\s*metric:\s*["']?([\w.-]+)""", text, re.MULTILINE)
+    if task is None:
+        raise PruneError(f"{path} has no line 'task: NAME'; give a task file of lmms-eval")
+    return Benchmark(task[1], task[1], task[1], metric[1] if metric else "", "")
+
+
+@dataclass(eq=False)
+class Job:
+    """A checked evaluation."""
+
+    source: Source
+    asker: Asker
+    settings: Settings
+    out: Path
+    include: tuple[str, ...]
+    listen: Listener
+    harness: Harness | None = None
+
+    def run(self, recipes: list[Recipe], sets: list[Task]) -> VlmEvaluation:
+        """All rows, finished scores taken from disk; then the files in `out`."""
+        reference: list[Score] = []
+        rows = []
+        for recipe in [None, *recipes]:
+            text = UNPRUNED if recipe is None else str(recipe)
+            scores = []
+            with nullcontext() if recipe is None else prune(self.asker.model, recipe) as handle:
+                self.asker.handle = handle
+                for place, one in enumerate(sets):
+                    score = self.score(one, text)
+                    scores.append(score if recipe is None else compared(score, reference[place]))
+                    self.listen(f"{text}, {one.name}: {score.score:.2f} ({score.questions} questions)")
+            reference = reference or scores
+            definition = None if recipe is None or recipe.name == "custom" else json.loads(recipe.to_json())
+            rows.append(VlmRow.make(text, definition, scores, reference))
+        done = self.finished(rows, sets)
+        write_text(self.out / "results.json", done.to_json())
+        write_text(self.out / "results.csv", done.to_csv())
+        return done
+
+    def finished(self, rows: list[VlmRow], sets: list[Task]) -> VlmEvaluation:
+        """The result with everything that a reader needs to know."""
+        s = self.settings
+        notes = [f"{one.title}: {one.note}" for one in sets if isinstance(one, Benchmark) and one.note]
+        date, versions = datetime.now(timezone.utc).isoformat(timespec="seconds"), versions_in_use(self.asker.model)
+        return VlmEvaluation(
+            self.source.name,
+            device_name(s.device),
+            s.precision,
+            s.batch_size,
+            s.limit,
+            s.prompt,
+            s.square,
+            date,
+            versions,
+            notes,
+            rows,
+        )
+
+    def score(self, one: Task, recipe: str) -> Score:
+        """One set under the recipe at work: from disk, or asked."""
+        key = digest(self.model_key(), asdict(self.settings), set_key(one), recipe)
+        name = f"{one.name}-{re.sub(r'[^A-Za-z0-9_.=-]+', '_', recipe)[:80]}-{key}"
+        finished, journal = self.out / "rows" / f"{name}.json", self.out / "rows" / f"{name}.journal"
+        try:
+            return Score.from_dict(json.loads(finished.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self.listen(f"{recipe}, {one.name}")
+        answers = f"answers/{name}.jsonl"
+        book = Journal(journal)
+        score, lines = self.ask(one, book, answers) if isinstance(one, LocalSet) else self.ask_harness(one, book, answers)
+        (self.out / "answers").mkdir(exist_ok=True)
+        write_text(self.out / answers, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(finished, json.dumps(asdict(score)) + "\n")
+        journal.unlink(missing_ok=True)
+        return score
+
+    def ask(self, one: LocalSet, journal: Journal, file: str) -> tuple[Score, list[dict[str, Any]]]:
+        """Questions of a file."""
+        answers = self.asker.ask(one.questions(), journal)
+        metrics, hits = one.score(answers)
+        lines = [
+            {
+                "id": i.key,
+                "question": i.text,
+                "target": list(i.answers),
+                "answer": a.text,
+                "right": hit,
+                "kept": a.kept,
+                "fault": a.fault,
+            }
+            for i, a, hit in zip(one.items, answers, hits, strict=True)
+        ]
+        skipped = [(i.key, a.fault) for i, a in zip(one.items, answers, strict=True) if a.text is None]
+        value = next(iter(metrics.values()))
+        return made(one.name, one.name, value, 100.0, True, metrics, hits, skipped, kept([a.kept for a in answers]), file), lines
+
+    def ask_harness(self, one: Benchmark, journal: Journal, file: str) -> tuple[Score, list[dict[str, Any]]]:
+        """Questions of a task of lmms-eval."""
+        self.harness = self.harness or Harness(self.asker, self.out, self.include)
+        done = self.harness.run(one, journal, self.settings.limit)
+        metric = one.metric or next(iter(done.scores), "")
+        if metric not in done.scores:
+            raise PruneError(f"{one.task} has no score {metric!r}; it gives {', '.join(done.scores) or 'none that is a number'}")
+        hits = [sample["right"] for sample in done.samples]
+        left = {key.split("/")[-2]: answer.kept for key, answer in journal.known.items()}
+        samples = [{**sample, "kept": left.get(str(sample["id"]), [])} for sample in done.samples]
+        value = one.scale * done.scores[metric]
+        return made(
+            one.name, one.title, value, one.full, one.relative, done.scores, hits, [], kept(list(left.values())), file
+        ), samples
+
+    def model_key(self) -> str:
+        """What tells this model from others: name, configuration, files."""
+        folder = Path(self.source.name).expanduser()
+        files = sorted(folder.glob("*")) if folder.is_dir() else []
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+        return digest(self.source.name, str(self.source.config), facts)
+
+
+def set_key(one: Task) -> str:
+    """What tells this set from others."""
+    return (
+        one.fingerprint() if isinstance(one, LocalSet) else digest(one.name, one.task, one.metric, str(sorted(one.prompt.items())))
+    )
+
+
+def made(
+    name: str, title: str, value: float, full: float, counts: bool, metrics: dict[str, float], hits: list[float | None],
+    skipped: list[tuple[str, str]], left: float | None, file: str,
+) -> Score:  # fmt: skip
+    """A score with its accuracy."""
+    judged = [hit for hit in hits if hit is not None]
+    accuracy = sum(judged) / len(judged) if judged else None
+    return Score(name, title, value, full, counts, metrics, len(hits) - len(skipped), skipped, accuracy, None, left, file, hits)
+
+
+def compared(score: Score, reference: Score) -> Score:
+    """The score with its paired difference of accuracy to the unpruned one."""
+    pairs = [(a, b) for a, b in zip(score.hits, reference.hits, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return score
+    after, before = zip(*pairs, strict=True)
+    whole = all(value in (0, 1) for value in (*after, *before))
+    change: Interval = paired([int(a) for a in after], [int(b) for b in before]) if whole else paired_means(after, before)
+    return replace(score, accuracy_change=change)
+
+
+def kept(counts: list[list[int]]) -> float | None:
+    """Mean number of visual tokens left of an image, or at a site inside the language model."""
+    flat = [number for one in counts for number in one]
+    return sum(flat) / len(flat) if flat else None

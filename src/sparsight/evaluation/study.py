@@ -1,0 +1,186 @@
+"""What an evaluation asks of the model, mode by mode: everything that can go wrong is found here, before the first forward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.images import SPLITS
+from ..data.labels import SYNSET
+from ..data.presets import PHOTO, Preset, spaced
+from ..data.sources import HUB, Source, is_table, open_source
+from ..errors import PruneError
+from ..load.answers import Reader, ranked
+from ..load.models import Loaded, load_model
+from ..load.zero_shot import Dual, Template, load_dual
+from ..prune import Handle, prune, resolve
+from ..recipe import Recipe
+from ..runs.store import digest
+from ..runs.sweep import Ask
+from .compare import data_folder
+from .measure import PRECISIONS, Settings
+
+MODES = ("classify", "zero-shot", "knn", "probe")
+TRAIN = ("train", "training")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images: see `open_source`. train: the training images of knn and probe, by default the split `train` beside them."""
+
+    data: str | Path | None = None
+    split: str | None = None
+    limit: int | None = None
+    train: str | Path | None = None
+    preset: Preset | None = None
+
+    def open(self, model: str | Loaded | Dual) -> Source:
+        """The images to evaluate on."""
+        if self.preset is not None and self.data is None:
+            raise PruneError(f"preset {self.preset.name} ({self.preset.title}) needs --data: {self.preset.layout}")
+        named = model.loaded if isinstance(model, Dual) else model
+        preset = self.preset
+        nested, ignore = (preset.nested, preset.ignore) if preset else (False, ())
+        return open_source(data_folder(named, self.data), self.split, self.limit, nested=nested, ignore=ignore)
+
+    def open_train(self) -> Source:
+        """The training images: all of them, whatever the limit."""
+        if self.train is not None:
+            return open_source(self.train)
+        text = str(self.data)
+        root = Path(text.removeprefix(HUB)).expanduser()
+        if is_table(root) or (text.startswith(HUB) and not root.exists()):
+            return open_source(HUB + text.removeprefix(HUB).partition(":")[0] if text.startswith(HUB) else text, TRAIN[0])
+        for split in TRAIN:
+            for place in (root, root.parent) if root.name in SPLITS else (root,):
+                if (place / split).is_dir():
+                    return open_source(place, split)
+        raise PruneError(f"nearest neighbours and probes need training images; {root} has no folder train: give one with --train")
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The model on its device, the question, the images with labels in the order of the classes, and what to tell the reader.
+
+    key: fingerprint of what the question depends on, beside model and images.
+    """
+
+    loaded: Loaded
+    ask: Ask
+    source: Source
+    train: Source | None
+    classes: int
+    notes: list[str]
+    key: str
+
+
+def prepare(model: str | Loaded | Dual, data: Data, mode: str, settings: Settings, templates: Sequence[Template] | None) -> Study:
+    """Load the model, open the images and match their classes."""
+    if mode not in MODES:
+        raise PruneError(f"mode={mode!r} is not known; choose {', '.join(MODES)}")
+    if templates and mode != "zero-shot":
+        raise PruneError(f"templates are for mode zero-shot, not for {mode}; leave them out")
+    source = data.open(model)
+    train = data.open_train() if mode in ("knn", "probe") else None
+    if mode == "zero-shot":
+        return zero_shot(model, source, data.preset, settings, templates)
+    if isinstance(model, Dual):
+        raise PruneError(f"a model of images and texts was given for mode {mode}; give its name, or mode zero-shot")
+    loaded = load_model(model) if isinstance(model, str) else replace(model, model=copy.deepcopy(model.model))
+    loaded = replace(loaded, model=place(loaded.model, settings))
+    if train is None:
+        return classify(loaded, source, data.preset)
+    return features(loaded, source, train)
+
+
+def place(model: nn.Module, settings: Settings) -> nn.Module:
+    """The model on the device, in the precision, ready to evaluate."""
+    return model.to(settings.device, PRECISIONS[settings.precision]).eval()
+
+
+def classify(loaded: Loaded, source: Source, preset: Preset | None) -> Study:
+    """The checkpoint's own classifier. A preset with a part of ImageNet's classes leaves the other logits out."""
+    reader = Reader(loaded.model)
+    if not reader.outputs:
+        raise PruneError(f"{loaded.name} has no classifier; try mode knn or probe (features), or zero-shot (image-text models)")
+    source = source.aligned(loaded.classes, reader.outputs)
+    allowed = preset.logits() if preset is not None and preset.subset and reader.outputs == 1000 else None
+
+    def ask(images: Tensor, _handle: Handle | None) -> Mapping[str, Tensor]:
+        logits, _ = reader(images)
+        assert logits is not None
+        return ranked(logits if allowed is None else only(logits, allowed))
+
+    notes = [source.note, f"only the logits of the {len(allowed)} classes of {preset.title} count" if preset and allowed else ""]
+    return Study(loaded, ask, source, None, reader.outputs, notes, digest("classify", allowed))
+
+
+def only(logits: Tensor, allowed: Sequence[int]) -> Tensor:
+    """The logits with those of other classes at minus infinity."""
+    masked = torch.full_like(logits, -torch.inf)
+    masked[:, list(allowed)] = logits[:, list(allowed)]
+    return masked
+
+
+def features(loaded: Loaded, source: Source, train: Source) -> Study:
+    """Pooled features, to be classified when all are there; labels in the order of the training set's classes."""
+    reader = Reader(loaded.model)
+
+    def ask(images: Tensor, _handle: Handle | None) -> Mapping[str, Tensor]:
+        return {"pooled": reader(images)[1]}
+
+    if train.classes is None:
+        raise PruneError(f"the training images {train.title} have no classes; expected one folder per class")
+    source = source.aligned(train.classes, len(train.classes))
+    notes = [source.note, "training features are made by the model as it is in each row, pruned or not"]
+    return Study(loaded, ask, source, train, len(train.classes), notes, digest("features"))
+
+
+def zero_shot(
+    model: str | Loaded | Dual, source: Source, preset: Preset | None, settings: Settings, templates: Sequence[Template] | None
+) -> Study:
+    """A classifier from the class names and templates."""
+    if isinstance(model, Loaded):
+        raise PruneError("zero-shot needs a model of images and texts; give its name, or what load_dual returns")
+    keys = preset.keys() if preset is not None else None
+    if keys is not None:
+        source = source.aligned(keys, len(keys))
+    if not source.classes:
+        raise PruneError(
+            f"zero-shot needs class names, and {source.title} has none; expected one folder per class, or give --preset"
+        )
+    if preset is None and all(SYNSET.fullmatch(name) for name in source.classes):
+        raise PruneError(f"the classes of {source.title} are ImageNet synsets without names; give --preset imagenet or a variant")
+    names = preset.classes(source.classes) if preset is not None else [spaced(name) for name in source.classes]
+    prompts = templates or (preset.prompts() if preset is not None else PHOTO)
+    dual = load_dual(model) if isinstance(model, str) else model
+    loaded = replace(dual.loaded, model=place(dual.loaded.model, settings))
+    rows = dual.classifier(names, prompts)
+
+    def ask(images: Tensor, _handle: Handle | None) -> Mapping[str, Tensor]:
+        return dual.answer(images, rows)
+
+    said = [t.format("{}") if isinstance(t, str) else t("{}") for t in prompts]
+    notes = [source.note, f"{len(names)} class names in {len(said)} templates, such as {said[0]!r}"]
+    return Study(loaded, ask, source, None, len(names), notes, digest("zero-shot", names, said))
+
+
+def check_recipes(recipes: Sequence[str | Recipe], model: nn.Module) -> list[Recipe]:
+    """The recipes, each once, that this model can carry out; a PruneError for the first one that it cannot."""
+    found = list({str(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in recipes)}.values())
+    for recipe in found:
+        recipe.to_json()  # refuses what has no name to be kept under
+        prune(model, recipe).remove()
+    return found
+
+
+def look_of(loaded: Loaded) -> str:
+    """Fingerprint of the preprocessing: what it makes of one picture."""
+    ramp = torch.arange(320 * 240 * 3, dtype=torch.int64).mul_(2654435761).remainder_(251).byte().view(240, 320, 3)
+    return digest(loaded.transform(Image.fromarray(ramp.numpy())).double().sum(dim=(1, 2)).tolist())

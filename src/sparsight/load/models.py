@@ -1,0 +1,264 @@
+"""load_model(name): a classifier or vision tower with its own preprocessing, by name, from a folder or from one file."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.reading import Transform
+from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
+from ..errors import PruneError
+from .checkpoint import PICKLED, Shapes, check_reach, check_shapes, complain, one_line, pickled, read_shapes, weight_files
+
+__all__ = ["Loaded", "demo_images", "load_model"]
+
+HUB = ("hf_hub:", "hf-hub:")
+TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+"""Model types whose whole model needs text too: the vision tower is what gets loaded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in eval mode and float32, with the preprocessing of its checkpoint.
+
+    transform: PIL image -> [3, H, W]; classes: names in the order of the logits, None where the checkpoint has none;
+    image_size: (H, W) that the transform makes.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    transform: Transform = field(repr=False)
+    classes: list[str] | None = field(repr=False)
+    image_size: tuple[int, int]
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the model that shares its weights."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def load_model(name: str = "demo") -> Loaded:
+    """Load a model for images, ready to run on the CPU.
+
+    name: "demo" (embedded); a timm name, also with .tag or as hf_hub:REPO; a local folder as written by transformers'
+    `save_pretrained` (model and image processor) or by timm's `save_for_hf`; or ARCH@FILE.safetensors with a timm architecture.
+    Raises PruneError, before any heavy work where the fault shows on disk, for everything that cannot be loaded.
+    """
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if name == "demo":
+        return load_demo()
+    if not name.strip():
+        raise PruneError("the model's name is empty; sparsight takes timm names, folders, ARCH@FILE.safetensors, and demo")
+    if name.lower().endswith(PICKLED):
+        raise pickled(name)
+    if path.is_dir():
+        return load_folder(path)
+    if name.startswith(HUB):
+        return load_timm(name)
+    architecture, at, file = name.partition("@")
+    if at:
+        return load_file(architecture, Path(file).expanduser())
+    if name.endswith(".safetensors"):
+        raise PruneError(f"{name} is a bare checkpoint; say which timm architecture it is for, as in vit_small_patch16_224@{name}")
+    if re.search(r"[/\\:]", name) or name.startswith((".", "~")):
+        raise PruneError(
+            f"no model folder {name!r}; for a repository of the Hugging Face Hub with timm weights write hf_hub:{name}"
+        )
+    return load_timm(name)
+
+
+def load_demo() -> Loaded:
+    """The embedded ViT-S/14 for the 101 classes of Caltech-101."""
+    timm = need("timm", "the demo model")
+    state, classes = demo_weights()
+    model = timm.create_model(ARCHITECTURE, img_size=IMAGE_SIZE, num_classes=len(classes), dynamic_img_size=True)
+    model.load_state_dict(state)
+    return finish("demo", model, timm_transform(model, crop_pct=0.875), classes)
+
+
+def load_timm(name: str) -> Loaded:
+    """A timm model with pretrained weights from the network or its cache."""
+    timm = need("timm", name)
+    source = name[len(HUB[0]) :] if name.startswith(HUB) else check_timm_name(timm, name, pretrained=True)
+    try:
+        check_reach(source)
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever the hub client, the network or the registry meets
+        raise PruneError(
+            f"the weights of {name} ({source}) cannot be loaded ({one_line(error)}); "
+            "without network give a local folder, or ARCH@FILE.safetensors"
+        ) from error
+    return finish(name, model, timm_transform(model), timm_classes(model))
+
+
+def check_timm_name(timm: Any, name: str, pretrained: bool) -> str:
+    """The repository or address that the name's weights come from; a PruneError with the nearest names where timm does not know it."""
+    base, dot, tag = name.partition(".")
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "sparsight takes timm names, folders, and ARCH@FILE.safetensors"
+        raise PruneError(f"timm has no model {base!r}; {hint}")
+    tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", pretrained=True)]
+    if dot and tag not in tags:
+        known = f"known tags: {', '.join(tags)}" if tags else "it has no pretrained weights"
+        raise PruneError(f"timm's {base} has no tag {tag!r}; {known}")
+    if pretrained and not tags:
+        raise PruneError(f"timm has no pretrained weights of {base}; give your own as {base}@FILE.safetensors")
+    config = timm.get_pretrained_cfg(name)
+    return str(getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or name)
+
+
+def load_file(architecture: str, path: Path) -> Loaded:
+    """A safetensors checkpoint of a timm architecture; classes and image size are read off its shapes."""
+    if path.name.lower().endswith(PICKLED):
+        raise pickled(str(path))
+    if not path.is_file():
+        raise PruneError(f"no checkpoint file {path}; expected {architecture or 'ARCH'}@FILE.safetensors")
+    shapes = read_shapes(path)
+    timm = need("timm", f"{architecture}@{path}")
+    check_timm_name(timm, architecture, pretrained=False)
+    return load_timm_weights(f"{architecture}@{path}", architecture, path, shapes, fit_arguments(timm, architecture, shapes))
+
+
+def fit_arguments(timm: Any, architecture: str, shapes: Shapes) -> dict[str, Any]:
+    """num_classes, and img_size where the position table asks for another one than the architecture's."""
+    with torch.device("meta"):
+        shell = timm.create_model(architecture)
+    head = shapes.get(f"{shell.pretrained_cfg.get('classifier') or 'head'}.weight")
+    arguments: dict[str, Any] = {"num_classes": head[0] if head else 0}
+    table: Any = getattr(shell, "pos_embed", None)
+    patches: Any = getattr(shell, "patch_embed", None)
+    found = shapes.get("pos_embed", ())
+    if isinstance(table, Tensor) and len(found) == 3 and found != tuple(table.shape) and hasattr(patches, "num_patches"):
+        count = found[1] - (table.shape[1] - patches.num_patches)
+        side = math.isqrt(max(count, 0))
+        if side and side * side == count:
+            arguments["img_size"] = side * patches.patch_size[0]
+    return arguments
+
+
+def load_timm_weights(name: str, architecture: str, path: Path, shapes: Shapes, arguments: dict[str, Any]) -> Loaded:
+    """Build the timm model, after its skeleton has been compared with the checkpoint, and fill it."""
+    timm = need("timm", name)
+    from safetensors.torch import load_file as read
+
+    try:
+        with torch.device("meta"):
+            shell = timm.create_model(architecture, **arguments)
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, AttributeError) as error:
+        raise PruneError(f"timm cannot build {name}: {one_line(error)}; check the architecture and its arguments") from error
+    check_shapes(name, {key: tuple(value.shape) for key, value in shell.state_dict().items()}, shapes)
+    model = timm.create_model(architecture, **arguments)
+    model.load_state_dict(read(path))
+    return finish(name, model, timm_transform(model), timm_classes(model))
+
+
+def load_folder(folder: Path) -> Loaded:
+    """A folder saved by timm or by transformers; which one, its config.json says."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PruneError(
+            f"model folder {folder} has no config.json; save a model there with save_pretrained, or name a file as ARCH@FILE.safetensors"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise PruneError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
+    if not isinstance(config, dict) or not ("architecture" in config or "model_type" in config):
+        raise PruneError(f"{folder / 'config.json'} is neither timm's (architecture) nor transformers' (model_type)")
+    files = weight_files(folder)
+    headers = [read_shapes(file) for file in files]
+    if "model_type" in config:
+        return load_transformers(folder, config)
+    need("timm", str(folder))
+    if len(files) > 1:
+        raise PruneError(f"model folder {folder} has {len(files)} safetensors files; timm needs one, named model.safetensors")
+    arguments = {"num_classes": config["num_classes"]} if "num_classes" in config else {}
+    return load_timm_weights(str(folder), f"local-dir:{folder}", files[0], headers[0], arguments)
+
+
+def load_transformers(folder: Path, config: dict[str, Any]) -> Loaded:
+    """A classifier, a bare encoder or the vision tower of CLIP and SigLIP from a folder that transformers saved."""
+    transformers = need("transformers", str(folder), extra="hf")
+    kind = ", ".join(config.get("architectures") or []) or config["model_type"]
+    classifier, tower = "ForImageClassification" in kind, TOWERS.get(config["model_type"])
+    if "image_size" not in config and not (classifier or tower):
+        raise PruneError(f"{folder} holds a {kind}; this tool loads image classifiers and vision towers only")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise PruneError(f"{folder} has no preprocessor_config.json; save the model's image processor there with save_pretrained")
+    auto = getattr(transformers, tower or "AutoModel") if not classifier else transformers.AutoModelForImageClassification
+    local = {"local_files_only": True, "trust_remote_code": False}
+    weights = {
+        **local,
+        "use_safetensors": True,
+        "dtype": torch.float32,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **local)
+        model, info = auto.from_pretrained(folder, **weights)
+        if info["missing_keys"] and all("pooler." in key for key in info["missing_keys"]):
+            model, info = auto.from_pretrained(folder, add_pooling_layer=False, **weights)
+    except Exception as error:  # whatever transformers meets in a config that it cannot use
+        raise PruneError(f"transformers cannot load {folder} ({kind}): {one_line(error)}") from error
+    differ = [f"{key} {list(found)} instead of {list(want)}" for key, found, want in sorted(info["mismatched_keys"])]
+    complain(f"{folder} ({kind})", sorted(info["missing_keys"]), [], differ)
+
+    def transform(image: Image.Image) -> Tensor:
+        pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    labels = model.config.id2label if classifier else {}
+    return finish(str(folder), model, transform, real_names([str(labels[index]) for index in sorted(labels)]))
+
+
+def timm_transform(model: nn.Module, **changes: Any) -> Transform:
+    """The evaluation transform of a timm model's checkpoint, at the size that the model was built for."""
+    from timm.data import create_transform, resolve_model_data_config
+
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    arguments = {"input_size": (3, *size)} if size else {}
+    transform: Transform = create_transform(**{**resolve_model_data_config(model, args=arguments), **changes}, is_training=False)
+    return transform
+
+
+def timm_classes(model: nn.Module) -> list[str] | None:
+    """The class names in a timm checkpoint's config, one per logit, if it has them."""
+    names = getattr(model, "pretrained_cfg", {}).get("label_names")
+    return real_names(list(map(str, names))) if names and len(names) == getattr(model, "num_classes", 0) else None
+
+
+def real_names(names: list[str]) -> list[str] | None:
+    """The names, or None if there are none or only the placeholders LABEL_0, LABEL_1, ..."""
+    return names if any(not re.fullmatch(r"LABEL_\d+", name) for name in names) else None
+
+
+def finish(name: str, model: nn.Module, transform: Transform, classes: list[str] | None) -> Loaded:
+    """Put the parts together; image_size is what the transform makes of a picture."""
+    sizes = {tuple(transform(Image.new("RGB", size)).shape) for size in ((320, 240), (240, 320))}
+    shape = min(sizes)
+    if len(sizes) > 1 or len(shape) != 3:
+        raise PruneError(f"the preprocessing of {name} makes {sorted(sizes)} of different pictures; one size [3, H, W] is needed")
+    return Loaded(name, model.eval(), transform, classes, (shape[1], shape[2]))
+
+
+def need(module: str, what: str, extra: str | None = None) -> Any:
+    """Import a framework; a PruneError that names the extra to install where it is missing."""
+    try:
+        found = importlib.import_module(module)
+        importlib.import_module("torchvision")
+    except ImportError as error:
+        raise PruneError(f"{what} needs {error.name or module}; pip install 'sparsight[{extra or module}]'") from None
+    return found

@@ -1,0 +1,228 @@
+"""Vision-language models and prompts for them: a checkpoint with its processor, or a shape with random weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ..data.images import open_folder
+from ..data.reading import reason
+from ..errors import PruneError
+from ..prune import LVLM, family_of
+from .checkpoint import check_reach, complain, one_line
+from .models import need
+from .shapes import IMAGE, cut, random_model, shape_config, skeleton
+
+Inputs = dict[str, Any]
+
+BEFORE, AFTER = 35, 29
+"""Text tokens around the image in a prompt for random weights: LLaVA-1.5's system prompt, and a question."""
+
+QUESTION = "Describe this image in detail."
+SIZE = (640, 480)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A vision-language model that has been looked at but not loaded.
+
+    shell: the model without data; path: where its weights are, None for random ones; processor: None with random weights.
+    """
+
+    name: str
+    config: Any = field(repr=False)
+    shell: nn.Module = field(repr=False)
+    path: str | None
+    processor: Any = field(repr=False)
+
+    @property
+    def depth(self) -> int:
+        """Layers of the language model."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    def load(self, device: str, dtype: torch.dtype, seed: int) -> nn.Module:
+        """The model with its weights, in evaluation mode."""
+        if self.path is None:
+            return random_model(self.config, device, dtype, seed)
+        return load_weights(self.path, self.config, device, dtype)
+
+
+def find_source(model: str | None, config: str | None, layers: int | None) -> Source:
+    """Look at a checkpoint (a folder or a repository of the Hugging Face Hub) or at a shape. Raises PruneError for everything that
+    no vision-language model can be made of."""
+    if (model is None) == (config is None):
+        raise PruneError(
+            "give either a model (a folder or a repository of the Hugging Face Hub) or a config (tiny, llava-7b-shape)"
+        )
+    need("transformers", model or f"config {config}", extra="hf")
+    processor, found = None, shape_config(config) if config else None
+    if model is not None:
+        found, processor = read_checkpoint(model)
+    cut(found, layers)
+    shell = skeleton(found)
+    if not isinstance(family_of(shell), LVLM):
+        raise PruneError(f"{type(shell).__name__} is no vision-language model; sparsight takes LLaVA and Qwen-VL models")
+    return Source(str(model or config), found, shell, model, processor)
+
+
+def read_checkpoint(name: str) -> tuple[Any, Any]:
+    """Configuration and processor of a checkpoint."""
+    import transformers
+
+    folder = Path(name).expanduser()
+    local = {"local_files_only": folder.is_dir(), "trust_remote_code": False}
+    if folder.is_dir():
+        check_folder(folder)
+    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise PruneError(f"no model folder {name!r}; for a repository of the Hugging Face Hub write OWNER/NAME")
+    try:
+        if not folder.is_dir():
+            check_reach(name)
+        config = transformers.AutoConfig.from_pretrained(str(folder if folder.is_dir() else name), **local)
+        if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            kind = ", ".join(config.architectures or [type(config).__name__])
+            raise PruneError(f"{name} holds a {kind}, which is no vision-language model; sparsight takes LLaVA and Qwen-VL models")
+        return config, transformers.AutoProcessor.from_pretrained(str(folder if folder.is_dir() else name), **local)
+    except PruneError:
+        raise
+    except Exception as error:  # whatever the hub client or transformers meets
+        raise PruneError(
+            f"config and processor of {name} cannot be loaded ({one_line(error)}); without network give a local folder with both, "
+            "or measure random weights with --config"
+        ) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raise PruneError for a folder that transformers has not written."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PruneError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise PruneError(f"{folder / 'config.json'} is not transformers' (it has no model_type)")
+
+
+def load_weights(path: str, config: Any, device: str, dtype: torch.dtype) -> nn.Module:
+    """The checkpoint's weights in the configuration's model; layers that were cut off are left out."""
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path,
+            config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+        made: nn.Module = model.to(device).eval()
+    except Exception as error:  # whatever the hub client, transformers or the device meets
+        raise PruneError(f"transformers cannot load {path}: {one_line(error)}") from error
+    complain(path, sorted(info["missing_keys"]), [], [key for key, *_ in info.get("mismatched_keys", [])])
+    return made
+
+
+# ---- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What goes into `generate`, on the CPU: one image and one text for each prompt, padded on the left.
+
+    images: names of the files, "synthetic" for noise; visual: visual tokens of all prompts; notes: what was skipped or repeated.
+    """
+
+    inputs: Inputs = field(repr=False)
+    images: list[str]
+    visual: int
+    notes: list[str]
+
+    @property
+    def length(self) -> int:
+        return int(self.inputs["input_ids"].shape[1])
+
+    def to(self, device: str, dtype: torch.dtype) -> Inputs:
+        """The inputs on the device, pixels in the model's precision."""
+        return {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in self.inputs.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+
+def make_prompts(source: Source, images: str | Path | None, text: str | None, batch: int, seed: int) -> Prompts:
+    """Prompts for the model: from files and a text, or synthetic ones. Raises PruneError for a folder without readable images."""
+    if text is not None and source.processor is None:
+        raise PruneError(f"a prompt needs a tokenizer, and config {source.name} has none; leave --prompt out or give a --model")
+    pictures, names, notes = read_pictures(images, batch) if images is not None else ([], [], [])
+    if source.processor is None:
+        inputs = random_prompts(source.config, pictures, batch, seed)
+    else:
+        inputs = processed(source, pictures or synthetic(batch, seed), text or QUESTION)
+    tokens = [getattr(source.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+    visual = int(sum((inputs["input_ids"] == token).sum() for token in tokens if token is not None))
+    return Prompts(inputs, names or ["synthetic"], visual, notes)
+
+
+def read_pictures(folder: str | Path, count: int) -> tuple[list[Image.Image], list[str], list[str]]:
+    """The first readable images of a folder, repeated if there are too few: pictures, their names, notes."""
+    listed = open_folder(folder)
+    found: list[Image.Image] = []
+    names: list[str] = []
+    faults: list[str] = []
+    for path in listed.paths:
+        if len(found) == count:
+            break
+        try:
+            with Image.open(path) as image:
+                found.append(image.convert("RGB"))
+            names.append(path.relative_to(listed.path).as_posix())
+        except Exception as error:  # Pillow's decoders raise whatever their format meets
+            faults.append(f"{path.name} was skipped: {reason(error)}")
+    if not found:
+        raise PruneError(f"none of the {len(listed)} images in {listed.path} can be read; {faults[0]}")
+    if len(found) < count:
+        faults.append(f"{len(found)} images are repeated to fill a batch of {count}")
+    return [found[i % len(found)] for i in range(count)], names, faults
+
+
+def synthetic(count: int, seed: int) -> list[Image.Image]:
+    """Pictures of noise."""
+    draw = np.random.default_rng(seed)
+    return [Image.fromarray(draw.integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def processed(source: Source, pictures: list[Image.Image], text: str) -> Inputs:
+    """What the checkpoint's processor makes of pictures and the text."""
+    processor = source.processor
+    token = getattr(processor, "image_token", None) or "<image>"
+    prompt = f"USER: {token} \n{text} ASSISTANT:"
+    try:
+        if getattr(processor, "chat_template", None):
+            said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+            prompt = processor.apply_chat_template(said, add_generation_prompt=True)
+        processor.tokenizer.padding_side = "left"
+        return dict(processor(images=pictures, text=[prompt] * len(pictures), padding=True, return_tensors="pt"))
+    except Exception as error:  # a processor that does not fit its model raises whatever it meets
+        raise PruneError(
+            f"the processor of {source.name} cannot make a prompt of an image and a text: {one_line(error)}"
+        ) from error
+
+
+def random_prompts(config: Any, pictures: list[Image.Image], batch: int, seed: int) -> Inputs:
+    """Prompts for random weights: text, the placeholders of one image, text; pixels of the pictures, or noise."""
+    draw = torch.Generator().manual_seed(seed)
+    vision = config.vision_config
+    side, count = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+    words = torch.randint(1, IMAGE, (batch, BEFORE + AFTER), generator=draw)
+    ids = torch.cat([words[:, :BEFORE], torch.full((batch, count), IMAGE), words[:, BEFORE:]], dim=1)
+    pixels = torch.randn(batch, 3, side, side, generator=draw)
+    if pictures:
+        from transformers import CLIPImageProcessor
+
+        prepare = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        pixels = prepare(images=pictures, return_tensors="pt")["pixel_values"]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}

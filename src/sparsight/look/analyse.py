@@ -1,0 +1,221 @@
+"""analyse(...) -> Analysis: how a model's attention looks block by block, and what recipes would make of it, on any images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from ..data.images import Batches, Folder, batches, even, open_folder
+from ..errors import PruneError
+from ..evaluation.compare import check_settings, data_folder
+from ..evaluation.evaluate import Listener, ignore
+from ..evaluation.measure import Settings, device_name, versions_in_use
+from ..load.models import Loaded, load_model
+from ..ops.distance import uniform_distance
+from ..ops.schedule import Schedule, show
+from ..ops.score import check_order
+from ..prune import resolve
+from ..recipe import Recipe
+from ..runs.store import claim, release
+from .analysis import Agreement, Analysis, Head, Histogram, Left
+from .block_probe import Asked, Batch, Probe, ask
+from .block_tally import Tally
+from .ranking import need_plot
+from .watch import unpruned
+
+ORDERS = (1.0, 2.0, 4.0, float("inf"))
+USUAL = ("class_attention:keep=0.5", "col_ln:keep=0.5", "renyi:keep=0.5")
+"""Recipes where none are given; the first needs a class token."""
+
+
+def analyse(
+    model: str | Loaded = "demo",
+    data: str | Path | None = None,
+    recipes: Sequence[str | Recipe] = (),
+    out: str | Path = "runs/analyse",
+    *,
+    orders: Sequence[float] = ORDERS,
+    layers: str | Sequence[int] = "all",
+    limit: int | None = None,
+    shown: int = 2,
+    batch_size: int = 8,
+    device: str = "auto",
+    seed: int = 0,
+    listen: Listener | None = None,
+) -> Analysis:
+    """Entropy and reach of the attention, scores, agreement of kept sets and effective rank, block by block; figures, tables and a page
+    go into `out`.
+
+    The model is not pruned: every recipe is asked in every block what it would keep of all tokens, by its own budget. orders: of the
+    Renyi row entropy, 1 is Shannon's; the first of them, or 1 if it is there, goes with the attention distance. layers: block numbers,
+    as a list or as in "0/3/6". shown: images with heat maps. Figures 1, 4, 5 of the Col-Ln paper and 3, 5, 6 of the Renyi entropy
+    paper are made of these. Raises PruneError before any heavy work.
+    """
+    settings = check_settings(Settings(batch_size, "fp32", device, seed, 0), shown)
+    need_plot("analyse")
+    wanted = check_orders(orders)
+    folder, target = open_folder(data_folder(model, data), limit), Path(out).expanduser()
+    made = claim(target, "")
+    try:
+        loaded = load_model(model) if isinstance(model, str) else replace(model, model=copy.deepcopy(model.model))
+        loaded = replace(loaded, model=loaded.model.to(settings.device, torch.float32).eval())
+        return run(loaded, folder, prepare(loaded, recipes, wanted, layers, seed), settings, shown, target, listen or ignore)
+    except BaseException:
+        release(made)
+        raise
+
+
+def run(loaded: Loaded, folder: Folder, probe: Probe, settings: Settings, shown: int, out: Path, listen: Listener) -> Analysis:
+    """Look at all images, then write."""
+    drawn = set(even(range(len(folder)), min(shown, len(folder))))
+    files = batches(folder, loaded.transform, settings.batch_size)
+    pass_through(probe, files, drawn, listen)
+    done = sum_up(loaded, folder, files, probe, settings)
+    publish(done, loaded, folder, probe, out, listen)
+    return done
+
+
+def check_orders(orders: Sequence[float]) -> tuple[float, ...]:
+    """The orders, each once."""
+    if not orders:
+        raise PruneError("no order of the entropy is given; give at least one, such as 1 (Shannon) or 2")
+    return tuple(dict.fromkeys(check_order(float(order)) for order in orders))
+
+
+def prepare(
+    loaded: Loaded, recipes: Sequence[str | Recipe], orders: tuple[float, ...], layers: str | Sequence[int], seed: int
+) -> Probe:
+    """Check model, blocks and recipes."""
+    family = unpruned(loaded.model)
+    blocks = check_layers(layers, len(family.blocks))
+    chosen = recipes or (USUAL if family.class_token else USUAL[1:])
+    found = {name_of(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in chosen)}
+    asked = [ask(loaded.model, number, recipe, blocks) for number, recipe in enumerate(found.values())]
+    at = orders.index(1.0) if 1.0 in orders else 0
+    tallies = {layer: Tally(len(orders)) for layer in blocks}
+    return Probe(loaded.model, asked, blocks, orders, at, seed, tallies)
+
+
+def name_of(recipe: Recipe) -> str:
+    """The recipe without its layers, which are not used."""
+    values = dict(recipe.params)
+    body = ",".join(f"{name}={show(values[name])}" for name in recipe.shown if name != "layers")
+    return f"{recipe.name}:{body}" if body else recipe.name
+
+
+def check_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Block numbers, if the model has them."""
+    if isinstance(layers, str) and layers[:1].isdigit():
+        try:
+            layers = [int(part) for part in layers.split("/")]
+        except ValueError:
+            raise PruneError(f"layers={layers} is no list of block numbers; write 0/3/6, or all") from None
+    found = Schedule(layers if isinstance(layers, str) else tuple(layers), keep=1.0).resolve(depth)
+    if found[0] < 0:
+        raise PruneError("layers=input is before the first block, where there is no attention; give block numbers")
+    return found
+
+
+def pass_through(probe: Probe, files: Batches, drawn: set[int], listen: Listener) -> None:
+    """All images through the model. Raises PruneError if none can be read."""
+    like, total, done = next(probe.model.parameters()), len(files.folder), 0
+    listen(0, total, "reading")
+    with torch.inference_mode():
+        for images, places in files:
+            shown = {item: place for item, place in enumerate(places) if place in drawn}
+            size = (int(images.shape[-2]), int(images.shape[-1]))
+            probe.run(images.to(like), Batch(places, size, shown))
+            done += len(places)
+            listen(done, total, "looking into blocks")
+    if not done:
+        first = files.skipped[0]
+        raise PruneError(f"none of the {total} images in {files.folder.path} can be read; {first.path.name}: {first.reason}")
+
+
+def sum_up(loaded: Loaded, folder: Folder, files: Batches, probe: Probe, settings: Settings) -> Analysis:
+    """The sums as means, with what has to be known about how they came about."""
+    names = [name_of(asked.recipe) for asked in probe.asked]
+    grid = probe.grid
+    patch = (probe.batch.size[0] / grid[0], probe.batch.size[1] / grid[1])
+    drawn = sorted({place for tally in probe.tallies.values() for place, _ in tally.maps})
+    return Analysis(
+        model=loaded.name,
+        data=str(folder.path) if loaded.name != "demo" else folder.path.name,
+        images=len(folder) - len(files.skipped),
+        grid=grid,
+        patch=patch,
+        layers=list(probe.layers),
+        recipes=names,
+        orders=list(probe.orders),
+        order=probe.orders[probe.order],
+        kept=probe.kept,
+        uniform=uniform_distance(grid, patch),
+        device=device_name(settings.device),
+        seed=settings.seed,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=versions_in_use(loaded.model),
+        notes=list(filter(None, [folder.note, *remarks(probe.asked, probe.layers)])),
+        skipped=[(item.path.relative_to(folder.path).as_posix(), item.reason) for item in files.skipped],
+        maps=[folder.paths[place].relative_to(folder.path).as_posix() for place in drawn],
+        histograms=[
+            Histogram(layer, order, tally.kept[index].astype(int).tolist(), tally.pruned[index].astype(int).tolist())
+            for index, order in enumerate(probe.orders)
+            for layer, tally in probe.tallies.items()
+        ],
+        heads=[head for layer, tally in probe.tallies.items() for head in heads_of(layer, tally)],
+        agreements=[row for layer, tally in probe.tallies.items() for row in agreements_of(layer, tally, names)],
+        left=[row for layer, tally in probe.tallies.items() for row in left_of(layer, tally, names)],
+    )
+
+
+def heads_of(layer: int, tally: Tally) -> list[Head]:
+    """The heads of one block."""
+    distances = torch.as_tensor(tally.heads.x) / tally.heads.n
+    entropies = torch.stack([torch.as_tensor(total) for total in tally.entropies], dim=-1) / tally.heads.n
+    rows = zip(distances.tolist(), entropies.tolist(), tally.heads.correlations(), strict=True)
+    return [Head(layer, index, *row) for index, row in enumerate(rows)]
+
+
+def agreements_of(layer: int, tally: Tally, names: list[str]) -> list[Agreement]:
+    """All pairs of recipes in one block, each with itself too."""
+    pairs = sorted(tally.pairs.items())
+    return [Agreement(layer, names[a], names[b], *(s / p.images for s in (p.overlap, p.iou, p.chance))) for (a, b), p in pairs]
+
+
+def left_of(layer: int, tally: Tally, names: list[str]) -> list[Left]:
+    """What the recipes leave in one block."""
+    ranks = sorted(tally.ranks.items())
+    return [Left(layer, names[number], *(s / r.images for s in (r.tokens, r.rank, r.random, r.full))) for number, r in ranks]
+
+
+def remarks(asked: list[Asked], layers: tuple[int, ...]) -> list[str]:
+    """What the reader has to know about the recipes."""
+    late = [item.recipe.name for item in asked if item.recipe.where == "before" and 0 in layers]
+    mixed = [item.recipe.name for item in asked if item.recipe.score is None]
+    notes = [f"{', '.join(late)}: before a block, so not asked at block 0"] if late else []
+    return notes + ([f"{', '.join(mixed)}: no score, so no heat map"] if mixed else [])
+
+
+def publish(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe, out: Path, listen: Listener) -> None:
+    """Draw everything, then write figures, tables, JSON and the page, the page last; sheets of an earlier run that are no more go."""
+    from ..pages.analysis_page import page
+    from ..runs.store import write, write_text
+    from .analysis_figures import figures
+    from .heat import maps_table, sheets
+
+    listen(len(folder), len(folder), "drawing")
+    drawn = {**sheets(done, loaded, folder, probe), **figures(done)}
+    texts = {**done.tables(), "scores.csv": maps_table(done, folder, probe), "analysis.json": done.to_json()}
+    texts["report.html"] = page(done, drawn)
+    for name, data in drawn.items():
+        write(out / name, lambda part, data=data: part.write_bytes(data))  # type: ignore[misc]
+    for name, text in texts.items():
+        write_text(out / name, text)
+    for old in (*out.glob("scores[0-9]*.png"), out / "agreement.png"):
+        if old.name not in drawn:
+            old.unlink(missing_ok=True)

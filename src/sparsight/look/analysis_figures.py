@@ -1,0 +1,221 @@
+"""The figures of an analysis as PNG files, drawn by matplotlib from the result alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..pages.plots import COLOURS as ALL_COLOURS
+from .analysis import Agreement, Analysis, named, signed
+
+COLOURS = ALL_COLOURS[:-1]
+KEPT, PRUNED, QUIET, LINE = COLOURS[0], "#c9ccd1", "#5f6368", "#e2e3e6"
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": "#1c1c1e",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": "#1c1c1e",
+    "ytick.labelcolor": "#1c1c1e",
+    "grid.color": LINE,
+    "legend.frameon": False,
+}
+DPI = 150
+
+
+def figures(done: Analysis) -> dict[str, bytes]:
+    """The figures as PNG files, by name."""
+    found = {"entropy.png": entropy, "distance.png": distance, "rank.png": rank}
+    if done.different():
+        found["agreement.png"] = agreement
+    return {name: png(draw, done) for name, draw in found.items()}
+
+
+def png(draw: Callable[[Analysis], Any], done: Analysis) -> bytes:
+    """A figure as a PNG file."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        draw(done).savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def sheet(width: float, height: float) -> Any:
+    """An empty figure, without the global state of pyplot."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def entropy(done: Analysis) -> Any:
+    """One panel per order, in it one histogram per block: the patches with the lowest entropy of their image in colour."""
+    figure = sheet(max(4.5, 2.6 * len(done.orders)), 1.4 + 0.42 * len(done.layers))
+    panels = figure.subplots(1, len(done.orders), sharey=True, squeeze=False)[0]
+    edges = np.linspace(0, done.top, len(done.histograms[0].kept) + 1)
+    for panel, order in zip(panels, done.orders, strict=True):
+        found = {item.block: item for item in done.histograms if item.order == order}
+        for row, block in enumerate(done.layers):
+            kept, pruned = np.array(found[block].kept), np.array(found[block].pruned)
+            height = 0.92 / max(1, (kept + pruned).max())
+            panel.stairs(row - kept * height, edges, baseline=row, fill=True, color=KEPT, linewidth=0)
+            panel.stairs(row - (kept + pruned) * height, edges, baseline=row - kept * height, fill=True, color=PRUNED, linewidth=0)
+            panel.axhline(row, color=QUIET, linewidth=0.5)
+        panel.axvline(done.top, color=QUIET, linewidth=0.7, linestyle=":")
+        panel.set(title=named(order), xlabel="entropy (nats)", xlim=(0, done.top * 1.02), ylim=(len(done.layers) - 0.9, -1.05))
+        panel.tick_params(axis="y", length=0)
+        panel.spines["left"].set_visible(False)
+    panels[0].set_yticks(range(len(done.layers)), [str(block) for block in done.layers])
+    panels[0].set_ylabel("block")
+    h, w = done.grid
+    entries = (f"the {done.kept} of {h * w} patches of each image with the lowest entropy", KEPT), ("the others", PRUNED)
+    legend(figure, entries)
+    return figure
+
+
+def legend(figure: Any, entries: Any) -> None:
+    """Coloured patches with their names, above the panels."""
+    from matplotlib.patches import Patch
+
+    figure.legend(
+        handles=[Patch(color=colour, label=text) for text, colour in entries], loc="outside upper left", ncols=len(entries)
+    )
+
+
+def distance(done: Analysis) -> Any:
+    """Distance and entropy of every head over the depth, and one against the other."""
+    figure = sheet(11.5, 3.7)
+    left, middle, right = figure.subplots(1, 3)
+    entropies, distances = done.pairs_of_heads()
+    blocks = [head.block for head in done.heads]
+    over_depth(left, done, distances, "attention distance (pixels)")
+    left.axhline(done.uniform, color=QUIET, linewidth=0.8, linestyle=":")
+    left.annotate(
+        "even attention", (1, done.uniform), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=QUIET, fontsize=8
+    )
+    left.set_ylim(0, max(done.uniform, *distances) * 1.09)
+    left.set_title("dots: heads, line: their mean")
+    over_depth(middle, done, entropies, f"{named(done.order)} entropy (nats)")
+    middle.axhline(done.top, color=QUIET, linewidth=0.8, linestyle=":")
+    middle.annotate(
+        "even attention", (1, done.top), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=QUIET, fontsize=8
+    )
+    middle.set_ylim(min(0.0, *entropies), done.top * 1.09)
+    dots = right.scatter(entropies, distances, c=blocks, cmap="viridis", s=22, linewidths=0, alpha=0.9)
+    figure.colorbar(dots, ax=right, label="block", pad=0.02).outline.set_visible(False)
+    right.set(xlabel=f"{named(done.order)} entropy (nats)", ylabel="attention distance (pixels)")
+    right.set_title(f"r = {signed(done.correlation)} over heads, {signed(done.correlation_of_blocks)} over blocks")
+    return figure
+
+
+def over_depth(axes: Any, done: Analysis, values: list[float], title: str) -> None:
+    """A dot for every head and a line through the means."""
+    places = {block: row for row, block in enumerate(done.layers)}
+    rows = np.array([places[head.block] for head in done.heads])
+    means = [float(np.mean(np.array(values)[rows == row])) for row in range(len(done.layers))]
+    axes.plot(range(len(means)), means, color=KEPT, linewidth=1.6, label="mean")
+    axes.scatter(rows, values, color=KEPT, s=16, alpha=0.5, linewidths=0, label="head")
+    axes.set_xticks(range(len(places)), [str(block) for block in places])
+    axes.set(xlabel="block", ylabel=title)
+    axes.grid(axis="y", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def agreement(done: Analysis) -> Any:
+    """One matrix per block: shared tokens of every pair of recipes in percent of the smaller set, coloured by how far from chance."""
+    names = list(dict.fromkeys(a.first for a in done.agreements))
+    columns = min(6 if len(names) < 5 else 4, len(done.layers))
+    rows, side = math.ceil(len(done.layers) / columns), max(1.5, 0.4 * len(names))
+    figure = sheet(columns * side + 1.2, rows * (side + 0.3) + 0.24 * math.ceil(len(names) / 2) + 0.2)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat[len(done.layers) :]:
+        panel.set_visible(False)
+    for panel, block in zip(panels.flat, done.layers):
+        found = [a for a in done.agreements if a.block == block]
+        percent, colour = (np.full((len(names), len(names)), np.nan) for _ in range(2))
+        for a in found:
+            i, j = names.index(a.first), names.index(a.second)
+            percent[i, j] = percent[j, i] = 100 * a.overlap
+            colour[i, j] = colour[j, i] = beyond_chance(a)
+        image = panel.imshow(colour, cmap="RdBu", vmin=-1, vmax=1)
+        write_cells(panel, percent, colour)
+        panel.set_title(f"block {block}")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_ticks(range(len(names)), [str(number + 1) for number in range(len(names))])
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=panels, shrink=0.85, pad=0.02, aspect=25, ticks=[-1, 0, 1])
+    bar.ax.set_yticklabels(["none shared", "as by chance", "the same"])
+    bar.outline.set_visible(False)
+    numbered(figure, names)
+    return figure
+
+
+def beyond_chance(pair: Agreement) -> float:
+    """Agreement from -1 (nothing shared) over 0 (as two random sets) to 1 (the same)."""
+    beyond = pair.overlap - pair.chance
+    room = 1 - pair.chance if beyond > 0 else pair.chance
+    return beyond / room if room > 1e-9 else 0.0
+
+
+def write_cells(panel: Any, percent: Any, colour: Any) -> None:
+    """The numbers in the cells of a matrix."""
+    for (i, j), value in np.ndenumerate(percent):
+        if not np.isnan(value):
+            panel.text(
+                j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if abs(colour[i, j]) > 0.6 else "#1c1c1e"
+            )
+
+
+def numbered(figure: Any, names: list[str]) -> None:
+    """What the numbers beside the matrices stand for."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], linestyle="", label=f"{number + 1}  {name}") for number, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=0, handletextpad=0)
+
+
+def rank(done: Analysis) -> Any:
+    """Effective rank of what is left over the depth, and the same as a share of what as many random tokens have."""
+    figure = sheet(10.5, 3.9)
+    left, right = figure.subplots(1, 2)
+    places = {block: row for row, block in enumerate(done.layers)}
+    full = {row.block: row.unpruned for row in done.left}
+    left.plot([places[b] for b in full], list(full.values()), color="#1c1c1e", linewidth=1.6, label="all tokens")
+    for index, recipe in enumerate(done.recipes):
+        rows = [row for row in done.left if row.recipe == recipe]
+        spots, look = (
+            [places[row.block] for row in rows],
+            {"color": COLOURS[index % len(COLOURS)], "markersize": 4, "linewidth": 1.5},
+        )
+        marker = "osD^vPX"[index % 7]
+        left.plot(spots, [row.rank for row in rows], marker=marker, label=recipe, **look)
+        right.plot(spots, [100 * (row.rank / row.random - 1) for row in rows], marker=marker, **look)
+    random = {(row.block, round(row.tokens, 2)): row.random for row in done.left}
+    for number, tokens in enumerate(dict.fromkeys(tokens for _, tokens in random)):
+        points = [(places[b], value) for (b, t), value in random.items() if t == tokens]
+        left.plot(
+            *zip(*points, strict=True),
+            color=QUIET,
+            linewidth=1.2,
+            linestyle="--",
+            label="as many at random" if not number else None,
+        )
+    right.axhline(0, color=QUIET, linewidth=1.2, linestyle="--")
+    left.set(xlabel="block", ylabel="effective rank", title="of the tokens that are left")
+    right.set(xlabel="block", ylabel="difference (%)", title="against as many tokens at random")
+    for axes in (left, right):
+        axes.set_xticks(range(len(places)), [str(block) for block in places])
+        axes.grid(axis="y", linewidth=0.6)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure

@@ -1,0 +1,68 @@
+"""A few images with the patches that every recipe kept, small enough to travel inside a page."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from ..data.images import Folder, Skipped, load_image
+from ..load.answers import name_of
+from ..load.models import Loaded
+from ..recipe import Recipe
+from ..runs.comparison import Comparison
+from .patches import Look, data_uri, look, pictures, tint
+
+SIDE = 168
+MOST_SITES = 4
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """One site of one recipe: what to write beside it, and its patches as a tiny PNG that is laid over the image."""
+
+    title: str
+    tokens: int
+    overlay: str
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One image: its name, the picture as a JPEG, and the sites of every recipe, by the recipe's string."""
+
+    name: str
+    picture: str
+    sites: dict[str, list[Thumb]]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {len(self.sites)} recipes"
+
+
+def gallery(loaded: Loaded, folder: Folder, done: Comparison, recipes: list[Recipe], shown: int) -> list[Exhibit]:
+    """Draw `shown` images, chosen by the comparison's seed."""
+    names = {name_of(folder, path): place for place, path in enumerate(folder.paths)}
+    chosen = random.Random(done.seed).sample(done.images, min(shown, len(done.images)))
+    found = [(name, load_image(folder.paths[names[name]], loaded.transform)) for name in sorted(chosen)]
+    tensors = {name: tensor for name, tensor in found if not isinstance(tensor, Skipped)}
+    if not tensors:
+        return []
+    batch = torch.stack(list(tensors.values()))
+    seen = {str(recipe): look(loaded.model, recipe, batch.to(next(loaded.model.parameters()))) for recipe in recipes}
+    exhibits = []
+    for item, (name, picture) in enumerate(zip(tensors, pictures(batch, loaded.transform))):
+        sites = {
+            text: [Thumb(site.title, site.tokens, data_uri(Image.fromarray(tint(site), "RGBA"))) for site in few(looks[item])]
+            for text, looks in seen.items()
+        }
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        exhibits.append(Exhibit(name, data_uri(picture, "JPEG"), sites))
+    return exhibits
+
+
+def few(sites: list[Look]) -> list[Look]:
+    """At most four sites, evenly spaced, the last one among them."""
+    if len(sites) <= MOST_SITES:
+        return sites
+    return [sites[(index + 1) * len(sites) // MOST_SITES - 1] for index in range(MOST_SITES)]

@@ -1,0 +1,113 @@
+"""Scores as smooth heat maps over the picture: one sheet per image, recipes below each other, blocks beside each other."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..data.images import Folder, Skipped, even, load_image
+from ..load.models import Loaded
+from .analysis import Analysis, table
+from .block_probe import Probe
+from .block_tally import Map
+from .patches import pictures
+from .show import INK, PAPER, QUIET, font, inferno
+
+SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32
+MOST = 12
+"""Blocks on a sheet; of more, as many evenly spaced ones. The table has all."""
+STRENGTH = 0.78
+"""How much of the picture the colours cover."""
+
+
+def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> dict[str, bytes]:
+    """Each image's sheet as a PNG file, by name."""
+    found = {}
+    for number, place in enumerate(places_of(probe)):
+        tensor = load_image(folder.paths[place], loaded.transform)
+        if isinstance(tensor, Skipped):
+            continue
+        picture = pictures(tensor.unsqueeze(0), loaded.transform)[0]
+        maps = {
+            (recipe, layer): tally.maps[place, index]
+            for layer, tally in probe.tallies.items()
+            for index, recipe in enumerate(done.recipes)
+            if (place, index) in tally.maps
+        }
+        sheet = draw(picture, maps, done.maps[number], done.model)
+        buffer = io.BytesIO()
+        sheet.save(buffer, "PNG", optimize=True)
+        found[f"scores{number}.png"] = buffer.getvalue()
+    return found
+
+
+def places_of(probe: Probe) -> list[int]:
+    """Places in the folder of the images that have maps."""
+    return sorted({place for tally in probe.tallies.values() for place, _ in tally.maps})
+
+
+def draw(picture: Image.Image, maps: dict[tuple[str, int], Map], name: str, model: str) -> Image.Image:
+    """The sheet of one image."""
+    recipes = list(dict.fromkeys(recipe for recipe, _ in maps))
+    layers = sorted({layer for _, layer in maps})
+    layers = even(layers, min(MOST, len(layers)))
+    width, height = fitted(picture)
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    top, band = MARGIN + height + 3 * GAP + LINE, LINE + height + 2 * GAP
+    columns = max(len(layers), 4)
+    sheet = Image.new("RGB", (2 * MARGIN + columns * (width + GAP) - GAP, top + len(recipes) * band + MARGIN - GAP), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    sheet.paste(picture, (MARGIN, MARGIN))
+    x = MARGIN + width + 2 * GAP
+    pen.text((x, MARGIN - 4), name, INK, font(26))
+    pen.text((x, MARGIN + 34), f"scores of all patches in {model}, not pruned", QUIET, font(21))
+    colour_bar(sheet, pen, (x, MARGIN + height - 38), 3 * width)
+    for column, layer in enumerate(layers):
+        pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", QUIET, font(20))
+    for row, recipe in enumerate(recipes):
+        y = top + row * band
+        pen.text((MARGIN, y), recipe, INK, font(22))
+        for column, layer in enumerate(layers):
+            if (recipe, layer) in maps:
+                sheet.paste(heat(picture, maps[recipe, layer]), (MARGIN + column * (width + GAP), y + LINE))
+    return sheet
+
+
+def fitted(picture: Image.Image) -> tuple[int, int]:
+    """Width and height with the longer side at SIDE."""
+    scale = SIDE / max(picture.size)
+    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+
+
+def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int) -> None:
+    """What the colours mean."""
+    x, y = place
+    ramp = inferno(np.linspace(0, 1, width))[None].repeat(12, axis=0)
+    sheet.paste(Image.fromarray(ramp), (x, y))
+    pen.text((x, y + 15), "lowest score", QUIET, font(20))
+    pen.text((x + width, y + 15), "highest, kept first", QUIET, font(20), anchor="ra")
+
+
+def heat(picture: Image.Image, score: Map) -> Image.Image:
+    """A score [h, w] in colours over the greyed picture, without the edges of patches."""
+    # Two percent at either end are cut so that one outlier does not paint everything else in one colour.
+    low, high = np.percentile(score, (2, 98))
+    level = np.clip((score - low) / max(high - low, 1e-30), 0, 1)
+    smooth = Image.fromarray(level.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    colours = Image.fromarray(inferno(np.clip(np.asarray(smooth), 0, 1)))
+    return Image.blend(picture.convert("L").convert("RGB"), colours, STRENGTH)
+
+
+def maps_table(done: Analysis, folder: Folder, probe: Probe) -> str:
+    """Every score of the maps as CSV text."""
+    rows = [
+        (name, done.recipes[index], layer, y, x, repr(float(value)))
+        for name, place in zip(done.maps, places_of(probe), strict=True)
+        for layer, tally in probe.tallies.items()
+        for (at, index), scores in tally.maps.items()
+        if at == place
+        for (y, x), value in np.ndenumerate(scores)
+    ]
+    return table(["image", "recipe", "block", "row", "column", "score"], rows)

@@ -1,0 +1,175 @@
+"""show(...) -> Shown: one image's score and kept patches, site by site, as a PNG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..data.images import Skipped, load_image
+from ..errors import PruneError
+from ..load.models import Loaded, load_model
+from ..prune import family_of, plan_sites, resolve
+from ..recipe import Recipe
+from ..runs.store import write
+from .patches import FUSED, GROUPS, WHITE, Look, Pixels, look, pictures, tint
+
+INK, QUIET, PAPER = (28, 28, 30), (110, 110, 115), (255, 255, 255)
+MARGIN, GAP, LINE = 28, 18, 26
+COLUMNS = 4
+"""Sites beside each other before a new band of pictures begins."""
+LEAST_SIDE = 240
+
+HEAT = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
+"""Six stops of the colour map inferno: even steps of lightness, readable without colour vision."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What `show` drew: tokens before and after each site."""
+
+    path: str
+    model: str
+    recipe: str
+    patches: int
+    layers: list[int]
+    tokens: list[int]
+
+    def __str__(self) -> str:
+        steps = ", ".join(f"{'input' if b < 0 else f'block {b}'}: {n}" for b, n in zip(self.layers, self.tokens, strict=True))
+        return f"{self.path}: {self.recipe} on {self.model}, {self.patches} patches; {steps}"
+
+
+def show(image: str | Path, model: str | Loaded = "demo", recipe: str | Recipe = "col_ln", out: str | Path = "kept.png") -> Shown:
+    """Draw the heat map of the score and the kept patches of an image at each site, in the model's own crop.
+
+    Later sites show what all sites up to there have left. Raises PruneError for an image, model or recipe that cannot be used.
+    """
+    recipe = resolve(recipe, {})
+    file, target = Path(image).expanduser(), Path(out).expanduser()
+    if not file.is_file():
+        raise PruneError(f"no image file {file}")
+    if target.suffix.lower() != ".png":
+        raise PruneError(f"out={target} must end in .png")
+    loaded = load_model(model) if isinstance(model, str) else model
+    plan_sites(family_of(loaded.model), recipe)
+    tensor = load_image(file, loaded.transform)
+    if isinstance(tensor, Skipped):
+        raise PruneError(f"image {file} cannot be read: {tensor.reason}")
+    batch = tensor.unsqueeze(0)
+    sites = look(loaded.model, recipe, batch.to(next(loaded.model.parameters())))[0]
+    sheet = draw(pictures(batch, loaded.transform)[0], sites, f"{recipe}", f"{loaded.name}, {file.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target, lambda part: sheet.save(part, "PNG", optimize=True))
+    except OSError as error:
+        raise PruneError(f"{target} cannot be written ({error.strerror})") from None
+    return Shown(str(target), loaded.name, str(recipe), sites[0].owner.size, [s.layer for s in sites], [s.tokens for s in sites])
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def draw(image: Image.Image, sites: list[Look], title: str, subtitle: str) -> Image.Image:
+    """The sheet: the image, then score above kept patches for each site."""
+    scale = max(1, -(-LEAST_SIDE // min(image.size)))
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    w, h = image.size
+    scored = any(site.score is not None for site in sites)
+    band = LINE + (h + GAP if scored else 0) + h + GAP
+    columns = min(COLUMNS, len(sites))
+    bands = -(-len(sites) // columns)
+    top = MARGIN + 2 * LINE + 16
+    sheet = Image.new("RGB", (2 * MARGIN + (columns + 1) * w + columns * GAP, top + bands * band + LINE + MARGIN), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN - 6), title, INK, font(24))
+    pen.text((MARGIN, MARGIN + LINE), subtitle, QUIET, font(16))
+    pen.text((MARGIN, top), f"{sites[0].owner.size} patches", INK, font(17))
+    sheet.paste(image, (MARGIN, top + LINE))
+    if scored:
+        colour_bar(sheet, pen, (MARGIN, top + LINE + h + GAP), w)
+    for index, site in enumerate(sites):
+        x = MARGIN + (1 + index % columns) * (w + GAP)
+        y = top + index // columns * band
+        pen.text((x, y), f"{site.title}: {site.tokens} tokens left", INK, font(17))
+        if scored:
+            sheet.paste(heat_map(image, site), (x, y + LINE))
+        sheet.paste(kept(image, site), (x, y + LINE + (h + GAP if scored else 0)))
+    legend(pen, (MARGIN, top + bands * band), sites)
+    return sheet
+
+
+def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int) -> None:
+    """What the colours of the heat maps mean."""
+    x, y = place
+    ramp = inferno(np.linspace(0, 1, width))[None].repeat(14, axis=0)
+    pen.text((x, y), "score at each site", INK, font(17))
+    sheet.paste(Image.fromarray(ramp), (x, y + LINE))
+    pen.text((x, y + LINE + 18), "lowest", QUIET, font(15))
+    pen.text((x + width, y + LINE + 18), "highest", QUIET, font(15), anchor="ra")
+
+
+def legend(pen: ImageDraw.ImageDraw, place: tuple[int, int], sites: list[Look]) -> None:
+    """What whitened and coloured patches mean, as far as there are any."""
+    x, y = place
+    fused = any(site.fused for site in sites)
+    entries = [((235, 235, 238), "dropped")] if any((site.owner < 0).any() for site in sites) else []
+    entries += [(FUSED, "fused into one token at each site")] if fused else []
+    if any(groups_beside_fused(site) for site in sites):
+        entries.append((GROUPS[0], "merged into one token with patches of the same colour"))
+    for colour, text in entries:
+        pen.rectangle((x, y + 2, x + 16, y + 18), fill=colour, outline=QUIET)
+        pen.text((x + 24, y), text, INK, font(16))
+        x += 24 + int(pen.textlength(text, font(16))) + 32
+
+
+def groups_beside_fused(site: Look) -> bool:
+    """Whether patches share a slot that is no fused rest."""
+    slots, members = np.unique(site.owner[site.owner >= 0], return_counts=True)
+    return any(int(slot) not in site.fused for slot in slots[members > 1])
+
+
+def heat_map(image: Image.Image, site: Look) -> Image.Image:
+    """The score over the greyed image; patches without a token are white."""
+    if site.score is None:
+        return Image.new("RGB", image.size, (245, 245, 247))
+    here = ~np.isnan(site.score)
+    # Two percent at either end are cut so that one outlier does not paint everything else in one colour.
+    low, high = np.percentile(site.score[here], (2, 98))
+    level = np.clip((np.nan_to_num(site.score) - low) / max(high - low, 1e-30), 0, 1)
+    cells = np.concatenate([inferno(level), np.full((*level.shape, 1), 205, np.uint8)], axis=-1)
+    cells[~here] = (*WHITE[:3], 235)
+    return over(image.convert("L").convert("RGB"), cells)
+
+
+def kept(image: Image.Image, site: Look) -> Image.Image:
+    """The image with dropped patches whitened, shared slots coloured, and an outline around each shared slot."""
+    drawn = over(image, tint(site))
+    slots, members = np.unique(site.owner[site.owner >= 0], return_counts=True)
+    shared = np.isin(site.owner, slots[members > 1])
+    pen = ImageDraw.Draw(drawn)
+    rows, columns = site.owner.shape
+    ys, xs = (np.linspace(0, size, count + 1).round().astype(int) for size, count in ((image.height, rows), (image.width, columns)))
+    for r in range(rows):
+        for c in range(columns):
+            if c + 1 < columns and site.owner[r, c] != site.owner[r, c + 1] and (shared[r, c] or shared[r, c + 1]):
+                pen.line((xs[c + 1], ys[r], xs[c + 1], ys[r + 1]), INK)
+            if r + 1 < rows and site.owner[r, c] != site.owner[r + 1, c] and (shared[r, c] or shared[r + 1, c]):
+                pen.line((xs[c], ys[r + 1], xs[c + 1], ys[r + 1]), INK)
+    return drawn
+
+
+def over(image: Image.Image, cells: Pixels) -> Image.Image:
+    """One RGBA pixel per patch laid over the image."""
+    layer = Image.fromarray(cells, "RGBA").resize(image.size, Image.Resampling.NEAREST)
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
+
+
+def inferno(level: np.ndarray) -> Pixels:
+    """Numbers in [0, 1] as colours."""
+    stops = np.linspace(0, 1, len(HEAT))
+    channels = [np.interp(level, stops, [colour[i] for colour in HEAT]) for i in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)

@@ -1,0 +1,200 @@
+"""What timm's Vision Transformers have in common: blocks in a list, prefix tokens in front, pooling at the end, feature maps.
+
+Read with timm 1.0.31.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ._line import Straight
+from ._packed import Layer, store_of
+from .family import Family
+from .select_first import Opened, unheard
+
+
+class TimmFamily(Family):
+    """A model with `blocks`, `num_prefix_tokens` and `patch_embed`."""
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.blocks)  # type: ignore[arg-type]
+
+    @property
+    def prefix(self) -> int:
+        return int(self.model.num_prefix_tokens)  # type: ignore[arg-type]
+
+    @property
+    def class_token(self) -> bool:
+        return getattr(self.model, "cls_token", None) is not None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        embed: Any = self.projection()
+        if self.image == (0, 0):
+            return (int(embed.grid_size[0]), int(embed.grid_size[1]))
+        h, w = embed.dynamic_feat_size(self.image)
+        return (int(h), int(w))
+
+    def projection(self) -> nn.Module:
+        return self.model.patch_embed  # type: ignore[return-value]
+
+    def features(self, projected: Tensor) -> Tensor:
+        return projected.flatten(1, 2) if projected.dim() == 4 else projected
+
+    def check(self) -> None:
+        super().check()
+        drop: Any = getattr(self.model, "patch_drop", None)
+        if getattr(drop, "prob", 0) > 0:
+            raise PruneError(f"the model drops patches itself (patch_drop_rate={drop.prob}); set it to 0 before pruning")
+
+    def check_blocks(self, blocks: tuple[str, ...], attentions: tuple[str, ...], supported: str) -> None:
+        """Raise PruneError if a block or its attention is of another class than those named."""
+        for index, block in enumerate(self.blocks):
+            kind, attention = type(block).__name__, type(getattr(block, "attn", None)).__name__
+            if kind not in blocks or attention not in attentions:
+                raise PruneError(
+                    f"block {index} of {type(self.model).__name__} is a {kind} with {attention}, which has no place between attention "
+                    f"and MLP where tokens could leave; supported: {supported}"
+                )
+
+    def scale(self, block: nn.Module) -> float:
+        a: Any = block.attn
+        return float(a.scale)
+
+    def weigh_pooling(self) -> None:
+        model: Any = self.model
+        model.forward_intermediates = partial(full_intermediates, model)
+        pool = getattr(model, "attn_pool", None)
+        if pool is not None and any(site.adaptive for site in self.sites):
+            if type(pool).__name__ != "AttentionPoolLatent":
+                raise PruneError(f"{type(pool).__name__} takes no mask, which images with different numbers of tokens need")
+            self.hooks.append(pool.register_forward_pre_hook(self.hide_padding, with_kwargs=True))
+        if pool is not None or model.global_pool not in ("avg", "avgmax", "max"):
+            return
+        if hasattr(model, "pool"):
+            model.pool = partial(sized_pool, model)
+        else:
+            model.forward_head = partial(sized_head, model)
+
+    def hide_padding(self, _pool: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give attention pooling a mask [B, 1, 1, L] where images have different numbers of tokens."""
+        weight = self.sites[-1].weight(sized=False)
+        if weight is None:
+            return None
+        log = torch.nn.functional.pad(weight.squeeze(-1).log(), (args[0].shape[1] - weight.shape[1], 0))
+        return args, {**kwargs, "attn_mask": log[:, None, None].to(args[0].dtype)}
+
+    def unpatch(self) -> None:
+        super().unpatch()
+        for name in ("pool", "forward_head", "forward_intermediates"):
+            self.model.__dict__.pop(name, None)
+
+
+class OpenedTimm(Opened, TimmFamily):
+    """A model whose attention is made of `qkv` or its parts, `norm`, `proj` and two dropouts."""
+
+    def opens(self, block: nn.Module) -> bool:
+        a: Any = block.attn
+        return self.fused(block) and unheard(a) and unheard(a.attn_drop)
+
+    def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        a: Any = block.attn
+        return self.residual(block, x, a.proj_drop(a.proj(a.norm(mixed))))
+
+    def dropout(self, block: nn.Module) -> float:
+        a: Any = block.attn
+        return float(a.attn_drop.p) if a.training else 0.0
+
+    @abstractmethod
+    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """x plus the output of the attention."""
+
+
+def straight(
+    block: nn.Module, inputs: tuple[nn.Module | Layer, ...], scales: tuple[nn.Module | str, ...], **more: Any
+) -> Straight | None:
+    """The parts of a block of timm with these inputs and scales, and what else `Straight` takes; None if its MLP is another one."""
+    b: Any = block
+    a, m, kind = b.attn, b.mlp, type(b.mlp).__name__
+    if kind == "SwiGLU":
+        more |= {"mlp": (m.fc1_g, m.act, m.fc2), "gate": m.fc1_x}
+    elif kind == "Mlp" or (kind == "GluMlp" and not m.gate_last):
+        more |= {"mlp": (m.fc1, m.act, m.fc2), "halves": kind == "GluMlp"}
+    else:
+        return None
+    heads_norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else ()
+    inner_norms = (getattr(a, "norm", nn.Identity()), m.norm)
+    return Straight(
+        (b, a, m), (b.norm1, b.norm2), inputs, a.proj, heads=a.num_heads, scale=a.scale, scales=scales,
+        heads_norms=heads_norms, inner_norms=inner_norms, **more,
+    )  # fmt: skip
+
+
+def in_three_parts(attention: nn.Module) -> Layer:
+    """The layer for q, k and v whose bias, if it has one, lies beside it in three parts."""
+    a: Any = attention
+    biases = () if a.q_bias is None else [(a, name) for name in ("q_bias", "k_bias", "v_bias")]
+    return Layer(a.qkv, store_of(a.qkv), biases=biases)
+
+
+def sized_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
+    """timm's `pool` with averages weighted by token size, without padding; x [B, P+N, C] -> [B, C]."""
+    kind = self.global_pool if pool_type is None else pool_type
+    size = self._sparsight.last_size()
+    if kind not in ("avg", "avgmax", "max") or size is None:
+        pooled: Tensor = type(self).pool(self, x, pool_type)
+        return pooled
+    first = 0 if getattr(self, "pool_include_prefix", False) else self.num_prefix_tokens
+    weight = torch.nn.functional.pad(size.to(x.dtype), (0, 0, self.num_prefix_tokens - first, 0), value=1.0)
+    mean = (x[:, first:] * weight).sum(dim=1) / weight.sum(dim=1)
+    if kind == "avg":
+        return mean
+    highest = x[:, first:].masked_fill(weight == 0, float("-inf")).amax(dim=1)
+    return highest if kind == "max" else 0.5 * (highest + mean)
+
+
+def sized_head(self: Any, x: Tensor, pre_logits: bool = False) -> Tensor:
+    """timm's `forward_head` of models that average inside it: patch tokens are scaled so that their plain mean is the weighted one."""
+    size = self._sparsight.last_size()
+    if size is not None:
+        size = size.to(torch.promote_types(size.dtype, x.dtype))
+        weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
+        prefix = self.num_prefix_tokens
+        x = torch.cat([x[:, :prefix], x[:, prefix:] * weight], dim=1)
+    out: Tensor = type(self).forward_head(self, x, pre_logits=pre_logits)
+    return out
+
+
+def full_intermediates(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """timm's `forward_intermediates` with every feature on the full grid again, as maps or as lists; the final tokens, which
+    `forward_head` takes, stay those that are left."""
+    from timm.models._features import feature_take_indices
+
+    original, family = type(self).forward_intermediates, self._sparsight
+    bound = inspect.signature(original).bind(self, *args, **kwargs)
+    bound.apply_defaults()
+    taken = sorted(set(feature_take_indices(len(family.blocks), bound.arguments["indices"])[0]))
+    maps = bound.arguments["output_fmt"] == "NCHW"
+    if maps:
+        bound.arguments["output_fmt"] = "NLC"
+    result = original(*bound.args, **bound.kwargs)
+
+    def full(block: int, feature: Any) -> Any:
+        if isinstance(feature, tuple):
+            return (full(block, feature[0]), *feature[1:])
+        tokens = family.restore(feature, block)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *family.grid) if maps else tokens
+
+    if isinstance(result, dict):
+        key = "image_intermediates"
+        return {**result, key: [full(i, feature) for i, feature in zip(taken, result[key], strict=True)]}
+    features = [full(i, feature) for i, feature in zip(taken, result if isinstance(result, list) else result[1], strict=True)]
+    return features if isinstance(result, list) else (result[0], features)

@@ -1,0 +1,1 @@
+"""Results as pages of HTML that need nothing from outside."""

@@ -1,0 +1,1 @@
+"""What every long run shares: stored results and resuming, several processes, the sweep over chunks, intervals."""

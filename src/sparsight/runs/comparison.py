@@ -1,0 +1,190 @@
+"""What `compare` returns: one row per recipe, with per-image outcomes, as a table, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import PruneError
+from ..speed.timing import Spread
+from .intervals import Interval, paired
+from .stored import read_result
+
+UNPRUNED = "unpruned"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What happened to each image, in the order of `Comparison.images`; None where there is no classifier or no label.
+
+    predicted: class with the highest logit; top1, top5, agree: 1 or 0; cosine of the pooled features with the unpruned ones.
+    """
+
+    predicted: list[int] | None = None
+    top1: list[int] | None = None
+    top5: list[int] | None = None
+    agree: list[int] | None = None
+    cosine: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"outcomes of {len(self.cosine)} images"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe: accuracy, agreement and cosine as fractions; changes are against the unpruned model."""
+
+    recipe: str
+    label: str
+    budget: str
+    layers: str
+    definition: dict[str, Any] | None
+    tokens: list[int]
+    images: int
+    top1: float | None
+    top1_change: Interval | None
+    top5: float | None
+    top5_change: Interval | None
+    agreement: Interval | None
+    cosine: float
+    macs: int
+    images_per_second: float
+    speedup: Spread
+    peak_memory: int
+    outcomes: Outcomes = field(repr=False)
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Rows of one group have the same budget at the same blocks, so they can be ranked."""
+        return (self.budget, self.layers)
+
+    @property
+    def gmacs(self) -> float:
+        return self.macs / 1e9
+
+    def __str__(self) -> str:
+        quality = [f"top-1 {100 * self.top1:.1f}%"] if self.top1 is not None else []
+        quality += [f"agreement {100 * self.agreement.value:.1f}%"] if self.agreement else []
+        return f"{self.recipe}: {', '.join([*quality, f'cosine {self.cosine:.3f}', f'{self.gmacs:.2f} GMACs', f'speed-up {self.speedup}'])}"
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Row:
+        """Read what `asdict` made."""
+        spans = {name: Interval(**data[name]) if data[name] else None for name in ("top1_change", "top5_change", "agreement")}
+        return Row(**{**data, **spans, "speedup": Spread(**data["speedup"]), "outcomes": Outcomes(**data["outcomes"])})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of one model on one folder of images; the first row is the unpruned model.
+
+    images: names of the images that were read, relative to the folder; skipped: (name, reason) of the others; notes: what the
+    reader of the numbers should know.
+    """
+
+    model: str
+    data: str
+    data_fingerprint: str
+    image_size: tuple[int, int]
+    device: str
+    threads: int
+    precision: str
+    batch_size: int
+    timed_batch: int
+    seed: int
+    date: str
+    versions: dict[str, str]
+    interval_method: str
+    memory_method: str
+    notes: list[str]
+    skipped: list[tuple[str, str]]
+    images: list[str] = field(repr=False)
+    rows: list[Row] = field(repr=False)
+
+    @property
+    def labelled(self) -> bool:
+        return self.rows[0].top1 is not None
+
+    def row(self, recipe: str) -> Row:
+        """The row of a recipe, by its string."""
+        for row in self.rows:
+            if row.recipe == recipe:
+                return row
+        raise PruneError(f"no row {recipe!r}; there are {', '.join(row.recipe for row in self.rows)}")
+
+    def difference(self, recipe: str, other: str = UNPRUNED, outcome: str = "top1") -> Interval:
+        """Paired difference recipe minus other of one outcome (top1, top5 or agree) with its 95% interval."""
+        if outcome not in ("top1", "top5", "agree"):
+            raise PruneError(f"outcome={outcome!r} is not known; choose top1, top5 or agree")
+        after, before = (getattr(self.row(name).outcomes, outcome) for name in (recipe, other))
+        if after is None or before is None:
+            raise PruneError(f"{outcome} was not measured: {self.data} has no labels for {self.model}")
+        return paired(after, before)
+
+    def best(self, measure: str) -> set[str]:
+        """Recipes with the highest value of the measure among at least two rows of the same budget and blocks."""
+        winners: set[str] = set()
+        for group in {row.group for row in self.rows[1:]}:
+            found = {row.recipe: score(row, measure) for row in self.rows[1:] if row.group == group}
+            if len(set(found.values())) > 1:
+                winners |= {recipe for recipe, value in found.items() if value == max(found.values())}
+        return winners
+
+    def __str__(self) -> str:
+        images = f"{len(self.images)} images" + (f" ({len(self.skipped)} skipped)" if self.skipped else "")
+        return f"{self.model} on {self.data}: {len(self.rows) - 1} recipes, {images}, {self.device}, {self.precision}"
+
+    def to_json(self) -> str:
+        """All of it as JSON text; `from_json` is the inverse."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Comparison:
+        """Read what `to_json` wrote."""
+        data = json.loads(text)
+        rows = [Row.from_dict(row) for row in data.pop("rows")]
+        size, skipped = tuple(data.pop("image_size")), [tuple(pair) for pair in data.pop("skipped")]
+        return Comparison(**data, image_size=size, skipped=skipped, rows=rows)
+
+    @staticmethod
+    def load(path: str | Path) -> Comparison:
+        """Read results.json, or the folder that holds it."""
+        return read_result(path, Comparison.from_json, "compare")
+
+    def to_csv(self) -> str:
+        """One line per row, without the per-image outcomes."""
+        text = io.StringIO()
+        lines = [flat(row) for row in self.rows]
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
+
+
+def score(row: Row, measure: str) -> float:
+    """One number of a row as it is shown, so that values that look equal count as equal."""
+    if measure == "speedup":
+        return round(row.speedup.median, 2)
+    if measure == "agreement":
+        return round(row.agreement.value, 3) if row.agreement else 0.0
+    return round(getattr(row, measure) or 0.0, 3)
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """The row as columns: fractions as they are, empty where nothing was measured."""
+    columns: dict[str, Any] = {}
+    for name, value in asdict(row).items():
+        if name in ("outcomes", "definition"):
+            continue
+        if name in ("top1_change", "top5_change", "agreement"):
+            for part in ("value", "low", "high"):
+                columns[name if part == "value" else f"{name}_{part}"] = value[part] if value else None
+        elif name == "speedup":
+            columns |= {name: value["median"], "speedup_low": value["low"], "speedup_high": value["high"], "runs": value["runs"]}
+        else:
+            columns[name] = "/".join(map(str, value)) if name == "tokens" else value
+    return columns

@@ -1,0 +1,1 @@
+"""Time, memory and multiply-accumulates of pruned models; engines and exported files."""

@@ -1,0 +1,210 @@
+"""bench(...) -> Bench: latency and throughput of a model, pruned and unpruned in turn, engine by engine."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images import Folder, batches, open_folder
+from ..errors import PruneError
+from ..evaluation.compare import check_settings
+from ..evaluation.measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
+from ..load.models import Loaded, demo_images, load_model
+from ..prune import Handle, family_of, plan_sites, resolve
+from ..recipe import Recipe
+from ..runs.comparison import UNPRUNED
+from ..runs.store import Shelf, claim, digest, fingerprint_model, release, write_text
+from .bench_result import Bench, BenchRow, Timing
+from .engines import build, check_backends, quiet
+from .macs import macs, mean_counts
+from .site_cost import site_share
+from .timing import Forward, memory_method, peak_memory, race
+
+USUAL = ("class_attention", "col_ln", "evit", "tome")
+BUDGETS = ("keep=0.7,layers=3/6/9", "keep=0.5,layers=3/6/9")
+BATCHES = (1, 8, 32)
+QUICK_BATCHES = (1, 8)
+QUICK_RECIPES = ("class_attention:keep=0.7", "col_ln:keep=0.7", "col_ln:keep=0.5")
+
+
+def bench(
+    model: str | Loaded = "demo",
+    recipes: Sequence[str | Recipe] = (),
+    out: str | Path = "runs/bench",
+    *,
+    backends: Sequence[str] = ("eager",),
+    precisions: Sequence[str] = ("fp32",),
+    batch_sizes: Sequence[int] = (),
+    data: str | Path | None = None,
+    seconds: float | None = None,
+    quick: bool = False,
+    device: str = "auto",
+    listen: Listener | None = None,
+) -> Bench:
+    """Time every recipe in every engine (precision x backend) beside the unpruned model in the same engine; write results into `out`.
+
+    recipes: by default four methods at two budgets. data: a folder of images, by default the embedded ones. seconds: time for the
+    paired runs at one batch size, after up to three seconds of each to warm up. quick: fewer recipes, batches and runs, about two minutes on two cores.
+    The forward alone is timed, on images that lie on the device. Called again with the same arguments it goes on after the last
+    finished row. Raises PruneError before any heavy work.
+    """
+    wanted = spell(recipes, quick)
+    sizes = sorted(set(batch_sizes or (QUICK_BATCHES if quick else BATCHES)))
+    lasting = seconds if seconds is not None else 1.0 if quick else 4.0
+    found = [check_settings(Settings(sizes[0], precision, device, 0, lasting), 0) for precision in dict.fromkeys(precisions)]
+    check_backends(list(backends), list(precisions), found[0].device)
+    folder = open_folder(demo_images() if data is None else data, sizes[-1])
+    made = claim(Path(out).expanduser())
+    try:
+        loaded = load_model(model) if isinstance(model, str) else model
+        family = family_of(loaded.model)
+        for recipe in wanted:
+            plan_sites(family, recipe)
+        job = Job.make(
+            loaded, read(folder, loaded, sizes[-1]), wanted, pairs(found, backends), sizes, found[0], Path(out).expanduser()
+        )
+    except PruneError:
+        release(made)
+        raise
+    return job.run(listen or ignore)
+
+
+def spell(recipes: Sequence[str | Recipe], quick: bool) -> list[Recipe]:
+    """The recipes, each once; the usual ones if there are none."""
+    usual = QUICK_RECIPES if quick else [f"{name}:{budget}" for budget in BUDGETS for name in USUAL]
+    return list({str(found): found for found in (resolve(recipe, {}) for recipe in recipes or usual)}.values())
+
+
+def pairs(settings: Sequence[Settings], backends: Sequence[str]) -> list[tuple[str, str]]:
+    """Engines, each once: every backend in every precision that it knows."""
+    names = [(found.precision, backend) for found in settings for backend in dict.fromkeys(backends)]
+    return [(precision, backend) for precision, backend in names if precision == "fp32" or not backend.startswith("onnx")]
+
+
+def read(folder: Folder, loaded: Loaded, count: int) -> Tensor:
+    """`count` images [B, 3, H, W]; the folder's are repeated if they are fewer."""
+    found = [images for images, _ in batches(folder, loaded.transform, len(folder))]
+    if not found:
+        raise PruneError(f"none of the {len(folder)} images in {folder.path} can be read")
+    images = torch.cat(found)
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A measurement whose parts have all been checked."""
+
+    loaded: Loaded
+    images: Tensor
+    recipes: list[Recipe]
+    engines: list[tuple[str, str]]
+    sizes: list[int]
+    settings: Settings
+    out: Path
+    shelf: Shelf
+
+    @staticmethod
+    def make(
+        loaded: Loaded, images: Tensor, recipes: list[Recipe], engines: list[tuple[str, str]], sizes: list[int],
+        settings: Settings, out: Path,
+    ) -> Job:  # fmt: skip
+        """The job, with the key that all its rows share."""
+        versions = [sorted(versions_in_use(loaded.model).items()), device_name(settings.device), torch.get_num_threads()]
+        key = digest(fingerprint_model(loaded.model), list(images.shape), sizes, repr(replace(settings, precision="")), versions)
+        return Job(loaded, images, recipes, engines, sizes, settings, out, Shelf(out / "rows", key))
+
+    def run(self, listen: Listener) -> Bench:
+        """All rows, those on the shelf taken from there; then the files in `out`."""
+        rows: list[BenchRow] = []
+        total = len(self.engines) * (len(self.recipes) + 1)
+        whole = macs(self.loaded.model, None, self.loaded.image_size)
+        for precision, backend in self.engines:
+            base: Engine | None = None
+            for recipe in [None, *self.recipes]:
+                name = f"{UNPRUNED if recipe is None else recipe}, {precision}, {backend}"
+                row = self.shelf.find(name, BenchRow.from_dict)
+                restored = row is not None
+                if row is None:
+                    listen(Step(len(rows), total, name))
+                    base = base or self.engine(None, precision, backend)
+                    row = self.measure(recipe, base, whole, lambda part, name=name: listen(Step(len(rows) + part, total, name)))  # type: ignore[misc]
+                    write_text(self.shelf.row_file(name), json.dumps(row.to_dict()) + "\n")
+                rows.append(row)
+                listen(Step(len(rows), total, name, row, restored))
+            torch.compiler.reset()
+        done = self.sum_up(rows)
+        self.publish(done)
+        return done
+
+    def engine(self, recipe: Recipe | None, precision: str, backend: str) -> Engine:
+        """The model on its device in its precision, built for the backend."""
+        model = self.loaded.model
+        if precision != "fp32" or self.settings.device != "cpu":
+            model = copy.deepcopy(model).to(self.settings.device, PRECISIONS[precision])
+        return Engine(precision, backend, *build(replace(self.loaded, model=model.eval()), recipe, backend, self.out))
+
+    def measure(self, recipe: Recipe | None, base: Engine, whole: int, step: Callable[[float], object]) -> BenchRow:
+        """One row: all batch sizes, then what can be seen inside."""
+        mine = base if recipe is None else self.engine(recipe, base.precision, base.backend)
+        images = self.images.to(self.settings.device, PRECISIONS[base.precision])
+        timings = []
+        for index, size in enumerate(self.sizes):
+            with quiet(base.backend):
+                found = race(base.run, mine.run, images[:size], self.settings.seconds)
+            timings.append(Timing(size, found.second, found.first))
+            step((index + 1) / (len(self.sizes) + 1))
+        inside = mine.look(images)
+        tokens = [] if mine.handle is None else mean_counts(mine.handle.counts)
+        work = macs(self.loaded.model, recipe, self.loaded.image_size, counts=tokens)
+        return BenchRow(
+            UNPRUNED if recipe is None else str(recipe), base.precision, base.backend, tokens, work, whole / work, timings, *inside
+        )
+
+    def sum_up(self, rows: list[BenchRow]) -> Bench:
+        """The rows with everything that has to be known about how they came about."""
+        return Bench(
+            model=self.loaded.name,
+            image_size=self.loaded.image_size,
+            batches=self.sizes,
+            seconds=self.settings.seconds,
+            device=device_name(self.settings.device),
+            threads=torch.get_num_threads(),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=versions_in_use(self.loaded.model),
+            memory_method=memory_method(self.settings.device),
+            notes=[],
+            rows=rows,
+        )
+
+    def publish(self, done: Bench) -> None:
+        """Write results.json and report.html."""
+        from ..pages.bench_report import bench_report
+
+        write_text(self.out / "results.json", done.to_json())
+        write_text(self.out / "report.html", bench_report(done))
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A way to run the model, and where it is plain PyTorch the module and its handle."""
+
+    precision: str
+    backend: str
+    run: Forward
+    module: nn.Module | None
+    handle: Handle | None
+
+    def look(self, images: Tensor) -> tuple[int | None, float | None]:
+        """Peak memory, and the sites' share of their blocks' time; None where nothing can be seen."""
+        if self.module is None or self.backend != "eager":
+            return None, None
+        with torch.inference_mode():
+            memory = peak_memory(self.module, images, 0 if self.handle is None else self.handle.packed)
+            return memory, None if self.handle is None else site_share(self.module, self.handle, images)

@@ -1,0 +1,256 @@
+"""bench_vlm(...) -> StageBench: where a vision-language model's time and memory go, unpruned and under every recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import PruneError
+from ..evaluation.compare import check_settings
+from ..evaluation.measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
+from ..load.shapes import check_memory
+from ..load.vlms import Inputs, Prompts, Source, find_source, make_prompts
+from ..prune import LVLM, Handle, family_of, prune, resolve
+from ..recipe import Recipe
+from ..runs.comparison import UNPRUNED
+from ..runs.store import Shelf, claim, digest, release, write_text
+from ..vlms.in_llm import Decoder
+from .stage_result import StageBench, StageRow
+from .stages import Footprint, Times, count_macs, peak_memory, time_stages
+from .timing import memory_method
+
+LOOKING = 0.3
+"""Share of a row's work that is counting, for the progress bar; the rest is the paired runs."""
+
+
+def bench_vlm(
+    model: str | None = None,
+    recipes: Sequence[str | Recipe] = (),
+    out: str | Path = "runs/bench-vlm",
+    *,
+    config: str | None = None,
+    images: str | Path | None = None,
+    prompt: str | None = None,
+    batch_size: int = 1,
+    new_tokens: int = 16,
+    layers: int | None = None,
+    rounds: int = 6,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    listen: Listener | None = None,
+) -> StageBench:
+    """Time every stage of `generate` under every recipe, in turn with the unpruned model; write results and report into `out`.
+
+    model: a folder or a Hub repository of LLaVA, LLaVA-NeXT, LLaVA-OneVision or Qwen-VL; config: a shape with random weights instead
+    ("tiny", "llava-7b-shape"). images: a folder, by default noise; prompt: the text beside each image. layers: cut the language model
+    to its first layers. precision "auto" is bf16 on CUDA and fp32 elsewhere. rounds: pairs of runs per row, after one to warm up.
+    Called again with the same arguments it goes on after the last finished row. Raises PruneError before any heavy work.
+    """
+    wanted = spell(recipes, new_tokens, rounds)
+    settings = settle(batch_size, precision, device, seed)
+    made = claim(folder := Path(out).expanduser())
+    try:
+        source = find_source(model, config, layers)
+        for recipe in wanted:
+            prune(source.shell, recipe).remove()
+        prompts = make_prompts(source, images, prompt, batch_size, seed)
+        check_memory(
+            source.shell, source.config, settings.device, PRECISIONS[settings.precision], batch_size, prompts.length + new_tokens
+        )
+        job = Job.make(source, prompts, wanted, settings, new_tokens, rounds, folder)
+    except PruneError:
+        release(made)
+        raise
+    return job.run(listen or ignore)
+
+
+def spell(recipes: Sequence[str | Recipe], new_tokens: int, rounds: int) -> list[Recipe]:
+    """The recipes, each once; a PruneError for numbers that cannot be."""
+    if new_tokens < 2 or rounds < 2:
+        raise PruneError(
+            f"new_tokens={new_tokens}, rounds={rounds}: both must be at least 2, to time decoding and to have quartiles"
+        )
+    found = [resolve(recipe, {}) for recipe in recipes]
+    if not found:
+        raise PruneError("nothing to measure: give at least one recipe, such as divprune:tokens=64 or fastv:layer=3,keep=0.5")
+    return list({str(recipe): recipe for recipe in found}.values())
+
+
+def settle(batch_size: int, precision: str, device: str, seed: int) -> Settings:
+    """The settings with device and precision spelled out; a PruneError for what cannot be."""
+    auto = precision == "auto"
+    found = check_settings(Settings(batch_size, "fp32" if auto else precision, device, seed), 0)
+    bf16 = auto and found.device.startswith("cuda")
+    return Settings(batch_size, "bf16", found.device, seed) if bf16 else found
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A measurement whose parts have all been checked. The model is loaded when the first row has to be measured."""
+
+    source: Source
+    prompts: Prompts
+    recipes: list[Recipe]
+    settings: Settings
+    new_tokens: int
+    rounds: int
+    out: Path
+    shelf: Shelf
+
+    @staticmethod
+    def make(
+        source: Source, prompts: Prompts, recipes: list[Recipe], settings: Settings, new_tokens: int, rounds: int, out: Path
+    ) -> Job:
+        """The job, with the key that all its rows share."""
+        ids = prompts.inputs["input_ids"]
+        facts = [source.name, source.config.to_json_string(), weights_on_disk(source.path), prompts.images, ids.tolist()]
+        versions = [sorted(versions_in_use(source.shell).items()), device_name(settings.device), torch.get_num_threads()]
+        key = digest(*facts, repr(settings), new_tokens, rounds, versions)
+        return Job(source, prompts, recipes, settings, new_tokens, rounds, out, Shelf(out / "rows", key))
+
+    @property
+    def total(self) -> int:
+        return len(self.recipes) + 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.settings.precision]
+
+    def run(self, listen: Listener) -> StageBench:
+        """All rows, those on the shelf taken from there; then the files in `out`."""
+        rows: list[StageRow] = []
+        bench: Bench | None = None
+        for index, recipe in enumerate([None, *self.recipes]):
+            name = UNPRUNED if recipe is None else str(recipe)
+            row = self.shelf.find(name, StageRow.from_dict)
+            restored = row is not None
+            if row is None:
+                if bench is None:
+                    listen(Step(index, self.total, "loading the model"))
+                    model = self.source.load(self.settings.device, self.dtype, self.settings.seed)
+                    bench = Bench.make(model, self.prompts.to(self.settings.device, self.dtype), self.new_tokens, self.rounds)
+                row = bench.measure(recipe, self.prompts.visual, partial(self.tell, listen, index, name))
+                write_text(self.shelf.row_file(name), json.dumps(row.to_dict()) + "\n")
+            listen(Step(index + 1, self.total, name, row, restored))
+            rows.append(row)
+        done = self.sum_up(rows)
+        self.publish(done)
+        return done
+
+    def tell(self, listen: Listener, index: int, name: str, part: float) -> None:
+        """How much of a row is done."""
+        listen(Step(index + part, self.total, name))
+
+    def sum_up(self, rows: list[StageRow]) -> StageBench:
+        """The rows with everything that has to be known about how they came about."""
+        source, settings = self.source, self.settings
+        return StageBench(
+            model=source.name,
+            weights="random" if source.path is None else "checkpoint",
+            layers=source.depth,
+            parameters=sum(p.numel() for p in source.shell.parameters()),
+            images=self.prompts.images,
+            prompts=settings.batch_size,
+            length=self.prompts.length,
+            new_tokens=self.new_tokens,
+            rounds=self.rounds,
+            device=device_name(settings.device),
+            threads=torch.get_num_threads(),
+            precision=settings.precision,
+            attention=str(getattr(source.config.get_text_config(), "_attn_implementation", None) or "sdpa"),
+            seed=settings.seed,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=versions_in_use(source.shell),
+            memory_method=memory_method(settings.device).replace("one forward", "one generate"),
+            notes=self.prompts.notes,
+            rows=rows,
+        )
+
+    def publish(self, done: StageBench) -> None:
+        """Write results.json and report.html."""
+        from ..pages.stage_report import stage_report
+
+        write_text(self.out / "results.json", done.to_json())
+        write_text(self.out / "report.html", stage_report(done))
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A loaded model and a batch of prompts on its device."""
+
+    model: nn.Module
+    family: LVLM
+    inputs: Inputs
+    new_tokens: int
+    rounds: int
+
+    @staticmethod
+    def make(model: nn.Module, inputs: Inputs, new_tokens: int, rounds: int) -> Bench:
+        """Raises PruneError if the model is no vision-language model."""
+        family = family_of(model)
+        if not isinstance(family, LVLM):
+            raise PruneError(f"{type(model).__name__} is no vision-language model")
+        return Bench(model, family, inputs, new_tokens, rounds)
+
+    def pruned(self, recipe: Recipe | None) -> AbstractContextManager[Handle | None]:
+        return nullcontext() if recipe is None else prune(self.model, recipe)
+
+    def measure(self, recipe: Recipe | None, visual: int, step: Callable[[float], object]) -> StageRow:
+        """One row: first what is counted, then runs in turn with the unpruned model. visual: visual tokens of all prompts; step hears
+        which part of the work is done."""
+        with self.pruned(recipe) as handle:
+            macs, lengths, cache = count_macs(self.model, self.family, handle, self.inputs)
+            left = [] if handle is None else tokens_left(handle)
+            step(LOOKING / 2)
+            peak = peak_memory(self.model, self.inputs, self.new_tokens)
+        step(LOOKING)
+        runs: list[Times] = []
+        beside: list[Times] = []
+        for turn in range(self.rounds + 1):
+            both = ((recipe, runs), (None, beside))
+            for way, log in both if turn % 2 else both[::-1]:
+                time = self.time(way)
+                if turn:  # the first pair is to warm up
+                    log.append(time)
+            step(LOOKING + (1 - LOOKING) * (turn + 1) / (self.rounds + 1))
+        return StageRow(
+            recipe=UNPRUNED if recipe is None else str(recipe),
+            definition=None if recipe is None else json.loads(recipe.to_json()),
+            prompts=int(self.inputs["input_ids"].shape[0]),
+            visual=visual,
+            left=left,
+            macs=macs,
+            footprint=Footprint(peak, cache, lengths),
+            runs=runs,
+            beside=beside,
+        )
+
+    def time(self, recipe: Recipe | None) -> Times:
+        with self.pruned(recipe) as handle:
+            return time_stages(self.model, self.family, handle, self.inputs, self.new_tokens)
+
+
+def tokens_left(handle: Handle) -> list[int]:
+    """Visual tokens of the whole batch after each site, in the last forward that read a prompt."""
+    if isinstance(handle.family, Decoder):
+        return [sum(plan.counts) for plan in handle.plans]
+    return [sum(handle.counts)]
+
+
+def weights_on_disk(path: str | None) -> list[Any]:
+    """What tells one set of weights from another without reading them: names, sizes and times of the files."""
+    folder = Path(path or "").expanduser()
+    if path is None or not folder.is_dir():
+        return []
+    found = sorted(folder.glob("*.safetensors"))
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found]

@@ -1,1 +1,0 @@
-"""One verb = one file; each returns a result, the command line only prints it."""

@@ -1,0 +1,152 @@
+"""Methods between vision encoder and language model: recipes meet vision-language models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..apply import call, decide, full_precision, needs, only_drops, run
+from ..errors import PruneError
+from ..models.site import Outcome, Site
+from ..ops.schedule import as_tuple, show
+from ..plan import Plan
+from ..prune import Handle
+from ..recipe import Recipe, Step
+from ..signals import derive
+from .family import LVLM
+from .tiles import ImageSite
+
+ELSEWHERE = "score=column_mean or score=col_ln where the method takes it, or col_ln, divprune, fps, random"
+LEAST_TRIAL = 64
+
+
+@dataclass(eq=False, repr=False)
+class ImageHandle(Handle):
+    """Handle of a method before the language model. Everything is of the last forward that had images.
+
+    counts   visual tokens that were left of each image (or video), in the order of the call; images before videos.
+    plans    one Plan of one row per image, over all its tokens in the prompt, newline vectors included.
+    """
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [one.plan for one in self.lvlm.kept]
+
+    @property
+    def counts(self) -> list[int]:
+        return [int(one.anchors.shape[0]) for one in self.lvlm.kept]
+
+    @property
+    def scores(self) -> list[Tensor | None]:
+        """The score [1, n] of every image; None for methods without one, and for images in tiles."""
+        return [one.score for one in self.lvlm.kept]
+
+    def sources(self) -> list[Plan]:
+        return self.plans
+
+    @property
+    def lvlm(self) -> LVLM:
+        assert isinstance(self.family, LVLM)
+        return self.family
+
+
+def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
+    """Put the recipe between the model's vision encoder and its language model, everything checked."""
+    check_place(recipe)
+    check_signals(family, recipe)
+    capacity, asked = family.capacity(), max(as_tuple(recipe.schedule.tokens), default=0)
+    if capacity is not None and asked > capacity:
+        raise PruneError(
+            f"{recipe.name}: tokens={int(asked)} is more than the {capacity} tokens of an image in {type(family.model).__name__}"
+        )
+    try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * int(asked)))
+    sites: list[Site] = [make_site(family, recipe)]
+    family.add(sites)
+    return ImageHandle(recipe, family, sites)
+
+
+def check_place(recipe: Recipe) -> None:
+    """Raise PruneError if the recipe asks for blocks, several sites, or attention that knows sizes."""
+    schedule = recipe.schedule
+    given = dict(recipe.params).get("layers", schedule.layers)
+    usual = {p.name: p.default for p in registry.find(recipe.name).parameters}.get("layers") if recipe.name != "custom" else ()
+    if given != usual and given != () and recipe.where not in ("encoder", "projector"):
+        raise PruneError(
+            f"layers={show(given)}: in a vision-language model tokens leave once, behind the vision encoder; leave layers out"
+        )
+    if schedule.word and len(as_tuple(getattr(schedule, schedule.word))) > 1:
+        raise PruneError(
+            f"{schedule.word}={show(getattr(schedule, schedule.word))}: there is one place to prune at; give one value"
+        )
+    if recipe.proportional:
+        raise PruneError(
+            f"{recipe.name} weighs later attention by token size, which a language model cannot; set proportional=false"
+        )
+
+
+def check_signals(family: LVLM, recipe: Recipe) -> None:
+    """Raise PruneError if the model does not offer what the recipe needs."""
+    wanted, kind = needs(recipe), type(family.model).__name__
+    if {"class_attn", "class_token"} & set(wanted) and not family.class_token:
+        raise PruneError(
+            f"{recipe.name} scores by class attention, but the vision encoder of {kind} has no class token; try {ELSEWHERE}"
+        )
+    missing = [name for name in wanted if name not in family.offers()]
+    if missing:
+        raise PruneError(f"{recipe.name} needs {', '.join(missing)}; {family.name} offers {', '.join(family.offers())}")
+
+
+def try_out(family: LVLM, recipe: Recipe, n: int) -> None:
+    """Run the recipe once on small random signals, so that what it refuses is known now and not in the first forward."""
+    rng, prefix = torch.Generator().manual_seed(0), family.prefix
+    given: dict[str, Any] = {"prefix": prefix, "scale": 0.5, "grid": (1, n)}
+    given.update({name: torch.randn(1, 1, prefix + n, 4, generator=rng) for name in ("q", "k", "v")})
+    given.update({name: torch.randn(1, rows, 4, generator=rng) for name, rows in (("x", n), ("feats", n), ("class_token", 1))})
+    run(recipe, recipe.schedule.count(n, 0, 1), given)
+
+
+def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
+    """The one site, which runs the recipe on tiles or whole images."""
+    name, asked = recipe.name, max(as_tuple(recipe.schedule.tokens), default=0)
+
+    def budget(n: int) -> int:
+        if asked > n and not recipe.per_tile:
+            raise PruneError(f"{name}: tokens={int(asked)} is more than the {n} tokens of an image; ask for fewer, or use keep=")
+        return recipe.schedule.count(n, 0, 1)
+
+    def step(given: dict[str, Any]) -> Outcome:
+        count, patches = given.pop("count"), given.pop("patches", None)
+        used = recipe if patches is None else with_patch_score(recipe, given, patches)
+        if only_drops(used):
+            return None, *decide(used, count, given)
+        done = run(used, count, given)
+        return done.x, done.plan, done.size, done.score
+
+    place = recipe.where if recipe.where in ("encoder", "projector") else "projector"
+    return ImageSite(
+        -1,
+        place,
+        needs(recipe),
+        step,
+        False,
+        budget=budget,
+        least=recipe.schedule.least,
+        consuming=recipe.attention == "consuming",
+        per_tile=recipe.per_tile,
+    )
+
+
+def with_patch_score(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> Recipe:
+    """The recipe with its score taken from finer patches and summed over the patches of each token."""
+    first = recipe.steps[0]
+    if recipe.score is None or not {"q", "k"} & set(first.needs):
+        return recipe
+    sources = {**patches, "x": given["x"]}
+    with full_precision(given["x"].device.type), torch.no_grad():
+        fine: Tensor = call(first, {name: derive(name, sources) for name in first.needs})
+    score = fine.view(*given["x"].shape[:2], -1).sum(dim=-1)
+    return replace(recipe, score=Step(lambda: score))

@@ -1,0 +1,147 @@
+"""LLaVA: a CLIP or SigLIP tower, a projector, a language model; every image has the same number of tokens.
+
+Read with transformers 5.23 (LlavaForConditionalGeneration). Kept tokens are counted anew by the language model: an ordinary shorter prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ..models.family import Family
+from ..models.hf_clip import HFCLIP, HFSiglip
+from .family import LVLM
+from .tiles import ImageSite, Picture, Unit
+
+TAPS = ("q", "k", "v")
+
+
+class Llava(LVLM):
+    """LlavaForConditionalGeneration."""
+
+    name = "transformers LLaVA"
+    classes = ("LlavaForConditionalGeneration",)
+
+    @property
+    def tower(self) -> Family:
+        """The vision tower, seen as a family of its own."""
+        tower = self.core.vision_tower
+        names = [kind.__name__ for kind in type(tower).__mro__]
+        for family in (HFCLIP, HFSiglip):
+            if any(name in family.classes for name in names):
+                return family(tower)
+        raise PruneError(f"{type(self.model).__name__} has the vision tower {type(tower).__name__}; known are CLIP's and SigLIP's")
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return self.tower.blocks
+
+    @property
+    def prefix(self) -> int:
+        return self.tower.prefix
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.tower.grid
+
+    def projection(self) -> nn.Module:
+        return self.tower.projection()
+
+    def taps(self, block: nn.Module) -> dict[str, nn.Module]:
+        return self.tower.taps(block)
+
+    def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
+        return self.tower.heads(block, tapped)
+
+    def scale(self, block: nn.Module) -> float:
+        return self.tower.scale(block)
+
+    def check(self) -> None:
+        super().check()
+        config = self.config
+        if self.prefix and config.vision_feature_select_strategy != "default":
+            raise PruneError(
+                f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} puts the class token among the image's "
+                "tokens, where no method knows it; set model.config.vision_feature_select_strategy = 'default'"
+            )
+
+    def capacity(self) -> int | None:
+        return self.grid[0] * self.grid[1]
+
+    def project(self) -> Callable[[Tensor], Tensor]:
+        projector: Callable[[Tensor], Tensor] = self.core.multi_modal_projector
+        return projector
+
+    def layer(self, call: dict[str, Any], consuming: bool) -> int:
+        """The block that makes the selected features (of several layers the deepest), or the one after it, which consumes them."""
+        given = call.get("vision_feature_layer")
+        chosen = self.config.vision_feature_layer if given is None else given
+        depth = len(self.blocks)
+        indices = [chosen] if isinstance(chosen, int) else list(chosen)
+        made = max(index - 1 if index >= 0 else depth + index for index in indices)
+        if not 0 <= made < depth:
+            raise PruneError(f"vision_feature_layer={chosen} selects no output of the vision tower's {depth} layers")
+        return min(made + 1, depth - 1) if consuming else made
+
+    def listen(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
+        block = self.blocks[self.layer(call, site.consuming)]
+        wanted = set(site.needs) | ({"q", "k"} if "class_attn" in site.needs else set())
+        taps = {name: module for name, module in self.taps(block).items() if name in wanted}
+        if "feats" in wanted or site.where == "encoder":
+            taps["projector"] = self.core.multi_modal_projector
+        if "class_token" in wanted:
+            taps["block"] = self.blocks[self.layer(call, consuming=False)]
+        return taps
+
+    def pictures(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[Picture]:
+        tiles = self.tiles(call, heard, site)
+        place = torch.arange(self.grid[0] * self.grid[1], device=output.pooler_output[0].device)
+        return [self.picture(tokens, [(place, i, place)], tiles) for i, tokens in enumerate(output.pooler_output)]
+
+    def tiles(self, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> dict[str, Any]:
+        """Signals of all tiles [T, ...] that went through the tower."""
+        block = self.blocks[self.layer(call, site.consuming)]
+        tiles: dict[str, Any] = {name: self.heads(block, heard[name][2]) for name in TAPS if name in heard}
+        if tiles:
+            tiles.update(prefix=self.prefix, scale=self.scale(block))
+        if "projector" in heard:
+            tiles["feats"] = heard["projector"][0][0]
+        if "block" in heard:
+            made = heard["block"][2]
+            tiles["class_token"] = (made[0] if isinstance(made, tuple) else made)[:, :1]
+        if "grid" in site.needs or "position" in site.needs:
+            tiles["grid"] = self.grid
+        return tiles
+
+    def picture(self, tokens: Tensor, places: list[tuple[Tensor, int, Tensor]], tiles: dict[str, Any]) -> Picture:
+        """An image from its tiles: (columns of its tokens [n], number of the tile, patches of the tile [n]) for each."""
+        return Picture(tokens, [Unit(columns, self.tile(tiles, number, patches)) for columns, number, patches in places])
+
+    def tile(self, tiles: dict[str, Any], number: int, patches: Tensor) -> dict[str, Any]:
+        """Signals of one tile, of which only some patches may be among the image's tokens. The others still take part in attention:
+        they stand behind the prefix, so that statistics are over the whole softmax and are asked for the image's tokens alone."""
+        signals: dict[str, Any] = {}
+        n = self.grid[0] * self.grid[1]
+        others = torch.ones(n, dtype=torch.bool, device=patches.device)
+        others[patches] = False
+        whole = patches.shape[0] == n
+        for name, value in tiles.items():
+            if name in TAPS:
+                order = torch.cat([others.nonzero().squeeze(1), patches]) + self.prefix
+                head = torch.arange(self.prefix, device=patches.device)
+                signals[name] = value[number] if whole else value[number][:, torch.cat([head, order])]
+            elif name == "prefix":
+                signals[name] = value + n - patches.shape[0]
+            elif name == "feats":
+                signals[name] = value[number] if whole else value[number][patches]
+            elif name == "class_token":
+                signals[name] = value[number]
+            else:
+                signals[name] = value
+        if "grid" in tiles:
+            signals["position"] = patches
+        return signals

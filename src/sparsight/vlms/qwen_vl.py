@@ -1,0 +1,188 @@
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: no class token, 2x2 patches merged into one token, images and videos of any size, 3-D positions.
+
+Read with transformers 5.23. Tokens leave after the merger and keep the positions (M-RoPE) that they had in the full prompt. Attention
+is that of the last block with full attention; scores are made for patches and summed over the four of a token, other uses of q and k
+see their mean over the four. A video is pruned frame by frame, its budget shared evenly among the frames.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from .family import LVLM
+from .prompt import take
+from .request import Prompt
+from .tiles import ImageSite, Kept, Picture, Unit
+
+GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+
+
+class QwenVL(LVLM):
+    """The three generations of Qwen's vision-language models."""
+
+    name = "transformers Qwen-VL"
+    classes = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.core.visual.blocks)
+
+    @property
+    def prefix(self) -> int:
+        return 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image
+
+    def projection(self) -> nn.Module:
+        embed: nn.Module = self.core.visual.patch_embed
+        return embed
+
+    def taps(self, block: nn.Module) -> dict[str, nn.Module]:
+        return {"qkv": block.attn.qkv, "attention": block.attn}  # type: ignore[union-attr, dict-item]
+
+    def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
+        attention: Any = block.attn
+        return tapped.view(tapped.shape[0], 3, attention.num_heads, -1).permute(1, 2, 0, 3)
+
+    def scale(self, block: nn.Module) -> float:
+        attention: Any = block.attn
+        return float(getattr(attention, "scaling", None) or attention.head_dim**-0.5)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The last block in which every patch of a frame sees every other."""
+        full = getattr(self.core.visual, "fullatt_block_indexes", None)
+        return self.blocks[max(full) if full else -1]
+
+    def listen(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
+        if call.get(GRIDS[kind]) is None:
+            raise PruneError(f"{GRIDS[kind]} is missing: pass everything that the processor gives")
+        return self.taps(self.scored) if any(name in site.needs for name in ("q", "k", "v")) else {}
+
+    # ---- signals ------------------------------------------------------------------------------------------------------
+
+    def pictures(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[Picture]:
+        visual, grids = self.core.visual, call[GRIDS[kind]]
+        merge = visual.spatial_merge_size
+        signals = self.patch_signals(grids, heard) if heard else {}
+        extras = getattr(output, "deepstack_features", None) or []
+        found, first = [], 0
+        for i, (t, h, w) in enumerate(grids.tolist()):
+            tokens, n, units = output.pooler_output[i], h * w // merge**2, []
+            self.image = (h // merge, w // merge)
+            for frame in range(t):
+                place = torch.arange(n, device=tokens.device)
+                given: dict[str, Any] = {"grid": self.image, "position": place} if {"grid", "position"} & set(site.needs) else {}
+                span = slice(first * merge**2, (first + n) * merge**2)
+                given.update(of_frame({name: value[:, span] for name, value in signals.items()}, n, self.scale(self.scored)))
+                units.append(Unit(place + frame * n, given))
+                first += n
+            found.append(Picture(tokens, units, tuple(layer[i] for layer in extras)))
+        return found
+
+    def patch_signals(self, grids: Tensor, heard: dict[str, Any]) -> dict[str, Tensor]:
+        """q, k, v of all patches [H, S, D] after RoPE, in the order of the tokens, the patches of one token side by side."""
+        q, k, v = self.heads(self.scored, heard["qkv"][2])
+        _, kwargs, _ = heard["attention"]
+        position = kwargs.get("position_embeddings")
+        if position is None:
+            raise PruneError(f"{type(self.scored).__name__} was called without position_embeddings; its attention is not known")
+        cos, sin = (part.to(q.dtype) if q.dtype == torch.float64 else part.float() for part in position)
+        q, k = (turned(part, cos, sin) for part in (q, k))
+        visual = self.core.visual
+        unit = visual.spatial_merge_size**2
+        if hasattr(visual, "fullatt_block_indexes"):
+            order = self.window_order(grids).argsort()
+            q, k, v = (part.reshape(part.shape[0], -1, unit, part.shape[2])[:, order].flatten(1, 2) for part in (q, k, v))
+        return {"q": q, "k": k, "v": v}
+
+    def window_order(self, grids: Tensor) -> Tensor:
+        """The order in which the tower's windows take the tokens."""
+        visual = self.core.visual
+        function = sys.modules[type(visual).__module__].get_vision_window_index
+        order: Tensor = function(
+            grids, spatial_merge_size=visual.spatial_merge_size, window_size=visual.window_size, patch_size=visual.patch_size
+        )[0]
+        return order.to(grids.device)
+
+    def output(self, output: Any, kept: list[Kept]) -> Any:
+        made = super().output(output, kept)
+        if getattr(output, "deepstack_features", None):
+            made.deepstack_features = [list(layer) for layer in zip(*(one.extras for one in kept), strict=True)]
+        return made
+
+    # ---- positions ----------------------------------------------------------------------------------------------------
+
+    def place(self, prompt: Prompt) -> None:
+        """3-D positions of the full prompt, of which the tokens that stay keep theirs."""
+        user, new = prompt.user, prompt.new
+        prompt.drop(["mm_token_type_ids", "second_per_grid_ts", *GRIDS.values()])
+        mask = None if prompt.mask is None else prompt.along(prompt.mask)
+        real = torch.full((prompt.batch,), new.shape[1], device=new.device) if mask is None else mask.sum(dim=1)
+        types = user.get("mm_token_type_ids")
+        if prompt.encoded and types is not None:
+            grids = {name: prompt.chosen(kind, user.get(name)) for kind, name in GRIDS.items()}
+            if user.get("second_per_grid_ts") is not None:
+                grids["second_per_grid_ts"] = prompt.chosen("video", user["second_per_grid_ts"])
+            full, delta = self.core.get_rope_index(new, mm_token_type_ids=prompt.along(types), attention_mask=mask, **grids)
+            ends = real + delta.squeeze(1)
+        else:
+            # without token types the untouched model counts in one dimension, too
+            line = torch.arange(new.shape[1], device=new.device).expand(prompt.batch, -1) if mask is None else counted(mask)
+            full, ends = line.expand(3, -1, -1), real
+        self.set_positions(prompt, full, ends)
+
+    def set_positions(self, prompt: Prompt, full: Tensor, ends: Tensor) -> None:
+        """Shorten positions full [3, B, W] of the new part, which would go on at ends [B], both counted from the part's start."""
+        length, cached = prompt.index.shape[1], torch.full_like(ends, prompt.cached)
+        before = cached if prompt.before is None else prompt.before.sum(dim=1)
+        ahead = torch.zeros_like(ends) if not prompt.cached else self.ahead(prompt, ends)
+        position = take(full + (before + ahead).view(1, -1, 1), prompt.index)
+        stay = torch.full_like(ends, length) if prompt.own is None else prompt.own.sum(dim=1)
+        later = (ahead + ends - stay).unsqueeze(1)
+        prompt.left = None if prompt.left is None else replace(prompt.left, ahead=later)
+        self.core.rope_deltas = later
+        if prompt.user.get("position_ids") is not None:
+            return
+        if prompt.generating:
+            line = torch.arange(prompt.cached, prompt.cached + length, device=full.device).expand(prompt.batch, -1)
+            if prompt.own is not None or prompt.before is not None:
+                line = counted(prompt.full_mask())[:, prompt.cached :]
+            position = torch.cat([line.unsqueeze(0).to(position), position])
+        prompt.call["position_ids"] = position
+
+    def ahead(self, prompt: Prompt, like: Tensor) -> Tensor:
+        """How far positions run ahead of the number of real tokens in the cache, [B]."""
+        known = self.core.rope_deltas if prompt.trace is None else prompt.trace.ahead
+        if known is None or known.shape[0] != like.shape[0]:
+            return torch.zeros_like(like)
+        flat: Tensor = known.squeeze(1).to(like)
+        return flat
+
+
+def of_frame(signals: dict[str, Tensor], n: int, scale: float) -> dict[str, Any]:
+    """Signals of one frame: q, k, v [H, 4n, D] of its patches under `patches`, their means over the patches of a token [H, n, D]."""
+    if not signals:
+        return {}
+    means = {name: value.reshape(value.shape[0], n, -1, value.shape[2]).mean(dim=2) for name, value in signals.items()}
+    return {**means, "prefix": 0, "scale": scale, "patches": {**signals, "prefix": 0, "scale": scale}}
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE of the vision tower. x [H, S, D]; cos, sin [S, D]."""
+    x = x.to(cos.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def counted(mask: Tensor) -> Tensor:
+    """Places of real tokens from 0, padding at 0."""
+    return (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
