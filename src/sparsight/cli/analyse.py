@@ -28,6 +28,7 @@ def analyse(
     from ..look.analyse import analyse as measure
     from .compare import items
     from .progress import Count
+    from .results import print_analysis
 
     try:
         wanted = [float(order) for order in items(orders)]
@@ -38,4 +39,4 @@ def analyse(
             model, data, recipe or (), out, orders=wanted, layers=layers, limit=limit, shown=images, batch_size=batch_size,
             device=device, seed=seed, listen=count,
         )  # fmt: skip
-    typer.echo(f"{done}\nwrote {out / 'report.html'} with its figures and tables")
+    print_analysis(done, out)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ..speed.bench_result import Bench
 
 
 def bench(
@@ -32,6 +29,7 @@ def bench(
     from ..speed.bench import bench as measure
     from .compare import items
     from .progress import Watch
+    from .results import print_bench
 
     try:
         sizes = [int(size) for size in items(batch_size)]
@@ -43,44 +41,3 @@ def bench(
             seconds=seconds, quick=quick, device=device, listen=watch,
         )  # fmt: skip
     print_bench(done, out)
-
-
-def print_bench(done: Bench, out: Path) -> None:
-    """The table and where the files are."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 170
-    sheet = Table(title=str(done), title_justify="left", box=None, pad_edge=False, header_style="dim")
-    heads = (
-        "recipe",
-        "engine",
-        "MACs x",
-        "p50 ms",
-        "p95",
-        "speed-up",
-        "of MACs",
-        "img/s",
-        "batch",
-        "speed-up",
-        "of MACs",
-        "sites %",
-        "MB",
-    )
-    for name in heads:
-        sheet.add_column(
-            name, justify="left" if name in ("recipe", "engine") else "right", overflow="fold", no_wrap=name != "recipe"
-        )
-    for row in done.rows:
-        one, best = row.latency, row.throughput
-        gains = [f"{t.speedup.median:.2f} ({t.speedup.low:.2f}-{t.speedup.high:.2f})" for t in (one, best)]
-        sheet.add_row(
-            row.recipe, f"{row.backend} {row.precision}", f"{row.mac_ratio:.2f}", f"{1e3 * one.seconds:.1f}", f"{1e3 * one.p95:.1f}",
-            gains[0], f"{row.share(one):.2f}", f"{best.images_per_second:.1f}", str(best.batch), gains[1], f"{row.share(best):.2f}",
-            "-" if row.site_share is None else f"{100 * row.site_share:.0f}",
-            "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
-        )  # fmt: skip
-    console.print(sheet)
-    console.print(f"wrote {out / 'report.html'}, {out / 'results.json'}", markup=False, soft_wrap=True)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ..speed.stage_result import StageBench
-
-HEADS = ("recipe", "tokens", "GMACs", "vision", "select", "prefill", "/token", "all ms", "prefill x", "of MACs", "token x", "all x",
-         "KV MB", "peak MB")  # fmt: skip
 
 
 def bench_vlm(
@@ -37,6 +31,7 @@ def bench_vlm(
     """
     from ..speed.bench_vlm import bench_vlm as measure
     from .progress import Watch
+    from .results import print_stages
 
     with Watch(out) as watch:
         done = measure(
@@ -44,27 +39,3 @@ def bench_vlm(
             layers=layers, rounds=rounds, device=device, precision=precision, seed=seed, listen=watch,
         )  # fmt: skip
     print_stages(done, out)
-
-
-def print_stages(done: StageBench, out: Path) -> None:
-    """The table and where the files are. Times in milliseconds, medians; speed-ups with quartiles."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 190
-    sheet = Table(title=str(done), title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for name in HEADS:
-        sheet.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=name != "recipe", overflow="fold")
-    for row in done.rows:
-        times = [f"{1e3 * row.seconds(name).median:.1f}" for name in ("vision", "selection", "prefill", "per_token", "total")]
-        gains = [f"{g.median:.2f} ({g.low:.2f}-{g.high:.2f})" for g in map(row.gain, ("prefill", "per_token", "total"))]
-        sheet.add_row(
-            row.recipe, row.tokens, f"{row.macs.reading / 1e9:.3g}", *times, gains[0], f"{done.share(row):.2f}", *gains[1:],
-            f"{row.footprint.cache / 1e6:.2f}", f"{row.footprint.peak / 1e6:.0f}",
-        )  # fmt: skip
-    console.print(sheet)
-    for note in done.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    console.print(f"wrote {out / 'report.html'}, {out / 'results.json'}", markup=False, soft_wrap=True)

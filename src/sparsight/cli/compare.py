@@ -30,7 +30,8 @@ def compare(
     Interrupted and started again with the same arguments, it goes on after the last finished row.
     """
     from ..evaluation.compare import compare as measure
-    from .progress import Watch, print_results
+    from .progress import Watch
+    from .results import print_comparison
 
     with Watch(out) as watch:
         done = measure(
@@ -38,7 +39,7 @@ def compare(
             recipes=recipe or (), batch_size=batch_size, limit=limit, device=device, precision=precision, seed=seed,
             shown=images, seconds=seconds, listen=watch,
         )  # fmt: skip
-    print_results(done, out)
+    print_comparison(done, out)
 
 
 def items(text: str) -> list[str]:

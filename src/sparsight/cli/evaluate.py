@@ -36,6 +36,7 @@ def evaluate(
     from ..evaluation.evaluate import evaluate as measure
     from ..runs.workers import leads
     from .progress import Count
+    from .results import print_evaluation
 
     with Count(out) as count:
         done = measure(
@@ -43,4 +44,4 @@ def evaluate(
             workers=workers, device=device, precision=precision, seed=seed, k=k, templates=template, listen=count,
         )  # fmt: skip
     if leads():
-        typer.echo(f"{done}\nwrote {out / 'results.json'} and predictions")
+        print_evaluation(done, out)

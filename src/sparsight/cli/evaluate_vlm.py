@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ..evaluation.vlm_scores import VlmEvaluation
 
 
 def evaluate_vlm(
@@ -32,29 +29,11 @@ def evaluate_vlm(
     Interrupted and started again with the same arguments, it goes on after the last answer.
     """
     from ..evaluation.evaluate_vlm import evaluate_vlm as evaluate
+    from .results import print_vlm_evaluation
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     done = evaluate(
         model, recipe or (), names, out, limit=limit, batch_size=batch_size, device=device, precision=precision,
         prompt=prompt, square=square, listen=lambda news: typer.echo(news, err=True),
     )  # fmt: skip
-    print_results(done, out)
-
-
-def print_results(done: VlmEvaluation, out: Path) -> None:
-    """The table, changes of accuracy, notes, and where the files are."""
-    from rich.console import Console
-    from rich.table import Table
-
-    lines = done.table()
-    sheet = Table(title=str(done), title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for place, name in enumerate(lines[0]):
-        sheet.add_column(name, justify="right" if place else "left", overflow="fold")
-    for line in lines[1:]:
-        sheet.add_row(*line)
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 140
-    console.print(sheet)
-    for text in (*done.changes(), *(f"note: {note}" for note in done.notes)):
-        console.print(text, markup=False, soft_wrap=True)
-    console.print(f"wrote {out / 'results.json'}, {out / 'results.csv'}, {out / 'answers'}", markup=False, soft_wrap=True)
+    print_vlm_evaluation(done, out)

@@ -27,15 +27,9 @@ def rank(
 ) -> None:
     """Print how complex each image is to a model, and how rank and entropy go together over the folder."""
     from ..look.rank import rank as measure
+    from .results import print_ranking
 
     done = measure(
         model, images, out, score=score, space=space, layer=layer, batch_size=batch_size, limit=limit, device=device,
     )  # fmt: skip
-    typer.echo(f"{'erank':>8} {'entropy':>8} {'tokens':>6}  image")
-    for row in done.rows:
-        typer.echo(f"{row.erank:8.3f} {row.entropy:8.4f} {row.tokens:6}  {row.image}")
-    for name, reason in done.skipped:
-        typer.echo(f"skipped {name}: {reason}")
-    typer.echo(str(done))
-    if out is not None:
-        typer.echo(f"wrote {', '.join(str(out / f'rank.{ending}') for ending in ('csv', 'json', 'png'))}")
+    print_ranking(done, out)

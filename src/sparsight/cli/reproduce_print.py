@@ -7,32 +7,19 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..reproduction.published import Entry, Measure, entries, entry
 from ..reproduction.published_macs import Count, count
 from ..reproduction.reproduce import Line, Reproduction
+from .table import Column, print_table, say
 
-WIDTH = 170
-
-
-def console() -> Console:
-    made = Console(highlight=False)
-    if not made.is_terminal:
-        made.width = WIDTH
-    return made
-
-
-def sheet(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    """An empty table: words to the left, numbers to the right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for head in left:
-        made.add_column(head, overflow="fold")
-    for head in right:
-        made.add_column(head, justify="right", no_wrap=True)
-    return made
+LISTING = (
+    Column("id", name=True),
+    Column("what", name=True),
+    Column("where", 1, name=True),
+    Column("measured by", 3, name=True),
+    Column("rows", 2),
+)
 
 
 def listing(as_json: bool) -> None:
@@ -41,10 +28,8 @@ def listing(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in found], indent=1, ensure_ascii=False))
         return
-    made = sheet("Published tables and figures", ("id", "what", "where", "measured by"), ("rows",))
-    for item in found:
-        made.add_row(item.id, item.title, f"{item.paper.source}, {item.number}", item.command, str(len(item.rows)))
-    console().print(made)
+    rows = [(item.id, item.title, f"{item.paper.source}, {item.number}", item.command, str(len(item.rows))) for item in found]
+    print_table("Published tables and figures", LISTING, rows, "docs/reproduce.md")
     typer.echo("`sparsight reproduce ID` runs one or says what is missing; `--macs` counts the GFLOPs of all")
 
 
@@ -80,23 +65,18 @@ def result(done: Reproduction, as_json: bool) -> None:
     if as_json:
         typer.echo(done.to_json(), nl=False)
         return
-    out = console()
-    made = sheet(
-        f"{done.entry.title}\n{done.entry.paper.title}, {done.entry.paper.source}, {done.entry.number}",
-        ("row", "recipe"),
-        heads(done.entry),
-    )
-    for item in done.lines:
-        recipe = item.row.value or (item.row.recipe if item.row.method else "")
-        made.add_row(
-            Text(f"{item.row.model if len(done.entry.models) > 1 else ''} {item.row.label}".strip()),
-            recipe,
-            *cells(done.entry, item),
-        )
-    if done.lines:
-        out.print(made)
+    found, many = done.entry, len(done.entry.models) > 1
+    rows = [
+        [f"{item.row.model if many else ''} {item.row.label}".strip(), item.row.value or (item.row.recipe if item.row.method else ""),
+         *cells(found, item)]
+        for item in done.lines
+    ]  # fmt: skip
+    title = f"{found.title}\n{found.paper.title}, {found.paper.source}, {found.number}"
+    measures = (Column(head, place) for place, head in enumerate(heads(found)))
+    if rows:
+        print_table(title, (Column("row", name=True), Column("recipe", name=True), *measures), rows, "docs/reproduce.md")
     for text in remarks(done):
-        typer.echo(text)
+        say(text)
 
 
 def heads(found: Entry) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ def robustness(
     from ..runs.workers import leads
     from .compare import items
     from .progress import Count
+    from .results import print_robustness
 
     try:
         levels = [int(level) for level in items(severity)]
@@ -39,4 +40,4 @@ def robustness(
             batch_size=batch_size, workers=workers, device=device, precision=precision, seed=seed, listen=count,
         )  # fmt: skip
     if leads():
-        typer.echo(f"{done}\nwrote {out / 'results.json'} and {out / 'robustness.png'}")
+        print_robustness(done, out)
