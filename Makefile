@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo test lint docs lock clean
+.PHONY: help setup demo test test-all lint docs lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
 	@echo "make demo   - compare methods on the embedded model and images, into runs/demo/"
 	@echo "make test   - the test suite"
+	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make lint   - ruff and mypy"
 	@echo "make docs   - regenerate docs/methods.md and docs/reproduce.md"
 	@echo "make lock   - resolve requirements.lock again"
@@ -32,7 +33,10 @@ demo: setup
 
 # One thread for each worker: more would only wait for each other.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not product"
+
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --random-order
 
 lint: setup
 	$(BIN)/ruff check .

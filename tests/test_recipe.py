@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsight
+from sparsight import registry
 from sparsight.errors import PruneError
 
 STRINGS = [
@@ -65,6 +66,18 @@ BAD = {
     "evit:layers=6/3": "ascending",
     "evit:layers=3/3": "once",
     "evit:layers=most": "early, all, input",
+    "evit:layers=6-3": "first-last",
+    "evit:layers=3-": "cannot be used",
+    "evit:layers=0-99999999999": "at most 4096 blocks",
+    "evit:remove=-inf": "whole number",
+    "evit:tokens=inf": "whole number",
+    "evit:tokens=" + "9" * 400: "whole number",
+    "evit:layers=" + "9" * 400: "cannot be used",
+    "random:seed=" + "9" * 400: "seed=9+.*cannot be used",
+    "agile:erank_avg=nan": "erank_avg=nan cannot be used",
+    "sparsevlm:remove=3": "tokens= or keep=",
+    "sparsevlm:tokens=192/64/32": "single number",
+    "sparsevlm:count=rank,scale=inf": "finite",
     "evit:layers=": "cannot read",
     "evit:keep": "cannot read 'keep'",
     "evit:keep=0.5,keep=0.6": "twice",
@@ -88,10 +101,42 @@ def test_bad_strings(text, message):
         sparsight.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"method": "evit"}', '{"method": "evit", "params": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"method": "evit"}', '{"method": "evit", "params": 3}', "[" * 20_000, '{"method": {}, "params": {}}']
+)
 def test_bad_json(text):
     with pytest.raises(PruneError, match="JSON"):
         sparsight.Recipe.from_json(text)
+
+
+@pytest.mark.parametrize("value", ["[]", "Infinity", "NaN", "1" + "0" * 400, "true", "{}", "[[1]]", '"1/"'])
+@pytest.mark.parametrize("key", ["keep", "tokens", "remove", "layers", "where"])
+def test_bad_values_in_json(key, value):
+    with pytest.raises(PruneError, match=key):
+        sparsight.Recipe.from_json(f'{{"method": "ats", "params": {{"{key}": {value}}}}}')
+
+
+@pytest.mark.parametrize("value", ["a,b", "", " a", "a\n", ["a"]])
+def test_text_that_a_recipe_string_cannot_hold(value):
+    with pytest.raises(PruneError, match="weights"):
+        registry.make("sit", weights=value)
+
+
+def test_messages_quote_foreign_text_in_one_short_line():
+    for text in ("x" * 2000, "evit\x1b[31m:keep=1", "evit:" + "k" * 2000 + "=1", "evit:keep=" + "\x00" * 500, "evit:keep=\n\ud800"):
+        with pytest.raises(PruneError) as caught:
+            sparsight.parse(text)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 800
+
+
+def test_ranges_of_layers():
+    assert str(sparsight.parse("evit:layers=3-6")) == "evit:keep=0.7,layers=3/4/5/6"
+    assert sparsight.parse("evit:layers=0-2/5/8-8") == sparsight.parse("evit:layers=0/1/2/5/8")
+
+
+def test_a_shared_word_at_its_default_is_left_out():
+    assert sparsight.parse("ats:per_tile=false") == sparsight.parse("ats")
 
 
 def test_methods_are_listed_with_parameters():

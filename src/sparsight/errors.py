@@ -1,5 +1,21 @@
-"""The one exception type of the library."""
+"""The one exception type of the library, and how its messages quote text from outside."""
+
+import reprlib
+
+MOST = 80
 
 
 class PruneError(ValueError):
     """A request that cannot be carried out: names the thing, what was got, what is possible and the fix."""
+
+
+def shown(value: object, most: int = MOST) -> str:
+    """A value from outside as a message quotes it: one line of at most `most` characters, the middle left out, control characters escaped."""
+    try:
+        text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+    except (ValueError, RecursionError):  # a number of too many digits, a list within lists within lists
+        text = f"a long {type(value).__name__}"
+    head = most * 2 // 3
+    if len(text) > most:
+        text = f"{text[:head]}...{text[head + 3 - most :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,17 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from .errors import PruneError
-from .ops.schedule import Schedule, show, spell
+from . import registry
+from .errors import PruneError, shown
+from .ops.schedule import IN_BLOCKS as IN_BLOCKS
+from .ops.schedule import PLACES, Schedule, show, spell
 
 Attention = Literal["making", "consuming"]
 Value = int | float | bool | str | tuple[Any, ...] | None
-
-IN_BLOCKS = ("before", "attn", "block")
-PLACES = (*IN_BLOCKS, "encoder", "projector", "decoder")
-"""Where tokens leave. In a vision model: "before" a block, between its "attn" and its MLP (as most papers do), or after the whole
-"block". In a vision-language model: between the vision "encoder" and the projector, after the "projector", or between blocks of the
-language "decoder"."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ class Recipe:
         steps = (as_step(step) for step in (self.score, self.select, self.reduce) if step is not None)
         object.__setattr__(self, "steps", tuple(steps))
         if self.where not in PLACES:
-            raise PruneError(f"where={self.where!r} is not known; choose one of {', '.join(PLACES)}")
+            raise PruneError(f"where={shown(self.where)} is not known; choose one of {', '.join(PLACES)}")
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
@@ -147,12 +143,12 @@ class Recipe:
 
     @staticmethod
     def from_json(text: str) -> Recipe:
-        """Read what `to_json` wrote."""
-        from .registry import make
-
+        """Read what `to_json` wrote. Raises PruneError for anything else."""
+        form = "expected {'method': ..., 'params': {...}}"
         try:
             data = json.loads(text)
-            name, params = data["method"], dict(data["params"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise PruneError(f"not a recipe in JSON: {error}; expected {{'method': ..., 'params': {{...}}}}") from None
-        return make(name, **params)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise PruneError(f"not a recipe in JSON: {shown(str(error))}; {form}") from None
+        if not isinstance(data, dict) or not isinstance(data.get("method"), str) or not isinstance(data.get("params"), dict):
+            raise PruneError(f"not a recipe in JSON: {shown(data)}; {form}")
+        return registry.make(data["method"], **data["params"])

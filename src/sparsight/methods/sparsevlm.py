@@ -8,6 +8,7 @@ Text means the tokens after the last image token (all text where there is none).
 of them rate (the authors' code gives NaN); ties in clustering go to the lower index instead of noise; any batch size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,13 @@ class Stages(DecoderSchedule):
     """Counts of the three sites by the authors' table; ranked: by the rank of the raters' attention, whatever `tokens` says."""
 
     ranked: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove is not None or len(as_tuple(getattr(self, self.word))) != 1:
+            raise PruneError(
+                "sparsevlm: the counts of all sites follow from one tokens= or keep=; give a single number of one of them"
+            )
 
     def check(self, entered: int, images: int = 1) -> None:
         if not self.ranked:
@@ -77,6 +85,8 @@ def sparsevlm(
         raise PruneError(
             f"sparsevlm: the table has counts for three layers, layers={show(layers)} names {len(layers)}; try count=rank"
         )
+    if not (math.isfinite(scale) and math.isfinite(bias)):
+        raise PruneError(f"sparsevlm: scale={scale:g}, bias={bias:g}: both must be finite")
     pick = Step(choose, recycle=recycle, rank=(scale, bias) if count == "rank" else ())
     stages = Stages(layers, tokens=tokens, after=True, rows="raters", positions=positions, ranked=count == "rank")
     return Recipe(text.mean_row, pick, reduce.merge_sized if recycle else reduce.drop, stages, where="decoder")

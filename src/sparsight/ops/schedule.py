@@ -9,7 +9,13 @@ from typing import Literal
 
 import torch
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
+
+IN_BLOCKS = ("before", "attn", "block")
+PLACES = (*IN_BLOCKS, "encoder", "projector", "decoder")
+"""Where tokens leave. In a vision model: "before" a block, between its "attn" and its MLP (as most papers do), or after the whole
+"block". In a vision-language model: between the vision "encoder" and the projector, after the "projector", or between blocks of the
+language "decoder"."""
 
 BUDGET = ("keep", "tokens", "remove")
 """The budget words that every method shares; at most one of them is set in a Schedule."""
@@ -51,7 +57,7 @@ class Schedule:
     def __post_init__(self) -> None:
         given = [word for word in BUDGET if getattr(self, word) is not None]
         if len(given) > 1:
-            got = " and ".join(f"{w}={show(getattr(self, w))}" for w in given)
+            got = " and ".join(f"{w}={shown(show(getattr(self, w)))}" for w in given)
             raise PruneError(f"budget words conflict: give one of {', '.join(BUDGET)}, got {got}")
         for word in given:
             for value in as_tuple(getattr(self, word)):
@@ -59,11 +65,11 @@ class Schedule:
         if isinstance(self.layers, str):
             if self.layers not in NAMED_LAYERS:
                 raise PruneError(
-                    f"layers={self.layers!r} is not known; give block numbers such as layers=3/6/9, or one of "
+                    f"layers={shown(self.layers)} is not known; give block numbers such as layers=3/6/9 or 3-6, or one of "
                     + ", ".join(NAMED_LAYERS)
                 )
         elif len(set(self.layers)) != len(self.layers) or list(self.layers) != sorted(self.layers):
-            raise PruneError(f"layers={show(self.layers)}: give each block once, in ascending order")
+            raise PruneError(f"layers={shown(show(self.layers))}: give each block once, in ascending order")
         if not -1 <= self.inflect <= 1:
             raise PruneError(f"inflect={self.inflect:g} is outside [-1, 1]")
         if self.inflect and self.remove is None:
@@ -104,14 +110,14 @@ class Schedule:
         outside = [layer for layer in blocks if layer >= depth or layer < -1]
         if outside or (self.layers != "input" and min(blocks) < 0):
             raise PruneError(
-                f"layers={show(self.layers)} is out of range: the model has {depth} blocks, give numbers from 0 to "
+                f"layers={shown(show(self.layers))} is out of range: the model has {depth} blocks, give numbers from 0 to "
                 f"{depth - 1}, or one of {', '.join(NAMED_LAYERS)}"
             )
         amounts = as_tuple(getattr(self, self.word)) if self.word else ()
         if len(amounts) not in (0, 1, len(blocks)):
             raise PruneError(
-                f"{self.word}={show(amounts)} has {len(amounts)} values for {len(blocks)} sites (layers="
-                f"{show(self.layers)}); give one value, or one for each site"
+                f"{self.word}={shown(show(amounts))} has {len(amounts)} values for {len(blocks)} sites (layers="
+                f"{shown(show(self.layers))}); give one value, or one for each site"
             )
         return blocks
 
@@ -192,7 +198,7 @@ def check_amount(word: str, value: float) -> None:
     if word == "keep":
         if not 0 < value <= 1:
             raise PruneError(f"keep={value:g} is outside (0, 1]: it is the fraction of tokens kept at each site")
-    elif value != int(value) or value < (1 if word == "tokens" else 0):
+    elif not math.isfinite(value) or value != int(value) or value < (1 if word == "tokens" else 0):
         least = "at least 1" if word == "tokens" else "0 or more"
         raise PruneError(f"{word}={value:g} must be a whole number, {least}")
 
