@@ -3,13 +3,10 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from sparsight.cli.main import run
-
-sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from sparsight.evaluation import metrics
-from sparsight.look.block_tally import Pair, Sums, Tally, mask_of, random_rank
+from sparsight.look.block_probe import Pair, Sums, Tally, mask_of, random_rank
 from sparsight.look.heat import heat
-from sparsight.look.ranking import pearson
+from sparsight.look.rank import pearson
 from sparsight.ops.attention import head_entropy, row_entropy
 from sparsight.ops.distance import attention_distance, uniform_distance
 from sparsight.plan import Plan

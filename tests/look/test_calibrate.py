@@ -1,14 +1,9 @@
 """Calibration and rank against features and attention that the model itself gives out, and what cannot be measured."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-sys.path.append(str(Path(__file__).parents[1] / "vlms"))
 
 import sparsight
 from sparsight import PruneError

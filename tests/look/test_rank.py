@@ -2,20 +2,15 @@
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from compare_data import make_images, make_model
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parents[1] / "vlms"))
-
 from sparsight import PruneError
 from sparsight.evaluation import metrics
-from sparsight.look.rank import rank, speaks
-from sparsight.look.ranking import pearson, places, spearman
+from sparsight.look.rank import pearson, places, rank, speaks, spearman
 
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
     from ..evaluation.vlm_scores import VlmEvaluation
     from ..look.analysis import Analysis
-    from ..look.ranking import Ranking
+    from ..look.rank import Ranking
     from ..runs.comparison import Comparison, Row
     from ..runs.intervals import Interval
     from ..speed.bench_result import Bench
@@ -145,7 +145,7 @@ def print_stages(done: StageBench, out: Path) -> None:
             (f"{gain.median:.2f}", quartiles(gain)) for gain in map(row.gain, ("prefill", "per_token", "total"))
         )
         lines.append([
-            row.recipe, row.tokens, f"{row.macs.reading / 1e9:.3g}", *times, *reading, f"{done.share(row):.2f}", *token, *whole,
+            row.recipe, row.tokens, f"{row.macs.reading / 1e9:.1f}", *times, *reading, f"{done.share(row):.2f}", *token, *whole,
             f"{row.footprint.cache / 1e6:.2f}", f"{row.footprint.peak / 1e6:.0f}",
         ])  # fmt: skip
     print_table(str(done), STAGES, lines, out / "results.json")

@@ -23,9 +23,8 @@ from ..prune import resolve
 from ..recipe import Recipe
 from ..runs.store import claim, release
 from .analysis import Agreement, Analysis, Head, Histogram, Left
-from .block_probe import Asked, Batch, Probe, ask
-from .block_tally import Tally
-from .ranking import need_plot
+from .block_probe import Asked, Batch, Probe, Tally, ask
+from .rank import need_plot
 from .watch import unpruned
 
 ORDERS = (1.0, 2.0, 4.0, float("inf"))
@@ -203,15 +202,16 @@ def remarks(asked: list[Asked], layers: tuple[int, ...]) -> list[str]:
 
 def publish(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe, out: Path, listen: Listener) -> None:
     """Draw everything, then write figures, tables, JSON and the page, the page last; sheets of an earlier run that are no more go."""
-    from ..pages.analysis_page import page
+    from ..pages.analysis_page import analysis_page
     from ..runs.store import write, write_text
     from .analysis_figures import figures
     from .heat import maps_table, sheets
 
     listen(len(folder), len(folder), "drawing")
-    drawn = {**sheets(done, loaded, folder, probe), **figures(done)}
+    (maps, shown_maps), (plots, shown_plots) = sheets(done, loaded, folder, probe), figures(done)
+    drawn = {**maps, **plots}
     texts = {**done.tables(), "scores.csv": maps_table(done, folder, probe), "analysis.json": done.to_json()}
-    texts["report.html"] = page(done, drawn)
+    texts["report.html"] = analysis_page(done, {**shown_maps, **shown_plots})
     for name, data in drawn.items():
         write(out / name, lambda part, data=data: part.write_bytes(data))  # type: ignore[misc]
     for name, text in texts.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..ops.schedule import show
 from ..runs.stored import read_result
-from .ranking import pearson
+from .rank import pearson
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,11 @@ class Analysis:
             return f"blocks {first} to {last}"
         return f"block{'s' * (len(self.layers) > 1)} {show(tuple(self.layers))}"
 
+    @property
+    def order_name(self) -> str:
+        """The entropy that goes with the distance, in words."""
+        return named(self.order)
+
     def pairs_of_heads(self, block: int | None = None) -> tuple[list[float], list[float]]:
         """Entropy and distance of every head, of one block or of all."""
         at = self.orders.index(self.order)
@@ -155,7 +160,7 @@ class Analysis:
         distances = self.pairs_of_heads()[1]
         lines.append(
             f"attention distance: {fmean(distances):.1f} pixels ({min(distances):.1f} to {max(distances):.1f} by head, {self.uniform:.1f} if even); "
-            f"correlation with {named(self.order)} entropy {signed(self.correlation)} over heads, {signed(self.correlation_of_blocks)} over blocks"
+            f"correlation with {self.order_name} entropy {signed(self.correlation)} over heads, {signed(self.correlation_of_blocks)} over blocks"
         )
         lines += self.agreement_lines()
         for recipe in self.recipes:

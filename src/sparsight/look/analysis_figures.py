@@ -1,53 +1,84 @@
-"""The figures of an analysis as PNG files, drawn by matplotlib from the result alone."""
+"""The figures of an analysis, drawn by matplotlib from the result alone: as PNG files on white, and for dark pages."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from ..pages.analysis_page import Figure
+from ..pages.page import data_uri
 from ..pages.plots import COLOURS as ALL_COLOURS
 from .analysis import Agreement, Analysis, named, signed
 
 COLOURS = ALL_COLOURS[:-1]
-KEPT, PRUNED, QUIET, LINE = COLOURS[0], "#c9ccd1", "#5f6368", "#e2e3e6"
+KEPT = COLOURS[0]
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of text, of what is less important, of grid lines, of pruned patches, and of the paper."""
+
+    ink: str
+    quiet: str
+    line: str
+    pruned: str
+    paper: str
+
+    def style(self) -> dict[str, Any]:
+        """The settings of matplotlib that draw so."""
+        quiet = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), self.quiet)
+        ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), self.ink)
+        paper = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), self.paper)
+        return STYLE | quiet | ink | paper | {"grid.color": self.line}
+
+
+LIGHT = Palette("#1c1c1e", "#5f6368", "#e2e3e6", "#c9ccd1", "#ffffff")
+DARK = Palette("#e9e9ec", "#a3a7ae", "#33373d", "#4b5057", "#16181b")
+"""As `pages/style.css` has them."""
+
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": "#1c1c1e",
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": "#1c1c1e",
-    "ytick.labelcolor": "#1c1c1e",
-    "grid.color": LINE,
     "legend.frameon": False,
 }
-DPI = 150
 
 
-def figures(done: Analysis) -> dict[str, bytes]:
-    """The figures as PNG files, by name."""
-    found = {"entropy.png": entropy, "distance.png": distance, "rank.png": rank}
+def figures(done: Analysis) -> tuple[dict[str, bytes], dict[str, Figure]]:
+    """The PNG files by name, and what the page shows of them."""
+    drawings = {"entropy.png": entropy, "distance.png": distance, "rank.png": rank}
     if done.different():
-        found["agreement.png"] = agreement
-    return {name: png(draw, done) for name, draw in found.items()}
+        drawings["agreement.png"] = agreement
+    files, shown = {}, {}
+    for name, draw in drawings.items():
+        light, dark = (png(draw, done, palette) for palette in (LIGHT, DARK))
+        files[name], shown[name] = light, Figure(data_uri(light), data_uri(dark), page_width(light))
+    return files, shown
 
 
-def png(draw: Callable[[Analysis], Any], done: Analysis) -> bytes:
+def page_width(content: bytes) -> int:
+    """Pixels of a page that a PNG file is wide at its own resolution."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return round(picture.width * 96 / DPI)
+
+
+def png(draw: Any, done: Analysis, palette: Palette) -> bytes:
     """A figure as a PNG file."""
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        draw(done).savefig(buffer, format="png", dpi=DPI)
+    with matplotlib.rc_context(palette.style()):
+        draw(done, palette).savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
@@ -58,7 +89,7 @@ def sheet(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def entropy(done: Analysis) -> Any:
+def entropy(done: Analysis, palette: Palette) -> Any:
     """One panel per order, in it one histogram per block: the patches with the lowest entropy of their image in colour."""
     figure = sheet(max(4.5, 2.6 * len(done.orders)), 1.4 + 0.42 * len(done.layers))
     panels = figure.subplots(1, len(done.orders), sharey=True, squeeze=False)[0]
@@ -69,16 +100,18 @@ def entropy(done: Analysis) -> Any:
             kept, pruned = np.array(found[block].kept), np.array(found[block].pruned)
             height = 0.92 / max(1, (kept + pruned).max())
             panel.stairs(row - kept * height, edges, baseline=row, fill=True, color=KEPT, linewidth=0)
-            panel.stairs(row - (kept + pruned) * height, edges, baseline=row - kept * height, fill=True, color=PRUNED, linewidth=0)
-            panel.axhline(row, color=QUIET, linewidth=0.5)
-        panel.axvline(done.top, color=QUIET, linewidth=0.7, linestyle=":")
+            panel.stairs(
+                row - (kept + pruned) * height, edges, baseline=row - kept * height, fill=True, color=palette.pruned, linewidth=0
+            )
+            panel.axhline(row, color=palette.quiet, linewidth=0.5)
+        panel.axvline(done.top, color=palette.quiet, linewidth=0.7, linestyle=":")
         panel.set(title=named(order), xlabel="entropy (nats)", xlim=(0, done.top * 1.02), ylim=(len(done.layers) - 0.9, -1.05))
         panel.tick_params(axis="y", length=0)
         panel.spines["left"].set_visible(False)
     panels[0].set_yticks(range(len(done.layers)), [str(block) for block in done.layers])
     panels[0].set_ylabel("block")
     h, w = done.grid
-    entries = (f"the {done.kept} of {h * w} patches of each image with the lowest entropy", KEPT), ("the others", PRUNED)
+    entries = (f"the {done.kept} of {h * w} patches of each image with the lowest entropy", KEPT), ("the others", palette.pruned)
     legend(figure, entries)
     return figure
 
@@ -88,27 +121,43 @@ def legend(figure: Any, entries: Any) -> None:
     from matplotlib.patches import Patch
 
     figure.legend(
-        handles=[Patch(color=colour, label=text) for text, colour in entries], loc="outside upper left", ncols=len(entries)
+        handles=[Patch(color=colour, label=text) for text, colour in entries],
+        loc="outside upper left",
+        ncols=len(entries) if figure.get_figwidth() > 7 else 1,
     )
 
 
-def distance(done: Analysis) -> Any:
+def distance(done: Analysis, palette: Palette) -> Any:
     """Distance and entropy of every head over the depth, and one against the other."""
     figure = sheet(11.5, 3.7)
     left, middle, right = figure.subplots(1, 3)
     entropies, distances = done.pairs_of_heads()
     blocks = [head.block for head in done.heads]
     over_depth(left, done, distances, "attention distance (pixels)")
-    left.axhline(done.uniform, color=QUIET, linewidth=0.8, linestyle=":")
+    left.axhline(done.uniform, color=palette.quiet, linewidth=0.8, linestyle=":")
     left.annotate(
-        "even attention", (1, done.uniform), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=QUIET, fontsize=8
+        "even attention",
+        (1, done.uniform),
+        (0, 3),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+        color=palette.quiet,
+        fontsize=8,
     )
     left.set_ylim(0, max(done.uniform, *distances) * 1.09)
     left.set_title("dots: heads, line: their mean")
     over_depth(middle, done, entropies, f"{named(done.order)} entropy (nats)")
-    middle.axhline(done.top, color=QUIET, linewidth=0.8, linestyle=":")
+    middle.axhline(done.top, color=palette.quiet, linewidth=0.8, linestyle=":")
     middle.annotate(
-        "even attention", (1, done.top), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=QUIET, fontsize=8
+        "even attention",
+        (1, done.top),
+        (0, 3),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+        color=palette.quiet,
+        fontsize=8,
     )
     middle.set_ylim(min(0.0, *entropies), done.top * 1.09)
     dots = right.scatter(entropies, distances, c=blocks, cmap="viridis", s=22, linewidths=0, alpha=0.9)
@@ -131,12 +180,13 @@ def over_depth(axes: Any, done: Analysis, values: list[float], title: str) -> No
     axes.set_axisbelow(True)
 
 
-def agreement(done: Analysis) -> Any:
+def agreement(done: Analysis, palette: Palette) -> Any:
     """One matrix per block: shared tokens of every pair of recipes in percent of the smaller set, coloured by how far from chance."""
     names = list(dict.fromkeys(a.first for a in done.agreements))
+    legends = [folded(name) for name in names]
     columns = min(6 if len(names) < 5 else 4, len(done.layers))
     rows, side = math.ceil(len(done.layers) / columns), max(1.5, 0.4 * len(names))
-    figure = sheet(columns * side + 1.2, rows * (side + 0.3) + 0.24 * math.ceil(len(names) / 2) + 0.2)
+    figure = sheet(columns * side + 1.2, rows * (side + 0.3) + 0.2 * sum(legend.count("\n") + 1 for legend in legends) + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat[len(done.layers) :]:
         panel.set_visible(False)
@@ -157,7 +207,7 @@ def agreement(done: Analysis) -> Any:
     bar = figure.colorbar(image, ax=panels, shrink=0.85, pad=0.02, aspect=25, ticks=[-1, 0, 1])
     bar.ax.set_yticklabels(["none shared", "as by chance", "the same"])
     bar.outline.set_visible(False)
-    numbered(figure, names)
+    numbered(figure, legends)
     return figure
 
 
@@ -182,16 +232,30 @@ def numbered(figure: Any, names: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], linestyle="", label=f"{number + 1}  {name}") for number, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=0, handletextpad=0)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns_of(names), handlelength=0, handletextpad=0)
 
 
-def rank(done: Analysis) -> Any:
+LONGEST = 80
+"""Characters of a recipe in one line of a legend."""
+
+
+def folded(name: str) -> str:
+    """A recipe in lines, broken after commas."""
+    return fill(name.replace(",", ", "), LONGEST, break_on_hyphens=False).replace(", ", ",")
+
+
+def columns_of(names: list[str], most: int = 2) -> int:
+    """Columns of a legend; long names stand below each other."""
+    return most if max(map(len, names)) < LONGEST // most else 1
+
+
+def rank(done: Analysis, palette: Palette) -> Any:
     """Effective rank of what is left over the depth, and the same as a share of what as many random tokens have."""
-    figure = sheet(10.5, 3.9)
+    figure = sheet(10.5, 3.7 + 0.2 * math.ceil(len(done.recipes) / columns_of(done.recipes, 3)))
     left, right = figure.subplots(1, 2)
     places = {block: row for row, block in enumerate(done.layers)}
     full = {row.block: row.unpruned for row in done.left}
-    left.plot([places[b] for b in full], list(full.values()), color="#1c1c1e", linewidth=1.6, label="all tokens")
+    left.plot([places[b] for b in full], list(full.values()), color=palette.ink, linewidth=1.6, label="all tokens")
     for index, recipe in enumerate(done.recipes):
         rows = [row for row in done.left if row.recipe == recipe]
         spots, look = (
@@ -199,23 +263,23 @@ def rank(done: Analysis) -> Any:
             {"color": COLOURS[index % len(COLOURS)], "markersize": 4, "linewidth": 1.5},
         )
         marker = "osD^vPX"[index % 7]
-        left.plot(spots, [row.rank for row in rows], marker=marker, label=recipe, **look)
+        left.plot(spots, [row.rank for row in rows], marker=marker, label=folded(recipe), **look)
         right.plot(spots, [100 * (row.rank / row.random - 1) for row in rows], marker=marker, **look)
     random = {(row.block, round(row.tokens, 2)): row.random for row in done.left}
     for number, tokens in enumerate(dict.fromkeys(tokens for _, tokens in random)):
         points = [(places[b], value) for (b, t), value in random.items() if t == tokens]
         left.plot(
             *zip(*points, strict=True),
-            color=QUIET,
+            color=palette.quiet,
             linewidth=1.2,
             linestyle="--",
             label="as many at random" if not number else None,
         )
-    right.axhline(0, color=QUIET, linewidth=1.2, linestyle="--")
+    right.axhline(0, color=palette.quiet, linewidth=1.2, linestyle="--")
     left.set(xlabel="block", ylabel="effective rank", title="of the tokens that are left")
     right.set(xlabel="block", ylabel="difference (%)", title="against as many tokens at random")
     for axes in (left, right):
         axes.set_xticks(range(len(places)), [str(block) for block in places])
         axes.grid(axis="y", linewidth=0.6)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=columns_of(done.recipes, 3))
     return figure

@@ -11,9 +11,10 @@ from PIL import Image
 from ..data.images import Folder, Skipped, load_image
 from ..load.answers import name_of
 from ..load.models import Loaded
+from ..pages.page import picture_uri
 from ..recipe import Recipe
 from ..runs.comparison import Comparison
-from .patches import Look, data_uri, look, pictures, tint
+from .patches import Look, look, pictures, tint
 
 SIDE = 168
 MOST_SITES = 4
@@ -53,11 +54,11 @@ def gallery(loaded: Loaded, folder: Folder, done: Comparison, recipes: list[Reci
     exhibits = []
     for item, (name, picture) in enumerate(zip(tensors, pictures(batch, loaded.transform))):
         sites = {
-            text: [Thumb(site.title, site.tokens, data_uri(Image.fromarray(tint(site), "RGBA"))) for site in few(looks[item])]
+            text: [Thumb(site.title, site.tokens, picture_uri(Image.fromarray(tint(site), "RGBA"))) for site in few(looks[item])]
             for text, looks in seen.items()
         }
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        exhibits.append(Exhibit(name, data_uri(picture, "JPEG"), sites))
+        exhibits.append(Exhibit(name, picture_uri(picture, "jpeg"), sites))
     return exhibits
 
 

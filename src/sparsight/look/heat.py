@@ -9,11 +9,13 @@ from PIL import Image, ImageDraw
 
 from ..data.images import Folder, Skipped, even, load_image
 from ..load.models import Loaded
+from ..pages.analysis_page import Figure
+from ..pages.page import picture_uri
 from .analysis import Analysis, table
-from .block_probe import Probe
-from .block_tally import Map
+from .analysis_figures import DARK, DPI, LIGHT, Palette
+from .block_probe import Map, Probe
 from .patches import pictures
-from .show import INK, PAPER, QUIET, font, inferno
+from .show import font, inferno
 
 SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32
 MOST = 12
@@ -22,9 +24,9 @@ STRENGTH = 0.78
 """How much of the picture the colours cover."""
 
 
-def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> dict[str, bytes]:
-    """Each image's sheet as a PNG file, by name."""
-    found = {}
+def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> tuple[dict[str, bytes], dict[str, Figure]]:
+    """Each image's sheet as a PNG file by name, and what the page shows of it: a JPEG, a tenth of the bytes."""
+    files, shown = {}, {}
     for number, place in enumerate(places_of(probe)):
         tensor = load_image(folder.paths[place], loaded.transform)
         if isinstance(tensor, Skipped):
@@ -36,11 +38,12 @@ def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> dict
             for index, recipe in enumerate(done.recipes)
             if (place, index) in tally.maps
         }
-        sheet = draw(picture, maps, done.maps[number], done.model)
+        light, dark = (draw(picture, maps, done.maps[number], done.model, palette) for palette in (LIGHT, DARK))
         buffer = io.BytesIO()
-        sheet.save(buffer, "PNG", optimize=True)
-        found[f"scores{number}.png"] = buffer.getvalue()
-    return found
+        light.save(buffer, "PNG", optimize=True)
+        files[name := f"scores{number}.png"] = buffer.getvalue()
+        shown[name] = Figure(picture_uri(light, "jpeg"), picture_uri(dark, "jpeg"), round(light.width * 96 / DPI))
+    return files, shown
 
 
 def places_of(probe: Probe) -> list[int]:
@@ -48,7 +51,7 @@ def places_of(probe: Probe) -> list[int]:
     return sorted({place for tally in probe.tallies.values() for place, _ in tally.maps})
 
 
-def draw(picture: Image.Image, maps: dict[tuple[str, int], Map], name: str, model: str) -> Image.Image:
+def draw(picture: Image.Image, maps: dict[tuple[str, int], Map], name: str, model: str, palette: Palette) -> Image.Image:
     """The sheet of one image."""
     recipes = list(dict.fromkeys(recipe for recipe, _ in maps))
     layers = sorted({layer for _, layer in maps})
@@ -57,18 +60,18 @@ def draw(picture: Image.Image, maps: dict[tuple[str, int], Map], name: str, mode
     picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     top, band = MARGIN + height + 3 * GAP + LINE, LINE + height + 2 * GAP
     columns = max(len(layers), 4)
-    sheet = Image.new("RGB", (2 * MARGIN + columns * (width + GAP) - GAP, top + len(recipes) * band + MARGIN - GAP), PAPER)
+    sheet = Image.new("RGB", (2 * MARGIN + columns * (width + GAP) - GAP, top + len(recipes) * band + MARGIN - GAP), palette.paper)
     pen = ImageDraw.Draw(sheet)
     sheet.paste(picture, (MARGIN, MARGIN))
     x = MARGIN + width + 2 * GAP
-    pen.text((x, MARGIN - 4), name, INK, font(26))
-    pen.text((x, MARGIN + 34), f"scores of all patches in {model}, not pruned", QUIET, font(21))
-    colour_bar(sheet, pen, (x, MARGIN + height - 38), 3 * width)
+    pen.text((x, MARGIN - 4), name, palette.ink, font(26))
+    pen.text((x, MARGIN + 34), f"scores of all patches in {model}, not pruned", palette.quiet, font(21))
+    colour_bar(sheet, pen, (x, MARGIN + height - 38), 3 * width, palette)
     for column, layer in enumerate(layers):
-        pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", QUIET, font(20))
+        pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", palette.quiet, font(20))
     for row, recipe in enumerate(recipes):
         y = top + row * band
-        pen.text((MARGIN, y), recipe, INK, font(22))
+        pen.text((MARGIN, y), recipe, palette.ink, font(22))
         for column, layer in enumerate(layers):
             if (recipe, layer) in maps:
                 sheet.paste(heat(picture, maps[recipe, layer]), (MARGIN + column * (width + GAP), y + LINE))
@@ -81,13 +84,13 @@ def fitted(picture: Image.Image) -> tuple[int, int]:
     return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
 
 
-def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int) -> None:
+def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int, palette: Palette) -> None:
     """What the colours mean."""
     x, y = place
     ramp = inferno(np.linspace(0, 1, width))[None].repeat(12, axis=0)
     sheet.paste(Image.fromarray(ramp), (x, y))
-    pen.text((x, y + 15), "lowest score", QUIET, font(20))
-    pen.text((x + width, y + 15), "highest, kept first", QUIET, font(20), anchor="ra")
+    pen.text((x, y + 15), "lowest score", palette.quiet, font(20))
+    pen.text((x + width, y + 15), "highest, kept first", palette.quiet, font(20), anchor="ra")
 
 
 def heat(picture: Image.Image, score: Map) -> Image.Image:

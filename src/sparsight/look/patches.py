@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,10 +101,3 @@ def pictures(images: Tensor, transform: Transform) -> list[Image.Image]:
     black, white = (transform(Image.new("RGB", (320, 320), c)).mean(dim=(1, 2)).view(3, 1, 1) for c in ("black", "white"))
     pixels = ((images.float().cpu() - black) / (white - black)).clamp(0, 1).mul(255).round().byte()
     return [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
-
-
-def data_uri(picture: Image.Image, kind: str = "PNG") -> str:
-    """The picture as text for a page."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 82, "optimize": True} if kind == "JPEG" else {"optimize": True}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import PruneError
 from ..speed.timing import Spread
-from .intervals import Interval, paired
+from .intervals import Interval, paired, paired_means
 from .stored import read_result
 
 UNPRUNED = "unpruned"
@@ -126,12 +126,17 @@ class Comparison:
         return paired(after, before)
 
     def best(self, measure: str) -> set[str]:
-        """Recipes with the highest value of the measure among at least two rows of the same budget and blocks."""
+        """Recipes that are better than all others of the same budget and blocks, beyond chance: their interval lies above the others'.
+
+        measure: top1, top5, agreement (95% intervals), speedup (quartiles) or cosine (95% interval of the paired difference).
+        """
         winners: set[str] = set()
         for group in {row.group for row in self.rows[1:]}:
-            found = {row.recipe: score(row, measure) for row in self.rows[1:] if row.group == group}
-            if len(set(found.values())) > 1:
-                winners |= {recipe for recipe, value in found.items() if value == max(found.values())}
+            rows = [row for row in self.rows[1:] if row.group == group]
+            first = max(rows, key=lambda row: middle(row, measure))
+            others = [row for row in rows if row is not first]
+            if others and all(apart(first, row, measure) for row in others):
+                winners.add(first.recipe)
         return winners
 
     def __str__(self) -> str:
@@ -165,13 +170,24 @@ class Comparison:
         return text.getvalue()
 
 
-def score(row: Row, measure: str) -> float:
-    """One number of a row as it is shown, so that values that look equal count as equal."""
+SPANS = {"top1": "top1_change", "top5": "top5_change", "agreement": "agreement", "speedup": "speedup"}
+"""Measures and their intervals."""
+
+
+def middle(row: Row, measure: str) -> float:
+    """What rows are ranked by."""
     if measure == "speedup":
-        return round(row.speedup.median, 2)
-    if measure == "agreement":
-        return round(row.agreement.value, 3) if row.agreement else 0.0
-    return round(getattr(row, measure) or 0.0, 3)
+        return row.speedup.median
+    value = getattr(row, measure)
+    return (value.value if isinstance(value, Interval) else value) or 0.0
+
+
+def apart(first: Row, other: Row, measure: str) -> bool:
+    """Whether the first row is better beyond chance."""
+    if measure == "cosine":
+        return len(first.outcomes.cosine) > 1 and paired_means(first.outcomes.cosine, other.outcomes.cosine).low > 0
+    mine, theirs = (getattr(row, SPANS[measure]) for row in (first, other))
+    return mine is not None and theirs is not None and bool(mine.low > theirs.high)
 
 
 def flat(row: Row) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""render(template, ...) -> str: a Jinja2 template of this folder with the values of a result, and how numbers are written on pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..runs.intervals import Interval
+
+TIMES, DASH, MINUS = "\u00d7", "\u2013", "\u2212"
+
+
+def render(template: str, **values: Any) -> str:
+    """The page. Every value is escaped; a name that a template does not get is an error."""
+    return environment().get_template(template).render(**values)
+
+
+@cache
+def environment() -> Environment:
+    """Templates of this folder and the filters that they use."""
+    made = Environment(
+        loader=PackageLoader("sparsight", "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {
+        "percent": percent,
+        "signed": signed,
+        "change": change,
+        "span": span,
+        "versions": versions,
+        "breakable": breakable,
+    }
+    made.globals |= {"TIMES": TIMES, "DASH": DASH}
+    return made
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent."""
+    return DASH if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """A number with its sign."""
+    return DASH if value is None else f"{value:+.{decimals}f}".replace("-", MINUS)
+
+
+def change(move: Interval | None) -> str:
+    """A change of a fraction in points, with its interval."""
+    if move is None:
+        return ""
+    value, low, high = (signed(100 * v, 1) for v in (move.value, move.low, move.high))
+    return f"{value} [{low}, {high}]"
+
+
+def span(share: Interval) -> str:
+    """The interval of a fraction in percent."""
+    return f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def versions(found: Mapping[str, str]) -> str:
+    """Names and versions in a row."""
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def breakable(name: str) -> Markup:
+    """A long name that may be broken after its commas."""
+    return Markup(",<wbr>").join(escape(part) for part in name.split(","))
+
+
+def data_uri(content: bytes, kind: str = "png") -> str:
+    """A file as text for a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture_uri(picture: Image.Image, kind: str = "png") -> str:
+    """A picture as text for a page; kind: png or jpeg."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind.upper(), optimize=True, **({"quality": 82} if kind == "jpeg" else {}))
+    return data_uri(buffer.getvalue(), kind)

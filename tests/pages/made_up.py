@@ -1,0 +1,109 @@
+"""Results with made-up numbers and names that try to break a page."""
+
+from __future__ import annotations
+
+import math
+
+from sparsight.look.analysis import Agreement, Analysis, Head, Histogram, Left
+from sparsight.runs.comparison import UNPRUNED, Comparison, Outcomes, Row
+from sparsight.runs.intervals import Interval
+from sparsight.speed.bench_result import Bench, BenchRow, Timing
+from sparsight.speed.stage_result import StageBench, StageRow
+from sparsight.speed.stages import Footprint, Macs, Times
+from sparsight.speed.timing import Spread
+
+HOSTILE = """<script>alert("1")</script>'&{{ 7 * 7 }}{% raw %}"""
+LONG = "compose:keep=0.5,layers=0/1/2/3/4/5/6/7/8/9/10/11,score=col_ln,select=topk,reduce=fuse_rest,order=2.5,rows=patches"
+COMMON = {
+    "device": "cpu (x86_64)", "date": "2026-01-02T03:04:05+00:00", "versions": {"python": "3.11", "torch": "2.15"}, "seed": 0,
+}  # fmt: skip
+
+
+def row(recipe: str, budget: str, top1: float, half: float, speed: float, quartile: float, images: int = 4) -> Row:
+    """A row whose accuracy and speed-up have intervals of the given half widths."""
+    values = [0.9 + 0.001 * (index % 3) + top1 / 100 for index in range(images)]
+    move = Interval(top1 - 0.9, top1 - 0.9 - half, top1 - 0.9 + half)
+    return Row(
+        recipe=recipe, label=recipe, budget=budget, layers="3/6/9", definition=None, tokens=[137, 95, 66], images=images, top1=top1,
+        top1_change=None if recipe == UNPRUNED else move, top5=top1 + 0.05, top5_change=None if recipe == UNPRUNED else move,
+        agreement=Interval(top1, top1 - half, top1 + half), cosine=sum(values) / images, macs=3_040_000_000, images_per_second=93.1,
+        speedup=Spread(speed, speed - quartile, speed + quartile, 8), peak_memory=149_000_000,
+        outcomes=Outcomes([0] * images, [1] * images, [1] * images, [1] * images, values),
+    )  # fmt: skip
+
+
+def comparison(name: str = HOSTILE) -> Comparison:
+    """Two budgets: at 0.7 the intervals of the two recipes overlap, at 0.5 they do not."""
+    rows = [
+        row(UNPRUNED, "", 0.9, 0, 1.0, 0.01), row(name, "keep=0.7", 0.88, 0.02, 1.5, 0.1), row("evit", "keep=0.7", 0.87, 0.02, 1.45, 0.1),
+        row(name + ",keep=0.5", "keep=0.5", 0.85, 0.01, 2.1, 0.02), row(LONG, "keep=0.5", 0.80, 0.01, 1.9, 0.02),
+    ]  # fmt: skip
+    return Comparison(
+        model=name, data=name, data_fingerprint="0", image_size=(224, 224), threads=2, precision="fp32", batch_size=32, timed_batch=4,
+        interval_method="95%", memory_method=name, notes=[name], skipped=[(name, "not an image")], images=["a"] * 4, rows=rows, **COMMON,
+    )  # fmt: skip
+
+
+def bench(name: str = HOSTILE) -> Bench:
+    """Two engines at two batch sizes."""
+    rows = []
+    for backend in ("eager", "onnxruntime"):
+        for index, recipe in enumerate((UNPRUNED, name, LONG)):
+            runs, beside = [0.1 / (1 + index / 3)] * 6, [0.1, 0.11] * 3
+            timings = [Timing(1, runs, beside), Timing(32, [20 * run for run in runs], [20 * run for run in beside])]
+            seen = backend == "eager"
+            rows.append(
+                BenchRow(
+                    recipe, "fp32", backend, [137, 95][: 2 * index], int(4.6e9 / (1 + index / 2)), 1 + index / 2, timings,
+                    149_000_000 if seen else None, 0.04 if seen else None,
+                )
+            )  # fmt: skip
+    kept = {key: value for key, value in COMMON.items() if key != "seed"}
+    return Bench(
+        model=name,
+        image_size=(224, 224),
+        batches=[1, 32],
+        seconds=4.0,
+        threads=2,
+        memory_method="m",
+        notes=[name],
+        rows=rows,
+        **kept,
+    )
+
+
+def stages(name: str = HOSTILE) -> StageBench:
+    """A vision-language model under two recipes."""
+    rows = []
+    for index, recipe in enumerate((UNPRUNED, name, LONG)):
+        runs = [Times(0.05, 0.002 * index, 0.5 / (1 + index), 0.03, 0.8 / (1 + index / 5), 16)] * 4
+        beside = [Times(0.05, 0.0, 0.5, 0.03, 0.8, 16)] * 4
+        macs, footprint = (
+            Macs(10**11, 10**8 * index, 4 * 10**12 // (1 + index)),
+            Footprint(14 * 10**9, 3 * 10**8, [640] * 2 + [128] * 30),
+        )
+        rows.append(StageRow(recipe, None, 1, 576, [576 // (1 + index)], macs, footprint, runs, beside))
+    return StageBench(
+        model=name, weights="random", layers=32, parameters=7 * 10**9, images=[name], prompts=1, length=640, new_tokens=16, rounds=4,
+        threads=2, precision="fp32", attention="sdpa", memory_method="m", notes=[name], rows=rows, **COMMON,
+    )  # fmt: skip
+
+
+def analysis(name: str = HOSTILE, blocks: int = 12) -> Analysis:
+    """Twelve blocks, two recipes, two orders."""
+    layers, recipes = list(range(blocks)), [name, LONG]
+    return Analysis(
+        model=name, data=name, images=3, grid=(14, 14), patch=(16.0, 16.0), layers=layers, recipes=recipes, orders=[1.0, math.inf],
+        order=1.0, kept=98, uniform=80.0, notes=[name], skipped=[(name, "not an image")], maps=[name],
+        histograms=[
+            Histogram(layer, order, [max(0, 40 - abs(bin - 20 - layer)) for bin in range(60)], list(range(60)))
+            for order in (1.0, math.inf) for layer in layers
+        ],
+        heads=[Head(layer, head, 20.0 + 5 * head + layer, [2.0 + head / 3, 1.0 + head / 4], 0.5) for layer in layers for head in range(6)],
+        agreements=[
+            Agreement(layer, a, b, 1.0 if a == b else 0.4 + layer / 20, 0.4, 0.5)
+            for layer in layers for a, b in ((recipes[0], recipes[0]), (recipes[0], recipes[1]), (recipes[1], recipes[1]))
+        ],
+        left=[Left(layer, recipe, 98.0, 50.0 + layer + 4 * i, 52.0 + layer, 90.0) for layer in layers for i, recipe in enumerate(recipes)],
+        **COMMON,
+    )  # fmt: skip
