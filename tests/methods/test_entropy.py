@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sparsight
+from sparsight.ops import attention
 
 
 def test_shannon(golden):
@@ -30,6 +31,19 @@ def test_orders_meet_at_one_and_fall():
     assert torch.equal(entropy[1], shannon)
     assert torch.allclose(entropy[0.999999], shannon, atol=1e-4)
     assert all((a >= b - 1e-9).all() for a, b in itertools.pairwise(list(entropy.values())[1:]))
+
+
+@pytest.mark.parametrize("order", [0.95, 0.9999, 1 - 1e-9, 1 + 1e-9, 1.00001, 1.05])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_orders_next_to_one_are_exact(rng, order, hidden):
+    """Float32 against the definition in float64, where rounding does not matter yet; hidden keys and padding too."""
+    q, k = torch.randn(2, 1, 2, 60, 8, generator=rng) * 2
+    valid = torch.arange(60) < 50 if hidden else torch.ones(60, dtype=torch.bool)
+    p = (q.double() @ k.double().mT).masked_fill(~valid, -math.inf).softmax(-1)
+    near = order if abs(order - 1) > 1e-6 else 1
+    expected = torch.special.entr(p).sum(-1) if near == 1 else (p**near).sum(-1).log() / (1 - near)
+    found = attention.head_entropy(q, k, 0, 1.0, order, valid=valid[None])
+    assert torch.allclose(found[..., valid].double(), expected[..., valid], atol=2e-5)
 
 
 def test_uniform_attention_has_the_largest_entropy():

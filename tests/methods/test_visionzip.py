@@ -80,3 +80,16 @@ def test_keep_all_changes_nothing(rng):
 def test_impossible_split_says_what_to_give(rng, recipe):
     with pytest.raises(PruneError, match=r"needs \d+ or more|give 0 or more"):
         sparsight.reduce(recipe, **signals(rng))
+
+
+def test_float64_stays_float64(rng):
+    """Merging in float32 would differ by 1e-7."""
+    d = {name: value.double() for name, value in signals(rng).items()}
+    out = sparsight.reduce("visionzip:tokens=12,contextual=3", **d)
+    merged = out.plan.owner == out.plan.slots - 1
+    itself = out.plan.keep[:, -1]
+    for image in range(2):
+        joined = merged[image].nonzero().flatten().tolist()
+        joined.remove(int(itself[image]))
+        expected = d["x"][image, itself[image]] + d["x"][image, joined].mean(dim=0)
+        assert torch.allclose(out.x[image, -1], expected, rtol=0, atol=1e-13)

@@ -2,6 +2,7 @@
 
 import torch
 
+import sparsight
 from sparsight.ops import diversity
 
 
@@ -20,6 +21,29 @@ def test_loneliest_and_ties():
     assert first.tolist() == [[4]]
     # ties go to the lower index; nobody is taken twice
     assert diversity.farthest_first(torch.ones(1, 4, 4), torch.tensor([[2]]), 4).tolist() == [[2, 0, 1, 3]]
+
+
+def test_mutual_neighbours_tie():
+    """Of two tokens that are each other's nearest neighbour, farther than all others are from theirs, the lower index is taken."""
+    for seed in range(100):
+        x = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed)).repeat_interleave(2, dim=0)
+        x[0::2] += (
+            torch.randn(4, 64, generator=torch.Generator().manual_seed(seed + 1)) * torch.tensor([0.3, 0.3, 0.9, 0.3])[:, None]
+        )
+        place = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+        exact = torch.nn.functional.normalize(x[place].double(), dim=-1)
+        alike = (exact @ exact.mT).fill_diagonal_(-1).amax(dim=1)
+        lonely = (alike <= alike.min() + 1e-12).nonzero().flatten().tolist()
+        assert len(lonely) == 2
+        assert sparsight.reduce("divprune:tokens=1", x=x[place].unsqueeze(0)).plan.keep[0].tolist() == lonely[:1]
+
+
+def test_matrices_are_symmetric(rng):
+    x = torch.randn(2, 77, 33, generator=rng)
+    for matrix in (diversity.cosine(x), diversity.squared_distance(x), diversity.distance(x)):
+        assert torch.equal(matrix, matrix.mT)
+    assert not diversity.distance(x).diagonal(dim1=1, dim2=2).any()
+    assert torch.allclose(diversity.distance(x).double(), torch.cdist(x.double(), x.double()), atol=1e-6)
 
 
 def test_thin_out_ends_at_the_count_from_any_length():

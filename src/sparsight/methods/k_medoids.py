@@ -38,14 +38,10 @@ def equal(x: Tensor, first: Tensor, count: int, rounds: int) -> Plan:
     chosen = first.unsqueeze(-1)
     farthest = torch.zeros_like(x[..., 0])
     for _ in range(1, count):
-        farthest = torch.maximum(farthest, torch.cdist(x, picked(x, chosen[:, -1:])).squeeze(-1))
+        farthest = torch.maximum(farthest, cluster.apart(x, chosen[:, -1:]))
         # a chosen token has no distance to itself, whatever it has to the others
         chosen = torch.cat([chosen, farthest.scatter(1, chosen, 0).argmax(dim=1, keepdim=True)], dim=1)
     return fitted(x, chosen, torch.ones_like(farthest), rounds)
-
-
-def picked(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def fitted(x: Tensor, start: Tensor, weight: Tensor, rounds: int) -> Plan:

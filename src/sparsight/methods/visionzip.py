@@ -41,7 +41,7 @@ def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: b
     host = host.scatter(1, keep, keep)
     slot = torch.zeros_like(host).scatter(1, keep, torch.arange(keep.shape[1], device=s.device).expand_as(keep) + int(led))
     owner = torch.where(host < 0, -1, slot.gather(1, host.clamp(min=0)))
-    return Plan(keep, n, owner, mix=own_plus_mean(keep, owner, led), led=led)
+    return Plan(keep, n, owner, mix=own_plus_mean(keep, owner, led, s.dtype), led=led)
 
 
 def share_of(count: int) -> int:
@@ -53,10 +53,10 @@ def rows(x: Tensor, index: Tensor, width: int) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, width))
 
 
-def own_plus_mean(keep: Tensor, owner: Tensor, led: bool) -> Tensor:
+def own_plus_mean(keep: Tensor, owner: Tensor, led: bool, dtype: torch.dtype) -> Tensor:
     """Weights [B, slots, N] of a slot's own token (1) and of those that joined it (1 / their number)."""
     slots = keep.shape[1] + int(led)
-    member = (owner.unsqueeze(1) == torch.arange(slots, device=keep.device).unsqueeze(-1)).float()
+    member = (owner.unsqueeze(1) == torch.arange(slots, device=keep.device).unsqueeze(-1)).to(dtype)
     weight = member / (member.sum(dim=-1, keepdim=True) - 1).clamp(min=1)
     itself = torch.nn.functional.pad(keep, (int(led), 0))
     own = torch.ones_like(itself, dtype=weight.dtype)

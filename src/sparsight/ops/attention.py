@@ -158,6 +158,8 @@ def head_entropy(
     work = cut(setting(q, k[:, :, prefix:], scale, mask, valid), prefix, 1)
     if work.mask is not None:
         work = replace(work, mask=work.mask[..., prefix:])
+    if plain.near_one(order):
+        return plain.entropies(replace(work, q=exact(work.q), k=exact(work.k)), order)
     match backend(work):
         case "streamed":
             return streamed.row_pass(work, order)

@@ -18,6 +18,9 @@ PIECE = 1 << 19
 CHUNK = 1 << 24
 """Matrix elements per image and piece elsewhere and in compiled graphs, whose pieces are unrolled."""
 
+NEAR, FAINT = 0.1, -100.0
+"""Orders of entropy this near to 1 are computed by expm1 and log1p; logarithms of probabilities end at FAINT there."""
+
 FLOOR = -1e30
 """Logit of a key that must not be looked at: finite, so that 0 * FLOOR is 0."""
 
@@ -132,7 +135,16 @@ def entropies(rows: Rows, order: float) -> Tensor:
     return torch.cat([torch.cat(some, dim=-1) for some in parts.values()])
 
 
+def near_one(order: float) -> bool:
+    """Whether an order is so near to 1, without being 1, that the definition divides rounding errors by almost nothing."""
+    return 0 < abs(order - 1) < NEAR
+
+
 def entropy(logits: Tensor, order: float) -> Tensor:
+    if near_one(order):
+        # sum p^order = 1 + sum p (p^(order - 1) - 1), each part of which is exact however small order - 1 is
+        log = logits.log_softmax(-1).clamp(min=FAINT)
+        return -(log.exp() * torch.expm1((order - 1) * log)).sum(-1).log1p() / (order - 1)
     if order == 1:
         return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
     if order == 2:

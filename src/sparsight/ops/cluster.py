@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
+from . import diversity
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None, neighbo
     clusters, as SparseVLM has it); centres have the largest products of density and distance to the nearest denser token. The authors add 1e-6 * uniform noise to the density
     to break ties: pass theirs to repeat a run of theirs; without it the result is deterministic. SparseVLM, arXiv:2410.04417.
     """
-    distance = torch.cdist(x, x) / x.shape[-1] ** 0.5
+    distance = diversity.distance(x) / x.shape[-1] ** 0.5
     near = distance.topk(min(neighbours or clusters, x.shape[1]), dim=-1, largest=False).values
     density = (-near.square().mean(dim=-1)).exp()
     if noise is not None:
@@ -62,7 +63,7 @@ def medoids(x: Tensor, first: Tensor, weight: Tensor, rounds: int) -> tuple[Tens
     Each round gives every token to its nearest medoid, and each cluster the member with the least weight * (sum of distances to ALL
     tokens), token 0 if it has no member. x [B, N, C], weight [B, N]. Token Reduction benchmark, arXiv:2308.04657.
     """
-    distance = torch.cdist(x, x)
+    distance = diversity.distance(x)
     cost = (distance * weight.unsqueeze(-1)).sum(dim=-1)
     chosen = first
     cluster = torch.arange(first.shape[1], device=x.device).unsqueeze(-1)
@@ -76,18 +77,19 @@ def coreset(x: Tensor, first: Tensor, centres: int) -> tuple[Tensor, Tensor, Ten
     """Centres far from one another, and weights of the tokens around them. x [B, N, C], first [B] -> centres [B, c], the cluster of each
     token [B, N], and its weight there [B, N].
 
-    From `first` on, always the token farthest from its nearest centre. Weights are 1 / distance to the centre (1 at distance 0),
+    From `first` on, always the token farthest from its nearest centre, and none twice. A centre is in its own cluster. Weights are 1 / distance to the centre (1 at distance 0),
     divided by their sum in the cluster. TCA, arXiv:2410.14729.
     """
     chosen = first.unsqueeze(-1)
     distances = [apart(x, chosen)]
     nearest = distances[0]
     for _ in range(1, centres):
-        pick = nearest.argmax(dim=1, keepdim=True)
+        pick = nearest.scatter(1, chosen, -1).argmax(dim=1, keepdim=True)
         chosen = torch.cat([chosen, pick], dim=1)
         distances.append(apart(x, pick))
         nearest = torch.minimum(nearest, distances[-1])
-    member = torch.stack(distances, dim=1).argmin(dim=1)
+    own = torch.arange(centres, device=x.device).expand_as(chosen)
+    member = torch.stack(distances, dim=1).argmin(dim=1).scatter(1, chosen, own)
     weight = torch.where(nearest == 0, 1.0, 1 / nearest.where(nearest > 0, 1.0))
     total = torch.zeros_like(chosen, dtype=weight.dtype).scatter_add(1, member, weight)
     return chosen, member, weight / total.gather(1, member)

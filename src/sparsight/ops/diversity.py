@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .rank import wide
+
 PIECE = (1 << 15) - 1
 """Elements that torch still works through in one thread: short steps wait longer for other threads than those help."""
 
@@ -17,13 +19,27 @@ def cosine(x: Tensor) -> Tensor:
     """Cosine of every pair; 0 where a vector is zero. x [B, N, D] -> [B, N, N]."""
     gram = x @ x.transpose(-2, -1)
     norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
-    return gram.mul_(norm.unsqueeze(-1)).mul_(norm.unsqueeze(-2))
+    return symmetric(gram.mul_(norm.unsqueeze(-1)).mul_(norm.unsqueeze(-2)))
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """Mean of a matrix and its transpose. Products round i, j otherwise than j, i, and two tokens that are each other's nearest would
+    not tie."""
+    return matrix.add(matrix.transpose(-2, -1)).mul_(0.5)
+
+
+def distance(x: Tensor) -> Tensor:
+    """Euclidean distance of every pair, exactly symmetric and exactly 0 to oneself. x [B, N, D] -> [B, N, N].
+
+    In float64 where there is one: differences of squares lose half the digits, and near neighbours would be ranked by rounding."""
+    itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    return squared_distance(wide(x)).masked_fill(itself, 0).sqrt().to(x.dtype)
 
 
 def squared_distance(x: Tensor) -> Tensor:
     """Squared Euclidean distance of every pair. x [B, N, D] -> [B, N, N]."""
     x = x - x.mean(dim=1, keepdim=True)  # distances stay, cancellation shrinks
-    gram = x @ x.transpose(-2, -1)
+    gram = symmetric(x @ x.transpose(-2, -1))
     length = gram.diagonal(dim1=-2, dim2=-1)
     return (length.unsqueeze(-1) + length.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0)
 

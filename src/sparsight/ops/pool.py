@@ -42,6 +42,6 @@ def pooled(x: Tensor, plan: Plan, size: Tensor | None) -> reduce.Tokens:
     -> [B, K, C], [B, K, 1]. Without a mix all tokens stay as they are."""
     if plan.mix is None:
         return reduce.drop(x, plan, size)
-    mix = plan.mix
+    mix = plan.mix.to(torch.promote_types(plan.mix.dtype, x.dtype))
     share = (mix / mix.sum(dim=1, keepdim=True)).detach()
     return (mix @ x.to(mix.dtype)).to(x.dtype), share @ reduce.sizes(x, size).to(mix.dtype)

@@ -70,4 +70,5 @@ def mixture(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
     -> [B, slots, C], [B, slots, 1]."""
     if plan.mix is None:
         return drop(x, plan, size)
-    return (plan.mix @ x.to(plan.mix.dtype)).to(x.dtype), plan.fold(sizes(x, size))
+    exact = torch.promote_types(plan.mix.dtype, x.dtype)
+    return (plan.mix.to(exact) @ x.to(exact)).to(x.dtype), plan.fold(sizes(x, size))

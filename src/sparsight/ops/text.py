@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
+from .attention_given import exact
 from .schedule import Schedule, as_tuple, show
 
 Rows = Literal["last", "raters"]
@@ -69,12 +70,12 @@ def mean_row(text_attn: Tensor) -> Tensor:
 
 
 def row_attention(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> Tensor:
-    """Softmax rows in float32, mean over heads, of T queries over L keys. q [B, H, T, D], k [B, G, L, D], H a multiple of G
+    """Softmax rows in float32 or better, mean over heads, of T queries over L keys. q [B, H, T, D], k [B, G, L, D], H a multiple of G
     (grouped queries), seen [B, T, L] what each query may look at -> [B, T, L]."""
     batch, heads, rows, width = q.shape
     groups, length = k.shape[1], k.shape[2]
-    grouped = q.float().reshape(batch, groups, heads // groups * rows, width)
-    logits = (grouped @ k.float().transpose(-2, -1) * scale).view(batch, heads, rows, length)
+    grouped = exact(q).reshape(batch, groups, heads // groups * rows, width)
+    logits = (grouped @ exact(k).transpose(-2, -1) * scale).view(batch, heads, rows, length)
     return logits.masked_fill(~seen.unsqueeze(1), float("-inf")).softmax(dim=-1).mean(dim=1)
 
 
@@ -88,12 +89,12 @@ def raters(vision: Tensor, text: Tensor) -> Tensor:
 
 def rater_score(vision: Tensor, text: Tensor) -> Tensor:
     """Share of the image's attention that each text token gets: [B, T]."""
-    return (vision.float() @ text.float().transpose(-2, -1)).softmax(dim=-1).mean(dim=1)
+    return (exact(vision) @ exact(text).transpose(-2, -1)).softmax(dim=-1).mean(dim=1)
 
 
 def rank_count(text_attn: Tensor, scale: float, bias: float) -> int:
     """Tokens to keep by the rank of the attention of the raters: int(rank * scale + bias), at most all but one, at least one;
     all of them where the rank is full. text_attn [1, T, N]."""
     n = text_attn.shape[2]
-    rank = int(torch.linalg.matrix_rank(text_attn[0].float()))
+    rank = int(torch.linalg.matrix_rank(exact(text_attn[0])))
     return n if rank == n else max(1, min(int(rank * scale + bias), n - 1))
