@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from .words import Vision, Word, one_model
+
 
 def analyse(
-    model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
+    word: Word = None,
+    model: Vision = None,
     data: Annotated[Path | None, typer.Option(help="Folder of images. The demo model brings its own.")] = None,
     recipe: Annotated[
         list[str] | None,
@@ -19,12 +22,17 @@ def analyse(
     orders: Annotated[str, typer.Option(help="Orders of the entropy, joined by commas; 1 is Shannon's.")] = "1,2,4,inf",
     layers: Annotated[str, typer.Option(help="Blocks joined by '/', or all.")] = "all",
     limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
-    images: Annotated[int, typer.Option(help="Images with heat maps.")] = 2,
+    shown: Annotated[int, typer.Option("--shown", "--images", help="Images with heat maps.")] = 2,
     batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the random tokens that ranks are compared with.")] = 0,
 ) -> None:
-    """Entropy and reach of the attention, score heat maps, agreement of kept tokens and their effective rank, block by block."""
+    """Entropy and reach of the attention, score heat maps, agreement of kept tokens and their effective rank, block by block.
+
+    \b
+    Example:
+      sparsight analyse --recipe col_ln:keep=0.5 --recipe class_attention:keep=0.5 --layers 0/3/6/9
+    """
     from ..look.analyse import analyse as measure
     from .compare import items
     from .progress import Count
@@ -36,7 +44,7 @@ def analyse(
         raise typer.BadParameter(f"{orders!r} is no list of numbers", param_hint="--orders") from None
     with Count(out, resumes=False) as count:
         done = measure(
-            model, data, recipe or (), out, orders=wanted, layers=layers, limit=limit, shown=images, batch_size=batch_size,
+            one_model(word, model), data, recipe or (), out, orders=wanted, layers=layers, limit=limit, shown=shown, batch_size=batch_size,
             device=device, seed=seed, listen=count,
         )  # fmt: skip
     print_analysis(done, out)

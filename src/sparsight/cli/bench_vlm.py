@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from .words import Language, Word, one_model
+
 
 def bench_vlm(
-    model: Annotated[str | None, typer.Option(help="Folder or Hub repository of a LLaVA or Qwen-VL model.")] = None,
+    word: Word = None,
+    model: Language = None,
     config: Annotated[str | None, typer.Option(help="Instead of a model: tiny or llava-7b-shape, with random weights.")] = None,
     recipe: Annotated[
         list[str] | None, typer.Option(help="Recipe such as vispruner:tokens=64; may be given several times.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of images. [default: noise]")] = None,
+    data: Annotated[Path | None, typer.Option("--data", "--images", help="Folder of images. [default: noise]")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text beside each image.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts at a time, one image each.")] = 1,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 16,
@@ -28,6 +31,11 @@ def bench_vlm(
     """Time vision encoder, selection, prefill and decoding, unpruned and pruned in turn; memory, KV cache and MACs.
 
     Interrupted and started again with the same arguments, it goes on after the last finished row.
+
+    \b
+    Examples:
+      sparsight bench-vlm --config tiny --recipe vispruner:tokens=64
+      sparsight bench-vlm llava-hf/llava-1.5-7b-hf --data IMAGES --recipe fastv:layer=2,keep=0.5
     """
     from ..speed.bench_vlm import bench_vlm as measure
     from .progress import Watch
@@ -35,7 +43,7 @@ def bench_vlm(
 
     with Watch(out) as watch:
         done = measure(
-            model, recipe or (), out, config=config, images=images, prompt=prompt, batch_size=batch_size, new_tokens=new_tokens,
+            one_model(word, model, "") or None, recipe or (), out, config=config, images=data, prompt=prompt, batch_size=batch_size, new_tokens=new_tokens,
             layers=layers, rounds=rounds, device=device, precision=precision, seed=seed, listen=watch,
         )  # fmt: skip
     print_stages(done, out)

@@ -1,8 +1,12 @@
-"""The generated page of methods, docs/methods.md."""
+"""What there is to choose from, in words: the generated page of methods (docs/methods.md), and the model families."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from ..apply import needs
+from ..models.family import Family
 from ..ops.schedule import show
 from ..registry import Method, methods
 
@@ -44,3 +48,28 @@ def recipe_value(value: object) -> str:
 
 def alternatives(choices: tuple[str, ...]) -> str:
     return f" ({', '.join(choices)})" if choices else ""
+
+
+@dataclass(frozen=True)
+class FamilyLine:
+    """A model family. class_token: yes, no, or "by model" where the family looks at the model for that; classes: of the models, by their names."""
+
+    name: str
+    class_token: str
+    classes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {', '.join(self.classes)}; class token: {self.class_token}"
+
+
+def describe(kinds: Iterable[type[Family]]) -> list[FamilyLine]:
+    """A line for each family that `sparsight.families()` returns."""
+    return [FamilyLine(kind.name, class_token(kind), kind.classes) for kind in kinds]
+
+
+def class_token(kind: type[Family]) -> str:
+    """Whether models of a family have a class token. A family that has to look at the model for that cannot tell without one."""
+    try:
+        return "yes" if kind.__new__(kind).class_token else "no"
+    except AttributeError:
+        return "by model"

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from .words import Vision, Word, one_model
+
 
 def compare(
-    model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
+    word: Word = None,
+    model: Vision = None,
     data: Annotated[Path | None, typer.Option(help="Images, best in class folders. The demo model brings its own.")] = None,
     methods: Annotated[str | None, typer.Option(help="Names or recipes, joined by commas. [default: all]")] = None,
     keep: Annotated[str, typer.Option(help="Fractions kept at each site, joined by commas.")] = "0.7,0.5",
@@ -22,12 +25,17 @@ def compare(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    images: Annotated[int, typer.Option(help="Images shown in the report.")] = 4,
+    shown: Annotated[int, typer.Option("--shown", "--images", help="Images shown in the report.")] = 4,
     seconds: Annotated[float, typer.Option(help="Time for the paired runs of each row.")] = 4.0,
 ) -> None:
     """Compare methods and budgets with the unpruned model: accuracy, agreement, speed, MACs, memory.
 
     Interrupted and started again with the same arguments, it goes on after the last finished row.
+
+    \b
+    Examples:
+      sparsight compare --methods evit,tome,col_ln --keep 0.7,0.5 --layers 3/6/9
+      sparsight compare vit_small_patch16_224 --data IMAGES --recipe col_ln:keep=0.7,layers=0/3/6
     """
     from ..evaluation.compare import compare as measure
     from .progress import Watch
@@ -35,9 +43,9 @@ def compare(
 
     with Watch(out) as watch:
         done = measure(
-            model, data, split(methods) if methods else None, items(keep), items(layers), out,
+            one_model(word, model), data, split(methods) if methods else None, items(keep), items(layers), out,
             recipes=recipe or (), batch_size=batch_size, limit=limit, device=device, precision=precision, seed=seed,
-            shown=images, seconds=seconds, listen=watch,
+            shown=shown, seconds=seconds, listen=watch,
         )  # fmt: skip
     print_comparison(done, out)
 

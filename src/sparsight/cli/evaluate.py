@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from .words import Word, one_model
+
 
 def evaluate(
+    word: Word = None,
     model: Annotated[
-        str, typer.Option(help="As for compare; for zero-shot a CLIP or SigLIP folder, or open_clip:ARCH@FILE.")
-    ] = "demo",
+        str | None,
+        typer.Option(help="As for compare; for zero-shot a CLIP or SigLIP folder, or open_clip:ARCH@FILE. [default: demo]"),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A folder, a saved data set, Parquet, or hf:NAME[@CONFIG][:SPLIT].")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="A recipe such as evit:keep=0.7; may be given several times.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results and predictions.")] = Path("runs/evaluate"),
@@ -32,6 +36,11 @@ def evaluate(
 
     Interrupted and started again with the same arguments, it goes on from there. Several processes: accelerate launch -m sparsight
     evaluate ..., or torchrun --nproc-per-node N -m sparsight evaluate ...
+
+    \b
+    Examples:
+      sparsight evaluate --recipe evit:keep=0.7,layers=3/6/9
+      sparsight evaluate CLIP_FOLDER --mode zero-shot --preset imagenet --data IMAGENET --recipe col_ln:keep=0.5
     """
     from ..evaluation.evaluate import evaluate as measure
     from ..runs.workers import leads
@@ -40,7 +49,7 @@ def evaluate(
 
     with Count(out) as count:
         done = measure(
-            model, data, recipe or (), out, mode=mode, preset=preset, split=split, train=train, limit=limit, batch_size=batch_size,
+            one_model(word, model), data, recipe or (), out, mode=mode, preset=preset, split=split, train=train, limit=limit, batch_size=batch_size,
             workers=workers, device=device, precision=precision, seed=seed, k=k, templates=template, listen=count,
         )  # fmt: skip
     if leads():

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from .words import Language, Word, one_model
+
 
 def evaluate_vlm(
-    model: Annotated[str, typer.Option(help="Folder of a vision-language model, or OWNER/NAME on the Hugging Face Hub.")],
     tasks: Annotated[
         str, typer.Option(help="pope,mme,gqa,... or a paper's table (agile, col_ln ...), FILE.jsonl, FILE.yaml, lmms:TASK.")
     ],
+    word: Word = None,
+    model: Language = None,
     recipe: Annotated[
         list[str] | None, typer.Option(help="Recipe such as vispruner:tokens=64; may be given several times.")
     ] = None,
@@ -27,13 +30,18 @@ def evaluate_vlm(
     """Evaluate a model unpruned and under recipes; sets of the papers run by lmms-eval (pip install 'sparsight[hf,lmms]').
 
     Interrupted and started again with the same arguments, it goes on after the last answer.
+
+    \b
+    Examples:
+      sparsight evaluate-vlm llava-hf/llava-1.5-7b-hf --tasks pope,mme --recipe vispruner:tokens=64
+      sparsight evaluate-vlm MODEL_FOLDER --tasks QUESTIONS.jsonl --recipe fastv:layer=2,keep=0.5
     """
     from ..evaluation.evaluate_vlm import evaluate_vlm as evaluate
     from .results import print_vlm_evaluation
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     done = evaluate(
-        model, recipe or (), names, out, limit=limit, batch_size=batch_size, device=device, precision=precision,
+        one_model(word, model, None), recipe or (), names, out, limit=limit, batch_size=batch_size, device=device, precision=precision,
         prompt=prompt, square=square, listen=lambda news: typer.echo(news, err=True),
     )  # fmt: skip
     print_vlm_evaluation(done, out)

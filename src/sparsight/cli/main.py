@@ -7,7 +7,7 @@ import sys
 import typer
 
 from .. import __version__
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from .analyse import analyse
 from .bench import bench
 from .bench_vlm import bench_vlm
@@ -16,6 +16,7 @@ from .compare import compare
 from .evaluate import evaluate
 from .evaluate_vlm import evaluate_vlm
 from .export import export
+from .families import families
 from .macs import macs
 from .methods import methods
 from .rank import rank
@@ -25,6 +26,9 @@ from .show import show
 
 # Typer has had a copy of click inside since 0.17, and click itself before; either way this is the base of its complaints.
 UsageFault: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+LONGEST = 2000
+"""Characters of an error that are printed, the middle left out of a longer one."""
 
 # Plain help: drawing it with rich would cost a quarter of a second.
 app = typer.Typer(
@@ -43,6 +47,7 @@ for verb in (
     robustness,
     evaluate_vlm,
     export,
+    families,
     macs,
     methods,
     rank,
@@ -74,7 +79,7 @@ def run() -> None:
         sys.exit(app(standalone_mode=False))
     except (PruneError, UsageFault) as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {shown(' '.join(text.split()), LONGEST)}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
@@ -82,3 +87,6 @@ def run() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # a name that no file can have, a folder that may not be read
+        print(f"error: {shown(str(error.filename or ''))}: {error.strerror or shown(str(error))}", file=sys.stderr)
+        sys.exit(2)

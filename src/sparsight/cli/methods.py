@@ -12,7 +12,13 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with defaults and choices.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/methods.md.")] = False,
 ) -> None:
-    """List the methods, their parameters and where they come from."""
+    """List the methods, their parameters and where they come from.
+
+    \b
+    Examples:
+      sparsight methods
+      sparsight methods --json
+    """
     if as_markdown:
         from .catalogue import markdown
 

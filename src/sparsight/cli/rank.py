@@ -7,12 +7,18 @@ from typing import Annotated
 
 import typer
 
+from .words import Word, one_model
+
 
 def rank(
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    data: Annotated[Path, typer.Option("--data", "--images", help="Folder of images.")],
+    word: Word = None,
     model: Annotated[
-        str, typer.Option(help="demo, a timm name, ARCH@FILE.safetensors, a folder, or OWNER/NAME of a vision-language model.")
-    ] = "demo",
+        str | None,
+        typer.Option(
+            help="demo, a timm name, ARCH@FILE.safetensors, a folder, or OWNER/NAME of a vision-language model. [default: demo]"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for rank.csv, rank.json and the scatter plot rank.png.")] = None,
     score: Annotated[
         str | None, typer.Option(help="class, column_mean or col_ln. [default: class where there is a class token]")
@@ -25,11 +31,16 @@ def rank(
     limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
-    """Print how complex each image is to a model, and how rank and entropy go together over the folder."""
+    """Print how complex each image is to a model, and how rank and entropy go together over the folder.
+
+    \b
+    Example:
+      sparsight rank demo --data IMAGES --out runs/rank
+    """
     from ..look.rank import rank as measure
     from .results import print_ranking
 
     done = measure(
-        model, images, out, score=score, space=space, layer=layer, batch_size=batch_size, limit=limit, device=device,
+        one_model(word, model), data, out, score=score, space=space, layer=layer, batch_size=batch_size, limit=limit, device=device,
     )  # fmt: skip
     print_ranking(done, out)

@@ -23,7 +23,14 @@ def reproduce(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of a table.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/reproduce.md.")] = False,
 ) -> None:
-    """List the published tables and figures of the papers, or run one: published against measured, and what is missing."""
+    """List the published tables and figures of the papers, or run one: published against measured, and what is missing.
+
+    \b
+    Examples:
+      sparsight reproduce
+      sparsight reproduce colln_table02 --data imagenet=FOLDER
+      sparsight reproduce entropy_table03 --macs
+    """
     from . import reproduce_print as show
 
     if as_markdown:

@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from .words import Vision, Word, one_model
+
 
 def robustness(
-    model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
+    word: Word = None,
+    model: Vision = None,
     data: Annotated[str | None, typer.Option(help="A folder, a saved data set, Parquet, or hf:NAME[@CONFIG][:SPLIT].")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="A recipe such as evit:keep=0.7; may be given several times.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("runs/robustness"),
@@ -23,7 +26,12 @@ def robustness(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
-    """Effect of the fifteen common corruptions on accuracy, effective rank and kept patches: table, JSON and figure."""
+    """Effect of the fifteen common corruptions on accuracy, effective rank and kept patches: table, JSON and figure.
+
+    \b
+    Example:
+      sparsight robustness --recipe evit:keep=0.7 --corruptions fog,jpeg_compression --severity 3
+    """
     from ..evaluation.robustness import robustness as measure
     from ..runs.workers import leads
     from .compare import items
@@ -36,7 +44,7 @@ def robustness(
         raise typer.BadParameter(f"{severity!r} is no list of whole numbers", param_hint="--severity") from None
     with Count(out) as count:
         done = measure(
-            model, data, recipe or (), out, corruptions=items(corruptions), severities=levels, split=split, limit=limit,
+            one_model(word, model), data, recipe or (), out, corruptions=items(corruptions), severities=levels, split=split, limit=limit,
             batch_size=batch_size, workers=workers, device=device, precision=precision, seed=seed, listen=count,
         )  # fmt: skip
     if leads():

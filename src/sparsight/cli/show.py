@@ -14,7 +14,12 @@ def show(
     recipe: Annotated[str, typer.Option(help="Recipe such as evit:keep=0.7,layers=3/6/9.")] = "col_ln:keep=0.7,layers=3/6/9",
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("kept.png"),
 ) -> None:
-    """Draw the heat map of the score and the kept patches, layer by layer."""
+    """Draw the heat map of the score and the kept patches, layer by layer.
+
+    \b
+    Example:
+      sparsight show PHOTO.jpg --recipe evit:keep=0.7,layers=3/6/9 --out kept.png
+    """
     from ..look.show import show as draw
 
     typer.echo(draw(image, model, recipe, out))

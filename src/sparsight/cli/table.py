@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import shown
+
 GAP = 2
 """Spaces between columns."""
 PART = (28, 14)
@@ -46,7 +48,8 @@ def console(stderr: bool = False) -> Console:
 
 def print_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell] | None], rest: object = "") -> None:
     """Print title and table; a row of None is an empty line. rest: the file that has the columns which did not fit."""
-    out, lines = console(), list(rows)
+    out = console()
+    lines = [None if row is None else [clean(cell) for cell in row] for row in rows]
     if title:
         say(title)
     widths = fit(columns, [line for line in lines if line is not None], out.width)
@@ -61,30 +64,34 @@ def print_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[C
         say(f"no room for {', '.join(lost)} in {out.width} columns" + (f"; {rest} has all" if rest else ""))
 
 
-def fit(columns: Sequence[Column], lines: Sequence[Sequence[Cell]], room: int) -> dict[int, int]:
+def clean(cell: Cell) -> Text:
+    """The cell as text that is no markup and has no control characters."""
+    return cell if isinstance(cell, Text) else Text(shown(cell, ENDLESS))
+
+
+def fit(columns: Sequence[Column], lines: Sequence[Sequence[Text]], room: int) -> dict[int, int]:
     """Widths of the columns that are shown, by their places."""
     natural = [
-        max(cell_len(column.head), *(cell_len(str(line[place])) for line in lines)) if lines else cell_len(column.head)
+        max(cell_len(column.head), *(cell_len(line[place].plain) for line in lines)) if lines else cell_len(column.head)
         for place, column in enumerate(columns)
     ]
-    shown = dict(enumerate(natural))
+    kept = dict(enumerate(natural))
     while True:
-        last = not any(columns[place].drop for place in shown)
+        last = not any(columns[place].drop for place in kept)
         least = PART[last]
-        widths = {place: min(width, least) if columns[place].name else width for place, width in shown.items()}
+        widths = {place: min(width, least) if columns[place].name else width for place, width in kept.items()}
         spare = room - sum(widths.values()) - GAP * (len(widths) - 1)
         if spare >= 0 or last:
             break
-        del shown[max(shown, key=lambda place: (columns[place].drop, place))]
+        del kept[max(kept, key=lambda place: (columns[place].drop, place))]
     for place in widths:
         more = min(natural[place] - widths[place], max(spare, 0))
         widths[place], spare = widths[place] + more, spare - more
     return widths
 
 
-def folded(cell: Cell, width: int) -> Text:
+def folded(text: Text, width: int) -> Text:
     """The cell in lines of at most `width`, broken after commas, slashes and spaces where there are any."""
-    text = cell if isinstance(cell, Text) else Text(cell)
     return text if cell_len(text.plain) <= width else Text("\n".join(pieces(text.plain, width)), text.style)
 
 
@@ -94,12 +101,11 @@ def pieces(text: str, width: int) -> list[str]:
     for part in re.findall(r"[^, ]*[, ]|[^, ]+", text):
         whole = cell_len(part) <= width
         for bit in [part] if whole else re.findall(r"[^/:]*[/:]|[^/:]+", part):
-            while cell_len(bit) > width:
-                room = width - cell_len(lines[-1])
-                lines[-1:] = [lines[-1] + bit[:room], ""]
-                bit = bit[room:]
             if cell_len(lines[-1] + bit.rstrip()) > width:
                 lines.append("")
+            while cell_len(bit) > width:
+                lines[-1:] = [bit[:width], ""]
+                bit = bit[width:]
             lines[-1] += bit
     return [line.rstrip() for line in lines if line]
 
@@ -109,6 +115,6 @@ def say(text: str, style: str = "") -> None:
     out = console()
     wrapped = "\n".join(
         line if cell_len(line) <= out.width else fill(line, out.width, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
+        for line in (shown(line, ENDLESS) for line in text.split("\n"))
     )
     out.print(Text(wrapped, style), soft_wrap=True)
