@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from sparsight.evaluation.damage import Damage, Robustness
 from sparsight.look.analysis import Agreement, Analysis, Head, Histogram, Left
 from sparsight.runs.comparison import UNPRUNED, Comparison, Outcomes, Row
 from sparsight.runs.intervals import Interval
@@ -107,3 +108,26 @@ def analysis(name: str = HOSTILE, blocks: int = 12) -> Analysis:
         left=[Left(layer, recipe, 98.0, 50.0 + layer + 4 * i, 52.0 + layer, 90.0) for layer in layers for i, recipe in enumerate(recipes)],
         **COMMON,
     )  # fmt: skip
+
+
+def robustness() -> Robustness:
+    """Three corruptions at two severities, unpruned and under one recipe."""
+    rows = [
+        Damage(
+            name,
+            severity,
+            recipe,
+            4,
+            Interval(0.8, 0.7, 0.9),
+            None,
+            40.0,
+            1.0,
+            0.1,
+            None if recipe == UNPRUNED or not severity else 0.7,
+        )
+        for name, severity in [("clean", 0), *((name, level) for name in ("fog", "snow", "frost") for level in (1, 3))]
+        for recipe in (UNPRUNED, LONG)
+    ]
+    return Robustness(
+        model="m", data="d", images=4, precision="fp32", interval_method="m", notes=[], skipped=[], rows=rows, **COMMON
+    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..pages.plots import COLOURS
 from ..runs.intervals import Interval
 from ..runs.stored import read_result
 from .result import SHOWN, columns
@@ -115,40 +117,47 @@ class Robustness:
         return read_result(path, Robustness.from_json, "robustness")
 
 
-def draw(done: Robustness, path: Path) -> None:
-    """A PNG: accuracy, change of effective rank and share of patches kept again, corruption by corruption."""
-    import matplotlib
+MEASURES = {"top1": "Top-1, %", "rank_relative": "Effective rank, change %", "kept": "Kept again, %"}
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+
+def draw(done: Robustness, path: Path) -> None:
+    """A PNG: accuracy, change of effective rank and share of patches kept again, corruption by corruption; the clean accuracy dashed."""
+    figure_of(done).savefig(path, dpi=110, format="png")
+
+
+def figure_of(done: Robustness) -> Any:
+    """The figure as matplotlib has it: a column for each severity, a row for each measure; bars stand around their ticks."""
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row.corruption for row in done.rows if row.severity))
-    measures = (("Top-1, %", "top1"), ("Effective rank, change %", "rank_relative"), ("Kept again, %", "kept"))
-    size = (max(6.0, 0.75 * len(names)), 2.4 * len(measures) + 1)
-    figure, axes = pyplot.subplots(
-        len(measures), len(done.severities), figsize=(size[0] * len(done.severities), size[1]), squeeze=False
-    )
-    width = 0.8 / len(done.recipes)
-    for place, severity in enumerate(done.severities):
-        for line, (title, measure) in enumerate(measures):
-            axis = axes[line][place]
-            for index, recipe in enumerate(done.recipes):
-                found = {
-                    row.corruption: value_of(row, measure) for row in done.rows if (row.severity, row.recipe) == (severity, recipe)
-                }
-                bars = [(spot, 100 * value) for spot, name in enumerate(names) if (value := found.get(name)) is not None]
-                axis.bar([spot + width * index for spot, _ in bars], [v for _, v in bars], width, color=f"C{index}", label=recipe)
-                clean = next((row.top1 for row in done.rows if not row.severity and row.recipe == recipe), None)
-                if measure == "top1" and clean:
-                    axis.axhline(100 * clean.value, color=f"C{index}", linewidth=0.8, linestyle="--")
-            last = line == len(measures) - 1
-            axis.set_xticks([spot + 0.4 - width / 2 for spot in range(len(names))], names if last else [], rotation=60, ha="right")
-            axis.set_ylabel(title if place == 0 else "")
-            axis.set_title(f"severity {severity}" if line == 0 else "")
-    axes[0][0].legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
+    size = (max(6.0, 0.75 * len(names)) * len(done.severities), 2.4 * len(MEASURES) + 1.2 + 0.2 * len(done.recipes))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(MEASURES), len(done.severities), sharex=True, sharey="row", squeeze=False)
+    for (line, measure), (column, severity) in product(enumerate(MEASURES), enumerate(done.severities)):
+        draw_bars(panels[line][column], done, severity, measure, names)
+    for column, severity in enumerate(done.severities):
+        panels[0][column].set_title(f"severity {severity}")
+        panels[-1][column].set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+    for line, title in enumerate(MEASURES.values()):
+        panels[line][0].set_ylabel(title)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper left", fontsize=8, frameon=False)
+    return figure
+
+
+def draw_bars(panel: Any, done: Robustness, severity: int, measure: str, names: list[str]) -> None:
+    """The bars of one panel: those of a corruption side by side, their middle at its place. Recipes without the measure take no room."""
+    rows = {(row.recipe, row.corruption): value_of(row, measure) for row in done.rows if row.severity == severity}
+    there = [recipe for recipe in done.recipes if any(rows.get((recipe, name)) is not None for name in names)]
+    width = 0.8 / max(1, len(there))
+    for index, recipe in enumerate(there):
+        colour = COLOURS[done.recipes.index(recipe) % (len(COLOURS) - 1)]
+        bars = [(spot, 100 * value) for spot, name in enumerate(names) if (value := rows.get((recipe, name))) is not None]
+        places = [spot + width * (index - (len(there) - 1) / 2) for spot, _ in bars]
+        panel.bar(places, [value for _, value in bars], width, color=colour, label=recipe)
+        clean = next((row.top1 for row in done.rows if not row.severity and row.recipe == recipe), None)
+        if measure == "top1" and clean:
+            panel.axhline(100 * clean.value, color=colour, linewidth=0.8, linestyle="--")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def value_of(row: Damage, measure: str) -> float | None:
