@@ -6,10 +6,10 @@ import pytest
 import tiny_vlm
 
 import sparsight
+from reproduction.published import entries, entry, index
+from reproduction.reproduce import Line, assign, relate, reproduce
+from reproduction.reproduce_runs import runner
 from sparsight.demo import demo_images
-from sparsight.reproduction.published import entries, entry, index
-from sparsight.reproduction.reproduce import Line, assign, relate, reproduce
-from sparsight.reproduction.reproduce_runs import runner
 
 
 @pytest.fixture

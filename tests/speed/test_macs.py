@@ -1,7 +1,7 @@
 """Multiply-accumulates: the published tables, the closed formula, and bad input.
 
 Published numbers are reproduced in the convention of their tables (`convention="published"`): matrix products and 5 per normalised
-element, the score free, tokens leaving between attention and MLP, block indices from 0. The numbers are in src/sparsight/published.
+element, the score free, tokens leaving between attention and MLP, block indices from 0. The numbers are in reproduction/tables.
 """
 
 import functools
@@ -11,8 +11,8 @@ import timm
 import torch
 
 import sparsight
-from sparsight.reproduction.published import entries, entry, names, read
-from sparsight.reproduction.published_macs import count, count_row
+from reproduction.published import entries, entry, names, read
+from reproduction.published_macs import count, count_row
 from sparsight.speed.macs import NORM_COST, macs, vit_macs, walk
 
 NAMES = {"S": "vit_small_patch16_224", "B": "vit_base_patch16_224"}

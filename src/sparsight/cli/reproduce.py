@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
+
+from ..errors import PruneError
 
 
 def reproduce(
@@ -31,23 +36,37 @@ def reproduce(
       sparsight reproduce colln_table02 --data imagenet=FOLDER
       sparsight reproduce entropy_table03 --macs
     """
-    from . import reproduce_print as show
-
+    show = part("printing")
     if as_markdown:
-        from ..reproduction.published_page import markdown
-
-        typer.echo(markdown(), nl=False)
+        typer.echo(part("published_page").markdown(), nl=False)
     elif macs:
         show.counts(name, only, as_json)
     elif name is None:
         show.listing(as_json)
     else:
-        from ..reproduction.reproduce import reproduce as run
         from .progress import Count
 
         with Count(out or Path("runs/reproduce") / name) as count:
-            done = run(
+            done = part("reproduce").reproduce(
                 name, model, data, out, only=only, limit=limit, batch_size=batch_size, device=device, precision=precision,
                 seed=seed, listen=count,
             )  # fmt: skip
         show.result(done, as_json)
+
+
+def part(name: str) -> ModuleType:
+    """A module of the folder `reproduction`, which lies beside src in a checkout, or in the current folder."""
+    if "reproduction" not in sys.modules:
+        places = [place / "reproduction" for place in (Path(__file__).parents[3], Path.cwd())]
+        folder = next((place for place in places if (place / "tables" / "index.toml").is_file()), None)
+        if folder is None:
+            raise PruneError(
+                "the published tables are not part of the installed package; run this in a checkout of the repository, "
+                "or copy its folder reproduction/ to the current one"
+            )
+        sys.path.insert(0, str(folder.parent))
+        try:
+            import_module("reproduction")
+        finally:
+            sys.path.remove(str(folder.parent))
+    return import_module(f"reproduction.{name}")

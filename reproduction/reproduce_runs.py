@@ -6,9 +6,10 @@ import re
 import shlex
 from collections.abc import Callable
 
-from ..load.checkpoint import in_cache
+from sparsight.load.checkpoint import in_cache
+
+from .order import Order, Yield
 from .published import index
-from .reproduce import Order, Yield
 from .reproduce_vision import classify, complexity, draw, inspect
 from .reproduce_vlm import HARNESS, answer
 

@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..errors import PruneError
-from ..evaluation.evaluate import Listener, ignore
-from ..evaluation.measure import Settings
-from ..runs.store import write_text
+from sparsight.errors import PruneError
+from sparsight.evaluation.evaluate import Listener, ignore
+from sparsight.evaluation.measure import Settings
+from sparsight.runs.store import write_text
+
+from .order import Order, Yield
 from .published import RELATIVE, UNPRUNED, Entry, Row, entry, index
+from .reproduce_runs import runner, wanting
 
 Names = str | Path | Sequence[str] | Mapping[str, str] | None
 """One name for everything, or KEY=NAME for some."""
@@ -73,33 +76,6 @@ class Reproduction:
         return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a runner needs: the entry's chosen rows, what to use for its models and data sets ("" = not at hand), and how to run."""
-
-    entry: Entry
-    rows: list[Row]
-    models: dict[str, str]
-    data: dict[str, str]
-    limit: int | None
-    settings: Settings
-    out: Path
-    listen: Listener
-
-
-@dataclass
-class Yield:
-    """What a runner brings: numbers by (model, data, recipe, measure), or by label and measure for rows without a recipe, and remarks."""
-
-    numbers: dict[tuple[str, str, str, str], float] = field(default_factory=dict)
-    by_label: dict[str, dict[str, float]] = field(default_factory=dict)
-    notes: dict[tuple[str, str, str], str] = field(default_factory=dict)
-    differs: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-
-
 def reproduce(
     name: str,
     model: Names = None,
@@ -120,8 +96,7 @@ def reproduce(
     `missing` names). only: rows that contain this text. out: folder of the results, runs/reproduce/ID by default; nothing is written
     unless something is measured. What is not at hand is said in `missing`, never guessed. Raises PruneError for unknown names.
     """
-    from ..evaluation.compare import check_settings
-    from .reproduce_runs import runner, wanting
+    from sparsight.evaluation.compare import check_settings
 
     found = entry(name)
     rows = found.select(only)

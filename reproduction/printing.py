@@ -8,10 +8,11 @@ from dataclasses import asdict
 
 import typer
 
-from ..reproduction.published import Entry, Measure, entries, entry
-from ..reproduction.published_macs import Count, count
-from ..reproduction.reproduce import Line, Reproduction
-from .table import Column, print_table, say
+from sparsight.cli.table import Column, print_table, say
+
+from .published import Entry, Measure, entries, entry
+from .published_macs import Count, count
+from .reproduce import Line, Reproduction
 
 LISTING = (
     Column("id", name=True),
@@ -75,8 +76,19 @@ def result(done: Reproduction, as_json: bool) -> None:
     measures = (Column(head, place) for place, head in enumerate(heads(found)))
     if rows:
         print_table(title, (Column("row", name=True), Column("recipe", name=True), *measures), rows, "docs/reproduce.md")
-    for text in remarks(done):
+    for text in [*notes(done), *remarks(done)]:
         say(text)
+
+
+def reasons(found: Entry) -> list[str]:
+    """Why numbers of the entry do not follow; a cell names its reason by its place here, from 1."""
+    return list(dict.fromkeys(odd.reason for odd in found.oddities))
+
+
+def notes(done: Reproduction) -> Iterator[str]:
+    """The reasons that cells of the shown rows name."""
+    shown = {done.entry.oddity(line.row, measure.key) for line in done.lines for measure in done.entry.measures}
+    yield from (f"[{number}] known to differ: {reason}" for number, reason in enumerate(reasons(done.entry), 1) if reason in shown)
 
 
 def heads(found: Entry) -> tuple[str, ...]:
@@ -85,17 +97,18 @@ def heads(found: Entry) -> tuple[str, ...]:
 
 def cells(found: Entry, item: Line) -> list[str]:
     """Published, then measured and the difference where there is something."""
-    return [cell(measure, item) for measure in found.measures]
+    return [cell(found, measure, item) for measure in found.measures]
 
 
-def cell(measure: Measure, item: Line) -> str:
+def cell(found: Entry, measure: Measure, item: Line) -> str:
     lost = "lost" if measure.key in item.row.lost else "-"
     text = f"{item.row.numbers[measure.key]:.{measure.decimals}f}" if measure.key in item.row.numbers else lost
     if measure.key in item.measured:
         text += f" / {item.measured[measure.key]:.{measure.decimals}f}"
         difference = item.difference(measure.key)
         text += "" if difference is None else f" ({difference:+.{measure.decimals}f})"
-    return text
+    reason = found.oddity(item.row, measure.key) if measure.key in item.row.numbers else ""
+    return f"{text} [{reasons(found).index(reason) + 1}]" if reason else text
 
 
 def remarks(done: Reproduction) -> Iterator[str]:
@@ -105,7 +118,6 @@ def remarks(done: Reproduction) -> Iterator[str]:
     found = done.entry
     for head, items in (
         ("setting", [found.setting]), ("shows", [found.shows]), ("not stated in the paper", found.not_stated), ("note", found.notes),
-        ("does not add up in the paper", [odd.reason for odd in found.oddities]),
         ("not run", [f"{line.row}: {line.note}" for line in done.lines if line.note and not line.row.pending]),
         ("differs from the paper", done.differs), ("missing", done.missing), ("wrote", done.files),
     ):  # fmt: skip

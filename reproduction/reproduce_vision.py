@@ -8,21 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, quantiles
 
-from ..data.images import Folder, open_folder
-from ..errors import PruneError
-from ..evaluation.compare import compare
-from ..evaluation.evaluate import evaluate
-from ..evaluation.measure import versions_in_use
-from ..load.models import Loaded, load_model
-from ..load.zero_shot import OPEN_CLIP, Dual, load_dual
-from ..look.analyse import analyse
-from ..prune import family_of, plan_sites
-from ..recipe import Recipe
-from ..runs.comparison import UNPRUNED
-from ..speed.macs import macs
+from sparsight.data.images import Folder, open_folder
+from sparsight.errors import PruneError
+from sparsight.evaluation.compare import compare
+from sparsight.evaluation.evaluate import evaluate
+from sparsight.evaluation.measure import versions_in_use
+from sparsight.load.models import Loaded, load_model
+from sparsight.load.zero_shot import OPEN_CLIP, Dual, load_dual
+from sparsight.look.analyse import analyse
+from sparsight.prune import family_of, plan_sites
+from sparsight.recipe import Recipe
+from sparsight.runs.comparison import UNPRUNED
+from sparsight.speed.macs import macs
+
+from .order import Order, Yield
 from .published import Row, index
 from .published_macs import MEASURE
-from .reproduce import Order, Yield
 
 TIMED = ("speedup", "images_per_second")
 PICTURES = 2
@@ -163,7 +164,7 @@ def keep(brought: Yield, order: Order, row: Row, data: str, numbers: dict[str, f
 
 def draw(order: Order, brought: Yield) -> None:
     """Pictures of what every recipe keeps, for the first images of the folder."""
-    from ..look.show import show
+    from sparsight.look.show import show
 
     place = next((place for place in order.data.values() if place), "")
     for name, keys in by_name(order.models):
@@ -201,7 +202,7 @@ def inspect(order: Order, brought: Yield) -> None:
 
 def complexity(order: Order, brought: Yield) -> None:
     """Effective rank and attention entropy over a folder: their correlation, or mean, median and quartiles, by the row's label."""
-    from ..look.rank import rank
+    from sparsight.look.rank import rank
 
     for key, name in order.models.items():
         for data, place in order.data.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import PruneError
-from ..prune import prune
-from ..recipe import Recipe
+from sparsight.errors import PruneError
+from sparsight.prune import prune
+from sparsight.recipe import Recipe
+
+from .order import Order, Yield
 from .published import Row, index
-from .reproduce import Order, Yield
 
 HARNESS = "lmms"
 """As a data set: the one of the evaluation harness, from the network."""
@@ -28,7 +29,7 @@ def answer(order: Order, brought: Yield) -> None:
 
 def one_model(order: Order, brought: Yield, key: str, name: str, rows: list[Row]) -> None:
     """All sets that are at hand, each under every recipe."""
-    from ..evaluation.evaluate_vlm import evaluate_vlm
+    from sparsight.evaluation.evaluate_vlm import evaluate_vlm
 
     own = index().models[key].name
     recipes = possible(name or own, rows, brought)
@@ -55,7 +56,7 @@ def one_model(order: Order, brought: Yield, key: str, name: str, rows: list[Row]
 
 def possible(name: str, rows: list[Row], brought: Yield) -> dict[str, Recipe]:
     """The recipes that this model can carry out, by their text; of the others a note says why not."""
-    from ..load.vlms import find_source
+    from sparsight.load.vlms import find_source
 
     shell, found = find_source(name, None, None).shell, {}
     for row in rows:

@@ -8,8 +8,9 @@ from functools import cache
 
 from torch import nn
 
-from ..errors import PruneError
-from ..speed.macs import macs, named, skeleton
+from sparsight.errors import PruneError
+from sparsight.speed.macs import macs, named, skeleton
+
 from .published import Entry, Row, index
 
 MEASURE = "gmacs"

@@ -1,1 +1,0 @@
-"""The published tables and figures of four papers, and what runs them."""
