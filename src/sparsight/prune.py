@@ -239,7 +239,7 @@ def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], 
         site.learned = weights
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: nn.Module) -> Any:
     """The family object of the model: the one already at work in it, or a new one that has passed its checks."""
     if not isinstance(model, nn.Module):
         raise PruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -252,7 +252,7 @@ def family_of(model: nn.Module) -> Family:
         if family.serves(model):
             found = family(model)
             working = getattr(found.model, "_sparsight", None)
-            if isinstance(working, Family):
+            if isinstance(working, (Family, LVLM)):
                 return working
             found.check()
             return found
@@ -263,7 +263,7 @@ def family_of(model: nn.Module) -> Family:
     raise PruneError(f"{type(model).__name__} is no known family; supported: {supported}")
 
 
-def families() -> list[type[Family]]:
+def families() -> list[Any]:
     """All model families, found by scanning the models folder."""
     found = []
     for folder in ("models", "vlms"):
@@ -274,7 +274,7 @@ def families() -> list[type[Family]]:
                 kind
                 for kind in vars(content).values()
                 if isinstance(kind, type)
-                and issubclass(kind, Family)
+                and issubclass(kind, (Family, LVLM))
                 and kind.__module__ == content.__name__
                 and hasattr(kind, "name")
             ]

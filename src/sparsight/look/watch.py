@@ -22,7 +22,7 @@ See = Callable[[int, dict[str, Any]], None]
 
 def unpruned(model: nn.Module) -> Family:
     """The family of a vision model that is not pruned; a PruneError for others."""
-    family = family_of(model)
+    family: Family = family_of(model)
     if isinstance(family, LVLM):
         raise PruneError(f"{type(model).__name__} is a vision-language model; give a vision model, such as its image tower")
     if family.sites:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor
 from .. import registry
 from ..apply import call, decide, full_precision, needs, only_drops, run
 from ..errors import PruneError
-from ..models.site import Outcome, Site
 from ..ops.schedule import as_tuple, show
 from ..plan import Plan
 from ..prune import Handle
 from ..recipe import Recipe, Step
 from ..signals import derive
+from .call_state import last
 from .family import LVLM
-from .tiles import ImageSite
+from .prompt import take
+from .request import KeptImage, PrunedPrompt
+from .tiles import ImageSite, Outcome
 
 ELSEWHERE = "score=column_mean or score=col_ln where the method takes it, or col_ln, divprune, fps, random"
 LEAST_TRIAL = 64
@@ -26,32 +29,61 @@ LEAST_TRIAL = 64
 
 @dataclass(eq=False, repr=False)
 class ImageHandle(Handle):
-    """Handle of a method before the language model. Everything is of the last forward that had images.
+    """Handle of a method before the language model. Everything is of the last call that finished in this thread or task.
 
     counts   visual tokens that were left of each image (or video), in the order of the call; images before videos.
     plans    one Plan of one row per image, over all its tokens in the prompt, newline vectors included.
     """
 
+    family: Any
+
+    @property
+    def images(self) -> tuple[KeptImage, ...]:
+        done: PrunedPrompt | None = last(self.family)
+        return () if done is None or not self.family.sites else done.images
+
     @property
     def plans(self) -> list[Plan]:
-        return [one.plan for one in self.lvlm.kept]
+        return [image.plan for image in self.images]
 
     @property
     def counts(self) -> list[int]:
-        return [int(one.anchors.shape[0]) for one in self.lvlm.kept]
+        return [image.count for image in self.images]
+
+    def kept_per_image(self) -> list[int]:
+        """Visual tokens left of each image."""
+        return self.counts
 
     @property
     def scores(self) -> list[Tensor | None]:
         """The score [1, n] of every image; None for methods without one, and for images in tiles."""
-        return [one.score for one in self.lvlm.kept]
+        return [image.score for image in self.images]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (h, w) of the last image, or of every tile."""
+        images = self.images
+        return images[-1].grid if images and images[-1].grid is not None else self.family.grid
 
     def sources(self) -> list[Plan]:
         return self.plans
 
     @property
-    def lvlm(self) -> LVLM:
-        assert isinstance(self.family, LVLM)
-        return self.family
+    def full_length(self) -> bool:
+        """Whether logits and last hidden states of a forward have the length of the full prompt. Without it they do in training, with
+        `labels` and with places in `logits_to_keep`; else they have the length of the shortened prompt."""
+        return bool(self.family.full_length)
+
+    @full_length.setter
+    def full_length(self, value: bool) -> None:
+        self.family.full_length = value
+
+    def shorten(self, values: Tensor, fill: int = -100) -> Tensor:
+        """Values along the prompt of the last call (labels, weights), [B, U], as its tokens were shortened: [B, L]; `fill` in padding."""
+        done: PrunedPrompt | None = last(self.family)
+        if done is None:
+            raise PruneError("no prompt has been pruned in this thread or task yet; run the model first")
+        return take(values[..., values.shape[-1] - done.width :], done.index, fill)
 
 
 def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
@@ -64,9 +96,11 @@ def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
             f"{recipe.name}: tokens={int(asked)} is more than the {capacity} tokens of an image in {type(family.model).__name__}"
         )
     try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * int(asked)))
-    sites: list[Site] = [make_site(family, recipe)]
+    sites = [make_site(family, recipe)]
     family.add(sites)
-    return ImageHandle(recipe, family, sites)
+    handle = ImageHandle(recipe, family, sites)  # type: ignore[arg-type]
+    family.handles.append(handle)
+    return handle
 
 
 def check_place(recipe: Recipe) -> None:
@@ -111,33 +145,34 @@ def try_out(family: LVLM, recipe: Recipe, n: int) -> None:
 
 def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
     """The one site, which runs the recipe on tiles or whole images."""
-    name, asked = recipe.name, max(as_tuple(recipe.schedule.tokens), default=0)
-
-    def budget(n: int) -> int:
-        if asked > n and not recipe.per_tile:
-            raise PruneError(f"{name}: tokens={int(asked)} is more than the {n} tokens of an image; ask for fewer, or use keep=")
-        return recipe.schedule.count(n, 0, 1)
-
-    def step(given: dict[str, Any]) -> Outcome:
-        count, patches = given.pop("count"), given.pop("patches", None)
-        used = recipe if patches is None else with_patch_score(recipe, given, patches)
-        if only_drops(used):
-            return None, *decide(used, count, given)
-        done = run(used, count, given)
-        return done.x, done.plan, done.size, done.score
-
-    place = recipe.where if recipe.where in ("encoder", "projector") else "projector"
     return ImageSite(
-        -1,
-        place,
+        recipe.where if recipe.where in ("encoder", "projector") else "projector",
         needs(recipe),
-        step,
-        False,
-        budget=budget,
-        least=recipe.schedule.least,
-        consuming=recipe.attention == "consuming",
-        per_tile=recipe.per_tile,
+        partial(run_site, recipe),
+        partial(budget, recipe),
+        recipe.schedule.least,
+        recipe.attention == "consuming",
+        recipe.per_tile,
     )
+
+
+def budget(recipe: Recipe, n: int) -> int:
+    """Tokens to keep of an image's n tokens."""
+    asked = max(as_tuple(recipe.schedule.tokens), default=0)
+    if asked > n and not recipe.per_tile:
+        raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {n} tokens of an image; ask for fewer, or use keep=")
+    return recipe.schedule.count(n, 0, 1)
+
+
+def run_site(recipe: Recipe, given: dict[str, Any]) -> Outcome:
+    """The recipe on the signals of one or several tiles of one shape."""
+    count, patches = given.pop("count"), given.pop("patches", None)
+    used = recipe if patches is None else with_patch_score(recipe, given, patches)
+    if only_drops(used):
+        plan, _, score = decide(used, count, given)
+        return None, plan, score
+    done = run(used, count, given)
+    return done.x, done.plan, done.score
 
 
 def with_patch_score(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> Recipe:

@@ -1,14 +1,15 @@
-"""Language models whose decoder layers lose visual tokens on the way: Llama, Mistral, Qwen2, Qwen3, and the text models of Qwen2-VL.
+"""Language models whose decoder layers lose visual tokens on the way: Llama, Mistral, Qwen2, Qwen3, and the text models of Qwen-VL.
 
 Read with transformers 5.23. Nothing is replaced: hooks before the layers exchange hidden states, mask and RoPE. All layers share
 one mask and one RoPE in the model's own forward; after a site they get those of the tokens that are left. Each layer's cache has its
-own length; layer 0 always sees all tokens, so that `generate` counts right. What later forwards must know travels with the cache.
+own length; layer 0 always sees all tokens, so that `generate` counts right. What later forwards must know travels with the cache, what a
+forward learns is in its `DecoderForward`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ..models.site import Site
 from ..ops import text
 from ..plan import Plan
-from .decoder_forward import Turn
-from .language import check_images, check_visual, find, in_heads, project, tap, watch_placeholders, wrapper
-from .sequence import Rope, Row, Sequence, everything, fill_up, join, rebuild, rotate, stack
+from .call_state import calls, forgetting, listen, of_owner, publish, under_way
+from .decoder_forward import DecoderForward, PromptScope, SiteOutcome
+from .language import check_images, check_visual, find, in_heads, own_comparison, project, tap, wrapper
+from .request import GenerateCall
+from .sequence import Rope, Row, Sequence, everything, join, lengthened, rebuild, rotate, stack
+from .wrapped_method import WrappedMethod, named
 
 Reduce = Callable[[dict[str, Any], int, int], tuple[Tensor | None, Plan, Tensor | None]]
 """Signals of one sample, visual tokens that entered the decoder, images -> (tokens or None, plan, score)."""
@@ -30,35 +33,47 @@ Score = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(eq=False)
-class DecoderSite(Site):
+class DecoderSite:
     """A place before one decoder layer.
 
     reduce     the recipe for one sample.       check, rows, attention, renumber   see `ops.text.DecoderSchedule`.
-    left       [B, n] after a forward: which tokens of the prompt are left after the site (clusters by their centres), -1 padding.
+    previous   the site before this one.
     """
 
-    reduce: Reduce = field(default=lambda *_: (None, everything(0, torch.device("cpu")), None))
-    check: Callable[[int, int], None] = field(default=lambda *_: None)
+    layer: int
+    needs: tuple[str, ...]
+    reduce: Reduce
+    check: Callable[[int, int], None]
     rows: text.Rows = "last"
     attention: text.Attention = "before"
     renumber: bool = False
-    left: Tensor | None = None
+    previous: DecoderSite | None = None
+    where: str = "decoder"
+    learned: None = None
+
+
+@dataclass(eq=False)
+class HeadForward:
+    """A forward of the model that was given to `prune`. full: somebody looks at its logits by places of the full prompt."""
+
+    owner: Decoder
+    full: bool
 
 
 class Decoder:
-    """One language model at work with sites. `visual` says which tokens are visual, see `prune`."""
+    """One language model with sites. `visual` says which tokens are visual, see `prune`."""
 
     def __init__(self, model: nn.Module, visual: Any = None) -> None:
-        self.top = model
+        self.top: Any = model
         self.model: Any = find(model)
-        self.outer = wrapper(model, self.model)
+        self.outer: Any = wrapper(model, self.model)
         self.visual = visual
-        self.given: Tensor | None = None
         self.sites: list[DecoderSite] = []
+        self.handles: list[Any] = []
+        self.full_length = False
         self.hooks: list[Any] = []
-        self.turn: Turn | None = None
-        self.labels = False
-        self.prompt: int | None = None
+        self.taps: dict[nn.Module, Any] = {}
+        self.wrapped: list[WrappedMethod] = []
         if visual is None and self.outer is None:
             raise PruneError(
                 f"{type(model).__name__} is a language model without images, so nobody says which tokens are visual; "
@@ -67,7 +82,8 @@ class Decoder:
 
     @property
     def depth(self) -> int:
-        return len(self.model.layers)
+        """Number of layers that run."""
+        return min(len(self.model.layers), int(self.model.config.num_hidden_layers))
 
     @property
     def gridded(self) -> bool:
@@ -81,198 +97,238 @@ class Decoder:
         found = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
         return [token for token in found if token is not None]
 
+    # ---- installation -------------------------------------------------------------------------------------------------
+
     def add(self, sites: list[DecoderSite]) -> None:
         """Install sites; refuse a place that is taken."""
         taken = {site.layer for site in self.sites} & {site.layer for site in sites}
         if taken:
             raise PruneError(f"layer {min(taken)} of the language model is pruned already; remove that handle first")
         self.sites = sorted([*self.sites, *sites], key=lambda site: site.layer)
-        self.patch()
+        self.install()
 
     def take_out(self, sites: list[Any]) -> None:
         """Take sites out again; the last one leaves the model as it was."""
         self.sites = [site for site in self.sites if not any(site is gone for gone in sites)]
-        self.patch()
+        self.handles = [handle for handle in self.handles if any(site in self.sites for site in handle.sites)]
+        self.install()
 
-    def patch(self) -> None:
-        """Make the hooks match `self.sites`."""
-        for hook in self.hooks:
+    def install(self) -> None:
+        """Make hooks and wrapped methods match `self.sites`."""
+        for hook in (*self.hooks, *self.taps.values()):
             hook.remove()
-        self.hooks, self.turn = [], None
-        self.model.__dict__.pop("_sparsight_decoder", None)
-        watch_placeholders(self.outer, bool(self.sites))
+        self.hooks, self.taps = [], {}
         for before, site in zip([None, *self.sites], self.sites, strict=False):
             site.previous = before
-        self.patch_generate()
         if not self.sites:
+            for method in self.wrapped:
+                method.remove()
+            self.wrapped = []
+            self.model.__dict__.pop("_sparsight_decoder", None)
             return
-        self.model._sparsight_decoder = self
+        if not self.wrapped:
+            self.wrap()
         add = self.hooks.append
-        add(self.top.register_forward_pre_hook(self.see_labels, with_kwargs=True))
-        if self.outer is not None:
-            add(self.outer.register_forward_pre_hook(self.see_prompt, with_kwargs=True))
-        add(self.model.register_forward_pre_hook(self.begin, with_kwargs=True))
-        add(self.model.register_forward_hook(self.end, always_call=True))
         add(self.model.norm.register_forward_pre_hook(self.before_norm))
         add(self.model.layers[0].register_forward_pre_hook(self.see_embeddings, with_kwargs=True))
         for index in range(min(site.layer for site in self.sites), self.depth):
             here = next((site for site in self.sites if site.layer == index), None)
             add(self.model.layers[index].register_forward_pre_hook(partial(self.before_layer, here), with_kwargs=True))
-        for site in self.sites:
-            if site.attention == "before":
-                self.listen(self.model.layers[site.layer - 1].self_attn)
+        listen(self.taps, self.tapped())
 
-    def listen(self, attention: Any) -> None:
-        """Keep queries and keys of a layer whose attention is asked for."""
-        for name in ("q", "k"):
-            self.hooks.append(tap(attention, name).register_forward_hook(self.keep_output))
+    def wrap(self) -> None:
+        """Put something around the methods in which calls begin."""
+        self.model._sparsight_decoder = self
+        wrap: list[tuple[Any, str, Any]]
+        wrap = [(self.model, "forward", self.forward)]
+        wrap += [(self.outer, "forward", self.outer_forward)] if self.outer is not None else []
+        wrap += [(self.outer, "get_placeholder_mask", own_comparison)] if hasattr(self.outer, "get_placeholder_mask") else []
+        wrap += [(self.top, "forward", self.head_forward)] if self.top is not self.model else []
+        wrap += [(self.top, "generate", self.generate)] if hasattr(self.top, "generate") else []
+        self.wrapped = [WrappedMethod(*one).install() for one in wrap]
 
-    def keep_output(self, module: nn.Module, _args: Any, output: Tensor) -> None:
-        if self.turn is not None and self.turn.visual is not None:
-            self.turn.heard[id(module)] = output
+    def tapped(self) -> list[nn.Module]:
+        """Modules whose outputs are queries and keys of layers whose attention is asked for, as they are now: LoRA replaces them."""
+        before = [self.model.layers[site.layer - 1].self_attn for site in self.sites if site.attention == "before"]
+        return [tap(attention, name) for attention in before for name in ("q", "k")]
 
-    def patch_generate(self) -> None:
-        """Let `generate` say how long the prompt is: without a cache it repeats the prompt with what has been generated behind it,
+    # ---- one call -----------------------------------------------------------------------------------------------------
+
+    def generate(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`generate`, which says how long the prompt is: without a cache it repeats the prompt with what has been generated behind it,
         and the tokens kept must be those that the prompt's own end asked for."""
-        mine = getattr(self.top.__dict__.get("generate"), "func", None) == self.generate
-        if self.sites and not mine and hasattr(self.top, "generate"):
-            top: Any = self.top
-            top.generate = partial(self.generate, top.generate)
-        elif not self.sites and mine:
-            inner = self.top.__dict__.pop("generate").args[0]
-            if getattr(inner, "__func__", None) is not type(self.top).generate:  # type: ignore[attr-defined]
-                self.top.generate = inner
-
-    def generate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
         prompt = next((tokens for tokens in given if isinstance(tokens, Tensor)), None)
-        self.prompt = None if prompt is None else int(prompt.shape[1])
-        if kwargs.get("past_key_values") is None and prompt is not None:
-            # generate may count positions and encode images before any forward
-            check_images(None if prompt.is_floating_point() else prompt, self.placeholders, kwargs)
-        try:
-            return inner(*args, **kwargs)
-        finally:
-            self.prompt = None
+        ids = None if prompt is None or prompt.is_floating_point() else prompt
+        with forgetting(self):
+            if kwargs.get("past_key_values") is None and prompt is not None:
+                # generate may count positions and encode images before any forward
+                check_images(ids, self.placeholders, kwargs)
+            call = GenerateCall(self, self.model, prompt=None if prompt is None else int(prompt.shape[1]), ids=ids)
+            with under_way(call):
+                output = run(*args, **kwargs)
+        call.publish()
+        return output
 
-    # ---- one forward --------------------------------------------------------------------------------------------------
+    def head_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward of the model around the decoder: whether its logits have to fit the full prompt."""
+        call = named(run, args, kwargs)
+        full = call.get("labels") is not None or isinstance(call.get("logits_to_keep"), Tensor)
+        with under_way(HeadForward(self, full)), forgetting(self):
+            return run(*args, **kwargs)
 
-    def see_labels(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        self.labels = kwargs.get("labels") is not None
+    def outer_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward of the vision-language model right around the decoder: find the placeholders in what it is called with."""
+        call = named(run, args, kwargs)
+        ids, embeds, known = call.get("input_ids"), call.get("inputs_embeds"), self.placeholders
+        visual = None
+        if ids is None or ids.shape[1] > 1:
+            check_images(ids, known, call)
+            if ids is not None:
+                visual = torch.isin(ids, torch.tensor(known, device=ids.device))
+            elif embeds is not None:
+                vectors = self.outer.get_input_embeddings()(torch.tensor(known, device=embeds.device))
+                visual = (embeds.unsqueeze(-2) == vectors).all(dim=-1).any(dim=-1)
+        with under_way(PromptScope(self, visual, ids)):
+            return run(*args, **kwargs)
 
-    def see_prompt(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find the placeholders in what a vision-language model is called with."""
-        ids = args[0] if args else kwargs.get("input_ids")
-        embeds = kwargs.get("inputs_embeds")
-        known = self.placeholders
-        if ids is not None and ids.shape[1] == 1:
-            return
-        check_images(ids, known, kwargs)
-        if ids is not None:
-            self.given = torch.isin(ids, torch.tensor(known, device=ids.device))
-        elif embeds is not None:
-            vectors = module.get_input_embeddings()(torch.tensor(known, device=embeds.device))
-            self.given = (embeds.unsqueeze(-2) == vectors).all(dim=-1).any(dim=-1)
+    def forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The decoder's own forward."""
+        around = of_owner(self)
+        scope = around.pop(0) if around and isinstance(around[0], PromptScope) else None
+        head = around.pop(0) if around and isinstance(around[0], HeadForward) else None
+        generating = self.generating()
+        full = (head is not None and head.full) or ((self.full_length or self.model.training) and generating is None)
+        call = named(run, args, kwargs)
+        with forgetting(self):
+            forward = self.begin(call, scope, generating, full)
+            with under_way(forward):
+                output = run(**call)
+        if forward.outcomes or not forward.start:  # a step that goes on from a cache leaves what was said of its prompt
+            result = forward.outcome() if forward.outcomes else None
+            if generating is None:
+                publish(self, result)
+            elif generating.results.get(self) is None:
+                generating.results[self] = result
+        return output
 
-    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Start of the decoder's forward. `given` [B, length], this forward's visual tokens, comes from the model around the decoder
-        (or from whoever runs the decoder in its place, and sets it before each forward)."""
-        self.turn = Turn.begin(self.model, args, kwargs, self.visual, self.given, self.prompt)
-        if self.outer is not None and self.visual is None and self.given is None and self.turn.length > 1:
+    def generating(self) -> GenerateCall | None:
+        """The `generate` that makes the forward which begins now; None for a forward inside another one (a hook that runs the model)."""
+        for call in calls():
+            if isinstance(call, GenerateCall) and call.language_model is self.model:
+                return call
+            if isinstance(call, DecoderForward) and call.owner is self:
+                return None
+        return None
+
+    def begin(
+        self, call: dict[str, Any], scope: PromptScope | None, generating: GenerateCall | None, full_length: bool
+    ) -> DecoderForward:
+        """The state of a forward, everything checked, and what its sites have to hear."""
+        forward = DecoderForward.begin(self, call, self.visual, scope, generating, full_length)
+        if self.outer is not None and self.visual is None and scope is None and forward.length > 1:
             kind = type(self.outer).__name__
             raise PruneError(f"the language model was called without {kind} around it, so nobody says which tokens are visual")
-        self.given = None
-        for entered, images in zip(self.turn.entered, self.turn.images, strict=True):
+        for entered, images in zip(forward.entered, forward.images, strict=True):
             for site in self.sites if entered else ():
                 site.check(entered, images)
+        listen(self.taps, self.tapped())
+        forward.heard = dict.fromkeys(self.tapped())
+        return forward
 
-    def end(self, *_: Any) -> None:
-        self.turn, self.labels = None, False
+    # ---- hooks inside one forward -------------------------------------------------------------------------------------
+
+    def running(self) -> DecoderForward | None:
+        """The forward under way in this thread or task; layers may also be run from outside of one."""
+        return next((one for one in of_owner(self) if isinstance(one, DecoderForward)), None)
 
     def see_embeddings(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The prompt as it enters the language model: text raters are chosen here."""
-        turn = self.turn
-        if turn is not None and turn.visual is not None and any(site.rows == "raters" for site in self.sites):
-            turn.choose_raters(args[0] if args else kwargs["hidden_states"])
+        forward = self.running()
+        if forward is not None and forward.visual is not None and any(site.rows == "raters" for site in self.sites):
+            forward.choose_raters(args[0] if args else kwargs["hidden_states"])
 
     def before_norm(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
-        """With labels, the last hidden states go back to the labels' length."""
-        if self.turn is None or self.turn.now is None or not self.turn.pruned or not self.labels:
+        """The last hidden states go back to the prompt's length where somebody looks at them by places of the full prompt."""
+        forward = self.running()
+        if forward is None or forward.now is None or not forward.pruned or not forward.full_length:
             return None
-        return (fill_up(args[0], self.turn.now, self.turn.length), *args[1:])
+        now = forward.now
+        return (lengthened(args[0], now.index, now.visual, forward.length), *args[1:])
 
     def before_layer(self, site: DecoderSite | None, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        turn = self.turn
-        if turn is None:
+        """A layer begins: run its site, and give it mask and positions of the tokens that are left."""
+        forward = self.running()
+        if forward is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if site is not None:
-            hidden = self.visit(site, turn, hidden, kwargs)
-        now = turn.now
+            hidden = self.visit(site, forward, hidden, kwargs)
+        now = forward.now
         if now is None or now.own:
             return None
         # position ids serve to detect packed sequences only, and gaps in them would look like that
         changed = {"attention_mask": now.attention, "position_embeddings": now.rope, "position_ids": None}
         return (hidden, *args[1:]), {**{k: v for k, v in kwargs.items() if k != "hidden_states"}, **changed}
 
-    def visit(self, site: DecoderSite, turn: Turn, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def visit(self, site: DecoderSite, forward: DecoderForward, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """One site: drop visual tokens of this forward, and let masks and positions follow what earlier forwards dropped."""
-        trail = turn.trail(kwargs.get("past_key_values"), site.layer)
-        if turn.visual is None and trail is None:
+        left = forward.left_by(kwargs.get("past_key_values"), site.layer)
+        if forward.visual is None and left is None:
             return hidden
-        arriving = turn.now or turn.start_sequence(hidden, kwargs)
+        arriving = forward.now or forward.start_sequence(hidden, kwargs)
         before = arriving
-        if trail is not None and site.renumber:
-            before = turn.shift(arriving, trail, self.model.rotary_emb, hidden)
+        if left is not None and site.renumber:
+            before = forward.shift(arriving, left, self.model.rotary_emb, hidden)
         after, dropped = before, [0]
-        if turn.visual is not None:
-            score = self.scoring(site, turn, before, arriving.rope, hidden)
-            rows, plans = self.sample_by_sample(site, turn, before, hidden, score)
+        if forward.visual is not None:
+            score = self.scoring(site, forward, before, arriving.rope, hidden)
+            rows, plans, scores = self.sample_by_sample(site, forward, before, hidden, score)
             dropped = [plan.total - plan.slots for plan in plans]
             if any(dropped):
-                hidden, after = stack(rows, turn.right, before, site.renumber)
-                turn.pruned = True
-            site.plan, site.left = join(plans), after.index.where(after.index < 0, after.index + turn.start)
-        turn.now = turn.settle(site.layer, after, trail, dropped, hidden, site.renumber, self.model.config)
+                hidden, after = stack(rows, forward.right, before, site.renumber)
+                forward.pruned = True
+            tokens = after.index.where(after.index < 0, after.index + forward.start)
+            forward.outcomes[site] = SiteOutcome(join(plans), scores[0] if len(scores) == 1 else None, tokens)
+        forward.now = forward.settle(site.layer, after, left, dropped, hidden, site.renumber, self.model.config)
         return hidden
 
     def sample_by_sample(
-        self, site: DecoderSite, turn: Turn, before: Sequence, hidden: Tensor, attention: Score
-    ) -> tuple[list[Row], list[Plan]]:
+        self, site: DecoderSite, forward: DecoderForward, before: Sequence, hidden: Tensor, attention: Score
+    ) -> tuple[list[Row], list[Plan], list[Tensor | None]]:
         """Score and reduce every sample by itself, so that a batch cannot matter."""
         assert before.visual is not None
         rows, plans, scores = [], [], []
         for sample, visual in enumerate(before.visual):
-            real, places = turn.real(before, sample), visual.nonzero().squeeze(1)
+            real, places = forward.real(before, sample), visual.nonzero().squeeze(1)
             plan, tokens, score = everything(places.shape[0], hidden.device), None, None
             if places.shape[0]:
                 signals = {"x": hidden[sample : sample + 1, places], "text_attn": attention(sample, real, places)}
-                tokens, plan, score = site.reduce(signals, turn.entered[sample], turn.images[sample])
+                tokens, plan, score = site.reduce(signals, forward.entered[sample], forward.images[sample])
             rows.append(rebuild(hidden[sample], real, places, plan, None if tokens is None else tokens[0]))
             plans.append(plan)
             scores.append(score)
-        site.score = scores[0] if len(scores) == 1 else None
-        return rows, plans
+        return rows, plans, scores
 
-    def scoring(self, site: DecoderSite, turn: Turn, before: Sequence, rope_before: Rope, hidden: Tensor) -> Score:
+    def scoring(self, site: DecoderSite, forward: DecoderForward, before: Sequence, rope_before: Rope, hidden: Tensor) -> Score:
         """Attention rows of single samples: (sample, its real places, its visual places) -> [1, T, N], softmax over all keys."""
         ahead = site.attention == "at"
         layer = self.model.layers[site.layer if ahead else site.layer - 1]
         attention, rope = layer.self_attn, before.rope if ahead else rope_before
         earlier = site.layer if ahead else getattr(site.previous, "layer", 0)
-        trail = turn.trail(turn.cache, earlier)
+        left = forward.left_by(forward.cache, earlier)
         with torch.no_grad():
             normed = layer.input_layernorm(hidden) if ahead else hidden
-            k = project(attention, "k", normed) if ahead else turn.hear(tap(attention, "k"))
-            keys = turn.past_keys(attention.layer_idx, rotate(in_heads(attention, k), rope), done=not ahead)
+            k = project(attention, "k", normed) if ahead else forward.hear(tap(attention, "k"))
+            keys = forward.past_keys(attention.layer_idx, rotate(in_heads(attention, k), rope), done=not ahead)
 
         @torch.no_grad()
         def score(sample: int, real: Tensor, places: Tensor) -> Tensor:
-            asked = turn.asked(site.rows, before, sample, real)
+            asked = forward.asked(site.rows, before, sample, real)
             only = slice(sample, sample + 1)
-            q = project(attention, "q", normed[only, asked]) if ahead else turn.hear(tap(attention, "q"))[only, asked]
+            q = project(attention, "q", normed[only, asked]) if ahead else forward.hear(tap(attention, "q"))[only, asked]
             cos, sin = (part.expand(hidden.shape[0], -1, -1)[only, asked] for part in rope)
-            seen, past = turn.seen(trail, before, sample, asked, keys.shape[2])
+            seen, past = forward.seen(left, before, sample, asked, keys.shape[2])
             rows = text.row_attention(rotate(in_heads(attention, q), (cos, sin)), keys[only], attention.scaling, seen)
             return rows[..., past + places]
 

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..ops.text import Rows, raters
+from ..plan import Plan
+from .request import PACKED, GenerateCall, packed
 from .sequence import Sequence
-
-ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
-"""The first parameters of a decoder's forward, for calls that do not name them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Trail:
+class SiteCache:
     """What a site has left in a cache: valid [B, L] (None: all real) and length L of the caches after it, at the time when layer 0
     had `seen` tokens; shift [B]: how far later position ids move back because of this site (None: not at all)."""
 
@@ -27,58 +26,108 @@ class Trail:
     shift: Tensor | None
 
 
-@dataclass(eq=False)
-class Turn:
-    """State of one forward. start: tokens in layer 0's cache before it; length: tokens given to it; mask [B, start + length];
-    prompt: length of the prompt where `generate` runs, so that tokens generated since ask for nothing."""
+@dataclass(frozen=True, eq=False)
+class SiteOutcome:
+    """What happened at a site: the plan over the visual tokens that arrived, the score (single samples only), and which tokens of the
+    prompt are left [B, n] (clusters by their centres), -1 for padding."""
 
+    plan: Plan
+    score: Tensor | None
+    left: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedForward:
+    """What a finished forward tells the handles: outcomes by site, the place [B, n] of each token that is left at the end, and the number
+    of tokens before."""
+
+    sites: dict[Any, SiteOutcome]
+    index: Tensor
+    length: int
+
+
+@dataclass(eq=False)
+class PromptScope:
+    """A forward of the vision-language model around a decoder. visual [B, length]: its visual tokens, None in single steps."""
+
+    owner: Any
+    visual: Tensor | None
+    ids: Tensor | None
+
+
+@dataclass(eq=False)
+class DecoderForward:
+    """State of one forward. start: tokens in layer 0's cache before it; length: tokens given to it; mask [B, start + length];
+    full_length: the last hidden states have to fit the full prompt; prompt: length of the prompt where `generate` runs, so that tokens
+    generated since ask for nothing; now: the sequence at the layer that runs."""
+
+    owner: Any
     start: int
     length: int
     mask: Tensor | None
     foreign: bool
-    visual: Tensor | None
+    full_length: bool
     cache: Any = None
     prompt: int | None = None
+    visual: Tensor | None = None
     now: Sequence | None = None
     pruned: bool = False
     right: bool = False
     raters: Tensor | None = None
     entered: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
-    heard: dict[int, Tensor] = field(default_factory=dict)
+    heard: dict[nn.Module, Any] = field(default_factory=dict)
+    outcomes: dict[Any, SiteOutcome] = field(default_factory=dict)
     unpadded: bool | None = None
 
     @staticmethod
     def begin(
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        visual: Any,
-        given: Tensor | None,
-        prompt: int | None = None,
-    ) -> Turn:
+        owner: Any, call: dict[str, Any], visual: Any, scope: PromptScope | None, generating: GenerateCall | None, full: bool
+    ) -> DecoderForward:
         """Read the arguments of the decoder's forward."""
-        call = {**dict(zip(ARGUMENTS, args, strict=False)), **kwargs}
         ids, mask, past = call.get("input_ids"), call.get("attention_mask"), call.get("past_key_values")
         tokens = ids if ids is not None else call["inputs_embeds"]
         start, length = 0 if past is None else int(past.get_seq_length()), int(tokens.shape[1])
         plain = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        turn = Turn(start, length, plain, mask is not None and plain is None, None, past, prompt)
-        found = given if given is not None else turn.declared(visual, ids, tokens)
+        forward = DecoderForward(owner, start, length, plain, mask is not None and plain is None, full, past)
+        forward.prompt = forward.prompt_of(generating, ids if ids is not None or scope is None else scope.ids)
+        found = scope.visual if scope is not None and visual is None else forward.declared(visual, ids, tokens)
         if found is None or (length == 1 and start):
-            return turn
+            return forward
         if found.shape != tokens.shape[:2]:
             raise PruneError(
                 f"visual tokens are marked for {list(found.shape)} tokens, but the decoder got {list(tokens.shape[:2])}"
             )
-        found = found.to(tokens.device) & True if turn.mask is None else found & turn.mask[:, start:]
+        found = found.to(tokens.device) & True if forward.mask is None else found & forward.mask[:, start:]
         if bool(found.any()):
-            turn.take(found)
-            if model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in model.layers):  # type: ignore[union-attr]
-                raise PruneError(
-                    "a pruned decoder does not run under gradient checkpointing; call gradient_checkpointing_disable()"
-                )
-        return turn
+            forward.take(found)
+            forward.check(call)
+        return forward
+
+    def prompt_of(self, generating: GenerateCall | None, ids: Tensor | None) -> int | None:
+        """Length of the prompt of the `generate` that makes this forward. Another one may be run in between (by a logits processor): it
+        matters only if it is longer, and then its ids tell."""
+        if generating is None or generating.prompt is None or self.start or self.length <= generating.prompt:
+            return None if generating is None else generating.prompt
+        if ids is None or generating.ids is None:
+            return generating.prompt
+        first, known = ids[:, : generating.prompt], generating.ids.to(ids.device)
+        rows = ids.shape[0] // max(1, known.shape[0])
+        same = rows > 0 and torch.equal(first, known.repeat_interleave(rows, dim=0))
+        return generating.prompt if same else None
+
+    def check(self, call: dict[str, Any]) -> None:
+        """Refuse packed rows: after a site their borders would be lost."""
+        position = call.get("position_ids")
+        restarts = isinstance(position, Tensor) and call.get("attention_mask") is None and packed(position)
+        if restarts or any(call.get(name) is not None for name in PACKED):
+            raise PruneError("packed rows (several samples in one) cannot be pruned; give every sample a row of its own")
+
+    def outcome(self) -> PrunedForward:
+        """What handles show of this forward."""
+        assert self.visual is not None
+        index = torch.arange(self.length, device=self.visual.device).expand(self.visual.shape[0], -1)
+        return PrunedForward(self.outcomes, index if self.now is None else self.now.index, self.length)
 
     def take(self, visual: Tensor) -> None:
         """There are visual tokens: count them, and images as runs of adjacent ones."""
@@ -113,28 +162,28 @@ class Turn:
 
     # ---- what the cache knows -----------------------------------------------------------------------------------------
 
-    def trail(self, cache: Any, layer: int) -> Trail | None:
-        """What earlier forwards left at a site."""
+    def left_by(self, cache: Any, layer: int) -> SiteCache | None:
+        """What earlier forwards left in the cache at a site."""
         self.cache = cache
         if cache is None or not self.start:
             return None
-        trail: Trail | None = getattr(cache, "_sparsight", {}).get(layer)
-        if trail is None or self.start >= trail.seen:
-            return trail
+        left: SiteCache | None = getattr(cache, "_sparsight", {}).get(layer)
+        if left is None or self.start >= left.seen:
+            return left
         # the cache has been cropped since
-        length = trail.length - (trail.seen - self.start)
-        return replace(trail, valid=None if trail.valid is None else trail.valid[:, :length], length=length, seen=self.start)
+        length = left.length - (left.seen - self.start)
+        return replace(left, valid=None if left.valid is None else left.valid[:, :length], length=length, seen=self.start)
 
-    def past_valid(self, trail: Trail | None, batch: int) -> Tensor | None:
+    def past_valid(self, left: SiteCache | None, batch: int) -> Tensor | None:
         """Which cached keys of a layer are real, before this forward: [B, P]; None if all are."""
-        seen = 0 if trail is None else trail.seen
+        seen = 0 if left is None else left.seen
         since = None if self.mask is None else self.mask[:, seen : self.start]
-        if trail is None or trail.valid is None:
+        if left is None or left.valid is None:
             if since is None or bool(since.all()):
                 return None
-            known = torch.ones(batch, 0 if trail is None else trail.length, dtype=torch.bool, device=since.device)
+            known = torch.ones(batch, 0 if left is None else left.length, dtype=torch.bool, device=since.device)
             return torch.cat([known, since], dim=1)
-        valid = for_batch(trail.valid, batch)
+        valid = for_batch(left.valid, batch)
         return torch.cat([valid, valid.new_ones(batch, self.start - seen) if since is None else since], dim=1)
 
     @property
@@ -144,11 +193,11 @@ class Turn:
             self.unpadded = self.mask is None or bool(self.mask.all())
         return self.unpadded
 
-    def all_real(self, trail: Trail | None, after: Sequence) -> bool:
+    def all_real(self, left: SiteCache | None, after: Sequence) -> bool:
         """Whether no key of the layers after a site is padding."""
-        if after.valid is not None or (trail is not None and trail.valid is not None):
+        if after.valid is not None or (left is not None and left.valid is not None):
             return False
-        seen = 0 if trail is None else trail.seen
+        seen = 0 if left is None else left.seen
         return self.full or self.mask is None or bool(self.mask[:, seen : self.start].all())
 
     # ---- the sequence -------------------------------------------------------------------------------------------------
@@ -166,37 +215,37 @@ class Turn:
         mask, position = kwargs.get("attention_mask"), kwargs.get("position_ids")
         return Sequence(index, valid, self.visual, kwargs["position_embeddings"], position, mask, own=True)
 
-    def shift(self, before: Sequence, trail: Trail, rotary: Any, hidden: Tensor) -> Sequence:
+    def shift(self, before: Sequence, left: SiteCache, rotary: Any, hidden: Tensor) -> Sequence:
         """Move the position ids back by what the site has taken out of the cache."""
-        if trail.shift is None or before.position is None:
+        if left.shift is None or before.position is None:
             return before
-        position = before.position - for_batch(trail.shift, hidden.shape[0]).unsqueeze(1)
+        position = before.position - for_batch(left.shift, hidden.shape[0]).unsqueeze(1)
         return replace(before, position=position, rope=rotary(hidden, position_ids=position), own=False)
 
     def settle(
-        self, layer: int, after: Sequence, trail: Trail | None, dropped: list[int], hidden: Tensor, renumber: bool, config: Any
+        self, layer: int, after: Sequence, left: SiteCache | None, dropped: list[int], hidden: Tensor, renumber: bool, config: Any
     ) -> Sequence:
-        """Give the layers after a site their mask, and leave a trail in the cache."""
-        if trail is None and after.own:
+        """Give the layers after a site their mask, and leave a left in the cache."""
+        if left is None and after.own:
             return after
         batch, count = hidden.shape[:2]
-        real = self.all_real(trail, after)
+        real = self.all_real(left, after)
         if real and count == 1 and self.visual is None and after.own and after.attention is None:
             return after  # decoding: one query that sees every key of whichever cache needs nothing
         valid = None
         if not real:
-            past = self.past_valid(trail, batch)
-            length = self.start if trail is None else trail.length + self.start - trail.seen
+            past = self.past_valid(left, batch)
+            length = self.start if left is None else left.length + self.start - left.seen
             past = torch.ones(batch, length, dtype=torch.bool, device=hidden.device) if past is None else past
             new = torch.ones(batch, count, dtype=torch.bool, device=hidden.device) if after.valid is None else after.valid
             valid = torch.cat([past, new], dim=1)
         if self.visual is not None and self.cache is not None:
             shift = torch.tensor(dropped, device=hidden.device) if renumber and any(dropped) else None
-            if trail is not None and trail.shift is not None:
-                old = for_batch(trail.shift, batch)
+            if left is not None and left.shift is not None:
+                old = for_batch(left.shift, batch)
                 shift = old if shift is None else shift + old
-            length = count + (self.start if trail is None else trail.length + self.start - trail.seen)
-            self.cache.__dict__.setdefault("_sparsight", {})[layer] = Trail(valid, length, self.start + self.length, shift)
+            length = count + (self.start if left is None else left.length + self.start - left.seen)
+            self.cache.__dict__.setdefault("_sparsight", {})[layer] = SiteCache(valid, length, self.start + self.length, shift)
         attention = None if real and count == 1 else causal_mask(config, hidden, valid, self.cache, layer)
         return replace(after, attention=attention, own=False)
 
@@ -238,10 +287,11 @@ class Turn:
         return chosen if chosen.shape[0] else real[-1:]
 
     def hear(self, module: nn.Module) -> Tensor:
-        """What a module said in this forward; a PruneError if its hook did not fire."""
-        if id(module) not in self.heard:
+        """What a module gave in this forward; a PruneError if its hook did not fire."""
+        if self.heard.get(module) is None:
             raise PruneError(f"{type(module).__name__} was not called where pruning listens to it; this attention runs elsewhere")
-        return self.heard[id(module)]
+        output: Tensor = self.heard[module][2]
+        return output
 
     def past_keys(self, layer: int, new: Tensor, done: bool) -> Tensor:
         """Keys of a layer, cached ones first; `done` if the layer has added this forward's to its cache already."""
@@ -251,7 +301,7 @@ class Turn:
         past = cached[:, :, : max(0, cached.shape[2] - new.shape[2])] if done else cached
         return torch.cat([past.to(new), new], dim=2)
 
-    def seen(self, trail: Trail | None, before: Sequence, sample: int, asked: Tensor, keys: int) -> tuple[Tensor, int]:
+    def seen(self, left: SiteCache | None, before: Sequence, sample: int, asked: Tensor, keys: int) -> tuple[Tensor, int]:
         """What each query may look at, [1, T, keys], and how many of the keys are cached ones."""
         batch, count = before.index.shape
         past = keys - count
@@ -260,7 +310,7 @@ class Turn:
         if before.valid is not None:
             causal = causal & before.valid[sample]
         cached = torch.ones(asked.shape[0], past, dtype=torch.bool, device=asked.device)
-        valid = self.past_valid(trail, batch) if past else None
+        valid = self.past_valid(left, batch) if past else None
         if valid is not None:
             cached = cached & valid[sample, valid.shape[1] - past :]
         return torch.cat([cached, causal], dim=1).unsqueeze(0), past

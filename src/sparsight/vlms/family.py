@@ -1,48 +1,72 @@
-"""Vision-language models whose language model gets fewer visual tokens. What all families share.
+"""What a vision-language model has to say of itself, and how its calls run while its images are pruned.
 
-Read with transformers 5.23. The outer model's `forward` and `generate` are wrapped on the one object: images are encoded and reduced
-first, the placeholders of what left are taken out of the prompt, and the model runs as if the prompt had been that short. Its encoder
-outputs go in by transformers' own argument `mm_encoder_outputs`. `generate` gives back the user's prompt in front of its answer.
+Read with transformers 5.23. Images are encoded and reduced in front of the model that holds vision encoder and language model, the
+placeholders of what left are taken out of the prompt, and that model runs as if the prompt had been that short. Its encoder outputs go in
+by transformers' own argument `mm_encoder_outputs`. `generate` is shortened as a whole and gives back the user's prompt in front of its
+answer. Everything that a call learns is in its `VlmRequest`.
 """
 
 from __future__ import annotations
 
 import inspect
-import types
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial, wraps
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ..models.family import Family
-from ..models.site import Site
-from .request import Prompt
-from .tiles import ImageSite, Kept, Picture, reduced
+from .call_state import Listener, forgetting, listen, of_owner, publish, under_way
+from .request import GenerateCall, VlmRequest
+from .tiles import ImageSite, ImageTokens, KeptTokens, reduced
+from .wrapped_method import WrappedMethod, named
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
-_inside: ContextVar[tuple[int, ...]] = ContextVar("inside", default=())
-"""Models whose wrapped call is running: what they call of themselves is to run as it is."""
+
+@dataclass(eq=False)
+class HeadForward:
+    """A forward of the outer model. full: somebody looks at its logits by places of the full prompt."""
+
+    owner: LVLM
+    full: bool
 
 
-class LVLM(Family):
+@dataclass(eq=False)
+class CoreForward:
+    """A forward of the model that holds vision encoder and language model, its prompt shortened."""
+
+    owner: LVLM
+
+
+class LVLM(ABC):
     """A vision-language model: `core` holds encoder, projector and language model, the outer model adds the head.
 
-    After a forward: `kept` per image, for `Handle`.
+    One object serves one model. `sites` holds the one site that is installed, `handles` whoever installed it.
     """
 
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    """Names of the model classes, any of which may appear among the bases of the model's class."""
+
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.kept: list[Kept] = []
-        self.wrapped: dict[str, tuple[Any, Any]] = {}
+        self.model: Any = model
+        self.sites: list[ImageSite] = []
+        self.handles: list[Any] = []
+        self.full_length = False
+        self.wrapped: list[WrappedMethod] = []
+        self.hooks: dict[nn.Module, Any] = {}
+        self.guarding: Any = None
 
     # ---- what a family says -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def serves(cls, model: nn.Module) -> bool:
+        """Whether the model is of this family, by the names of its classes."""
+        return any(kind.__name__ in cls.classes for kind in type(model).__mro__)
 
     @property
     def core(self) -> Any:
@@ -53,13 +77,33 @@ class LVLM(Family):
     def config(self) -> Any:
         return self.model.config
 
+    @property
     @abstractmethod
-    def pictures(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[Picture]:
+    def blocks(self) -> list[nn.Module]:
+        """Blocks of the vision encoder in order."""
+
+    @property
+    @abstractmethod
+    def prefix(self) -> int:
+        """Number of the encoder's prefix tokens; the first is the class token if there is one."""
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the encoder has a class token."""
+        return self.prefix > 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (h, w) of an image or tile, if that is fixed."""
+        raise PruneError(f"images of {type(self.model).__name__} have grids of their own; see handle.grids")
+
+    @abstractmethod
+    def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         """The images ("image") or videos of a call with their signals, from what get_*_features gave and from what was heard."""
 
     @abstractmethod
-    def listen(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
-        """Modules by name whose calls `pictures` needs to know."""
+    def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
+        """Modules by name whose calls `images` needs to know."""
 
     def project(self) -> Callable[[Tensor], Tensor] | None:
         """From encoder features to tokens of the language model; None where tokens can only leave behind the projector."""
@@ -74,131 +118,189 @@ class LVLM(Family):
         found: int | None = getattr(self.config, f"{kind}_token_id", None)
         return found
 
-    def place(self, prompt: Prompt) -> None:
+    def set_positions(self, request: VlmRequest) -> None:  # noqa: B027
         """Give the shortened prompt its position ids, where the language model could not count them by itself."""
 
     def offers(self) -> tuple[str, ...]:
-        return super().offers() + (("class_token",) if self.class_token else ())
+        """Signals that recipes find between vision encoder and language model."""
+        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight")
+        return plain + (("class_attn", "class_token") if self.class_token else ())
 
-    # ---- never asked: blocks of the encoder stay whole ----------------------------------------------------------------
-
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
-        raise NotImplementedError
-
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def features(self, projected: Tensor) -> Tensor:
-        raise NotImplementedError
+    def check(self) -> None:
+        """Raise PruneError if this model is not built as expected. Classes of other libraries may bear the same name."""
+        kind = type(self.model)
+        try:
+            _ = self.core.language_model, self.blocks, self.prefix
+        except AttributeError as error:
+            raise PruneError(f"{kind.__name__} of {kind.__module__} is not built like {self.name}: {error}") from None
 
     # ---- installation -------------------------------------------------------------------------------------------------
 
-    def add(self, sites: list[Site]) -> None:
+    def add(self, sites: list[ImageSite]) -> None:
+        """Install the site; refuse a second one."""
         if self.sites:
             raise PruneError("the images of this model are pruned already; remove that handle first")
         self.sites = list(sites)
-        self.patch()
+        self.model._sparsight = self
+        wrap = [(self.core, "forward", self.core_forward)]
+        wrap += [(self.model, "forward", self.head_forward)] if self.model is not self.core else []
+        wrap += [(self.model, "generate", self.generate)] if hasattr(self.model, "generate") else []
+        self.wrapped = [WrappedMethod(module, name, around, outermost=True).install() for module, name, around in wrap]
+        self.guarding = self.core.language_model.register_forward_pre_hook(self.guard, with_kwargs=True)
+        listen(self.hooks, self.taps("image", {}, sites[0]).values())
 
-    def patch(self) -> None:
-        self.unpatch()
-        if self.sites:
-            self.model._sparsight = self  # type: ignore[assignment]
-            self.wrap("forward", pruned_forward)
-            self.wrap("generate", pruned_generate)
-
-    def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put the wrapper over a method of this one object: around what another tool has put there (accelerate's hooks), but below the
-        `generate` of a handle inside the language model, which has to see the whole call."""
-        if not hasattr(self.model, name):
+    def take_out(self, sites: list[Any]) -> None:
+        """Take the site out again and leave the model as it was."""
+        if not any(site is gone for gone in sites for site in self.sites):
             return
-        function = getattr(type(self.model), name)
-
-        present = self.model.__dict__.get(name)
-        handled = name == "generate" and isinstance(present, partial)
-
-        @wraps(function)
-        def inner(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return function(model, *args, **kwargs) if present is None or handled else present(*args, **kwargs)
-
-        @wraps(function)
-        def method(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return wrapper(model, inner, *args, **kwargs)
-
-        bound = types.MethodType(method, self.model)
-        self.model.__dict__[name] = partial(present.func, bound, *present.args[1:]) if present is not None and handled else bound
-        self.wrapped[name] = (bound, None if handled else present)
-
-    def unpatch(self) -> None:
-        for name, (bound, before) in self.wrapped.items():
-            present = self.model.__dict__.get(name)
-            if isinstance(present, partial) and present.args[:1] == (bound,):
-                own = types.MethodType(getattr(type(self.model), name), self.model) if before is None else before
-                self.model.__dict__[name] = partial(present.func, own, *present.args[1:])
-            elif present == bound:
-                del self.model.__dict__[name]
-                if before is not None:
-                    self.model.__dict__[name] = before
-        self.wrapped, self.kept = {}, []
+        for method in self.wrapped:
+            method.remove()
+        self.unhook()
+        self.guarding.remove()
+        self.sites, self.wrapped, self.handles = [], [], []
         self.model.__dict__.pop("_sparsight", None)
+
+    def unhook(self) -> None:
+        for hook in self.hooks.values():
+            hook.remove()
+        self.hooks = {}
 
     # ---- one call -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, call: dict[str, Any], generating: bool) -> Prompt | None:
+    def head_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The outer model's forward: whether its logits have to fit the full prompt."""
+        call = named(run, args, kwargs)
+        full = call.get("labels") is not None or isinstance(call.get("logits_to_keep"), Tensor)
+        with under_way(HeadForward(self, full)), forgetting(self):
+            return run(*args, **kwargs)
+
+    def core_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward of `core` on a shortened prompt."""
+        call = named(run, args, kwargs)
+        around = of_owner(self)
+        head = around.pop(0) if around and isinstance(around[0], HeadForward) else None
+        if around and isinstance(around[0], GenerateCall) and around[0].makes(call):
+            return self.step(run, call)
+        with forgetting(self):
+            request = self.prepare(call, generating=False)
+            with under_way(CoreForward(self)):
+                output = run(**(call if request is None else request.call))
+        if request is None:
+            return output
+        request.leave(output)
+        self.tell(request)
+        full = self.full_length or self.core.training or (head is not None and head.full)
+        return request.lengthen(output) if full else output
+
+    def tell(self, request: VlmRequest) -> None:
+        """Let the handle know; a step that goes on from a cache without new images leaves what was said of its prompt."""
+        if request.kept or not request.cached:
+            publish(self, request.outcome())
+
+    def step(self, run: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """A forward of a `generate` whose prompt is shortened already."""
+        position, ids = call.get("position_ids"), call.get("input_ids")
+        if position is not None and ids is not None and call.get("attention_mask") is None and call.get("past_key_values") is None:
+            call["attention_mask"] = torch.ones_like(ids)  # else gaps in position ids read as borders between packed samples
+        with under_way(CoreForward(self)):
+            return run(**call)
+
+    def generate(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The outer model's generate on a shortened prompt; what it returns begins with the user's own."""
+        call = named(run, args, kwargs)
+        inputs = call.get("inputs")
+        if isinstance(inputs, Tensor) and inputs.dim() == 2:
+            call["input_ids"] = call.pop("inputs")
+        with torch.no_grad(), forgetting(self):
+            request = self.prepare(call, generating=True)
+            if request is not None:
+                request.prepare_generate(self.model.generation_config)
+            with under_way(GenerateCall(self, self.core.language_model, request)) as generating:
+                output = run(**(call if request is None else request.call))
+        generating.publish()
+        if request is None:
+            return output
+        request.leave(output)
+        self.tell(request)
+        return request.restore(output)
+
+    def guard(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Embeddings reach the language model: refuse them unless they come through `core_forward`, which has seen the images."""
+        call = named(module.forward, args, kwargs)
+        if call.get("inputs_embeds") is not None and not any(isinstance(call, CoreForward) for call in of_owner(self)):
+            raise PruneError(
+                f"{type(module).__name__} got embeddings that did not come through {type(self.core).__name__}.forward, so nobody knows "
+                "the images among them; call the whole model with input_ids and pixel_values, or remove the handle for this call"
+            )
+
+    def prepare(self, call: dict[str, Any], generating: bool) -> VlmRequest | None:
         """Encode, reduce and shorten; None if there is nothing to prune in this call."""
         kinds = [kind for kind, name in PIXELS.items() if call.get(name) is not None]
-        prompt = Prompt.read(call, generating)
-        if prompt is None:
-            if kinds:
-                raise PruneError("pruning finds the images' places in input_ids; call the model with input_ids, not inputs_embeds")
-            return None
+        if call.get("inputs_embeds") is not None:
+            raise PruneError("pruning finds the images' places in input_ids; call the model with input_ids, not inputs_embeds")
         if call.get("mm_encoder_outputs"):
             raise PruneError("encoded images (mm_encoder_outputs) have no scores to prune by; pass pixel_values")
-        for kind in ("image", "video"):
-            if kind not in kinds and prompt.has_new(self.token_id(kind)):
-                raise PruneError(f"the prompt has placeholders for {kind}s, but {PIXELS[kind]} are not given")
-        if not kinds and prompt.trace is None:
-            self.kept = [] if not prompt.cached else self.kept
+        request = VlmRequest.read(call, generating)
+        if request is None:
+            if kinds:
+                raise PruneError("pruning finds the images' places in input_ids; call the model with input_ids")
             return None
-        if kinds:
-            self.kept = []
+        for kind in PIXELS:
+            if kind not in kinds and request.has_new(self.token_id(kind)):
+                raise PruneError(f"the prompt has placeholders for {kind}s, but {PIXELS[kind]} are not given")
+        if not kinds and request.known is None:
+            if not request.cached:
+                publish(self, None)
+            return None
+        request.check()
         for kind in kinds:
-            self.encode(kind, prompt)
-        self.check_follows(call)
-        prompt.shorten(self.pad())
-        self.place(prompt)
-        return prompt
+            self.encode(kind, request)
+        request.shorten(self.pad())
+        self.set_positions(request)
+        return request
 
-    def look(self, kind: str, call: dict[str, Any], site: ImageSite) -> tuple[Any, list[Picture], list[str]]:
+    def look(self, kind: str, call: dict[str, Any], site: ImageSite) -> tuple[Any, list[ImageTokens], list[str]]:
         """Run the model's own encoder on a call's images: its output, the images, and the names of the arguments it took."""
         if len(call[PIXELS[kind]]) == 0:
             raise PruneError(f"{PIXELS[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
         encoder = getattr(self.core, f"get_{kind}_features")
         takes = [name for name in inspect.signature(encoder).parameters if name != "kwargs" and name in call]
-        with hearing(self.listen(kind, call, site)) as heard:
+        with self.hearing(self.taps(kind, call, site)) as heard:
             output = encoder(**{name: call[name] for name in takes}, return_dict=True)
-        return output, self.pictures(kind, output, call, heard, site), takes
+        return output, self.images(kind, output, call, heard, site), takes
 
-    def encode(self, kind: str, prompt: Prompt) -> None:
+    @contextmanager
+    def hearing(self, taps: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
+        """Calls of the named modules while this lasts: name -> (args, kwargs, output). A PruneError if one was not called."""
+        heard: dict[str, Any] = {}
+        listen(self.hooks, taps.values())
+        try:
+            with under_way(Listener(self, dict.fromkeys(taps.values()))) as listener:
+                yield heard
+        finally:
+            if not self.sites:
+                self.unhook()
+        for name, module in taps.items():
+            heard[name] = listener.heard[module]
+            if heard[name] is None:
+                raise PruneError(
+                    f"{type(module).__name__} ({name}) was not called where pruning listens to it; images are encoded elsewhere"
+                )
+
+    def encode(self, kind: str, request: VlmRequest) -> None:
         """Look at the images, reduce them, and note what is left."""
         site = self.sites[0]
-        assert isinstance(site, ImageSite)
-        output, pictures, takes = self.look(kind, prompt.call, site)
-        fresh = prompt.find(kind, self.token_id(kind), [picture.tokens.shape[0] for picture in pictures])
-        kept = reduced(site, [pictures[i] for i in fresh], self.project() if site.where == "encoder" else None)
-        prompt.settle(kind, fresh, [one.anchors for one in kept])
-        self.kept += kept
+        output, images, takes = self.look(kind, request.call, site)
+        fresh = request.find(kind, self.token_id(kind), [image.tokens.shape[0] for image in images])
+        kept = reduced(site, [images[i] for i in fresh], self.project() if site.where == "encoder" else None)
+        request.settle(kind, fresh, kept)
         if kept:
-            prompt.encoded[kind] = self.output(output, kept)
-        prompt.drop(takes)
+            request.encoded[kind] = self.output(output, kept)
+        request.drop(takes)
 
-    def output(self, output: Any, kept: list[Kept]) -> Any:
+    def output(self, output: Any, kept: list[KeptTokens]) -> Any:
         """The encoder's output with what is left of each image."""
         return type(output)(pooler_output=[one.tokens for one in kept])
-
-    def check_follows(self, call: dict[str, Any]) -> None:
-        """Refuse arguments that speak about places in the full prompt and cannot be shortened."""
-        if isinstance(call.get("logits_to_keep"), Tensor):
-            raise PruneError("logits_to_keep as a tensor of places is for the full prompt; pass a number, counted from the end")
 
     def pad(self) -> int:
         """Id that fills rows of different length."""
@@ -207,73 +309,3 @@ class LVLM(Family):
             if isinstance(found, int) and found >= 0:
                 return found
         return 0
-
-
-def pruned_forward(model: nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The outer model's forward on a shortened prompt."""
-    family = model.__dict__.get("_sparsight")
-    if family is None or id(model) in _inside.get():
-        return function(model, *args, **kwargs)
-    names = list(inspect.signature(function).parameters)[1:]
-    call = {**dict(zip(names, args, strict=False)), **kwargs}
-    with inside(model):
-        prompt = family.prepare(call, generating=False)
-        output = function(model, **(call if prompt is None else prompt.call))
-    if prompt is not None:
-        prompt.leave(getattr(output, "past_key_values", None))
-    return output
-
-
-def pruned_generate(
-    model: nn.Module, function: Callable[..., Any], inputs: Tensor | None = None, config: Any = None, *args: Any, **kwargs: Any
-) -> Any:
-    """The outer model's generate on a shortened prompt; what it returns begins with the user's own."""
-    family = model.__dict__.get("_sparsight")
-    config = kwargs.pop("generation_config", config)
-    inputs = kwargs.pop("inputs", inputs)
-    if family is None or id(model) in _inside.get():
-        return function(model, inputs, config, *args, **kwargs)
-    if inputs is not None and inputs.dim() == 2:
-        kwargs, inputs = {**kwargs, "input_ids": inputs}, None
-    with inside(model), torch.no_grad():
-        prompt = family.prepare(kwargs, generating=True)
-        if prompt is None:
-            return function(model, inputs, config, *args, **kwargs)
-        prompt.limit_length(config, model.generation_config)
-        decoder = getattr(getattr(family.core, "language_model", None), "_sparsight_decoder", None)
-        if decoder is not None:
-            decoder.prompt = prompt.call["input_ids"].shape[1]
-        output = function(model, inputs, config, *args, **prompt.call)
-    prompt.leave(getattr(output, "past_key_values", None) or kwargs.get("past_key_values"))
-    return prompt.restore(output)
-
-
-@contextmanager
-def inside(model: nn.Module) -> Iterator[None]:
-    """What the model calls of itself in here is not to be pruned again."""
-    token = _inside.set((*_inside.get(), id(model)))
-    try:
-        yield
-    finally:
-        _inside.reset(token)
-
-
-@contextmanager
-def hearing(taps: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Calls of the named modules while this lasts: name -> (args, kwargs, output). A PruneError if one was not called."""
-    heard: dict[str, Any] = {}
-
-    def hook(name: str, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        heard[name] = (args, kwargs, output)
-
-    hooks = [module.register_forward_hook(partial(hook, name), with_kwargs=True) for name, module in taps.items()]
-    try:
-        yield heard
-    finally:
-        for one in hooks:
-            one.remove()
-    for name in taps:
-        if name not in heard:
-            raise PruneError(
-                f"{type(taps[name]).__name__} ({name}) was not called where pruning listens to it; images are encoded elsewhere"
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,32 +15,75 @@ from ..ops.text import DecoderSchedule
 from ..plan import Plan
 from ..prune import Handle
 from ..recipe import Recipe
+from .call_state import last
 from .decoder import Decoder as Decoder
 from .decoder import DecoderSite, decoder_of
+from .decoder_forward import PrunedForward, SiteOutcome
+from .prompt import take
 
 OFFERS = ("x", "text_attn", "feats", "size", "position", "noise")
 
 
 @dataclass(eq=False, repr=False)
 class DecoderHandle(Handle):
-    """Handle of a method inside the language model. Sites and layers are those of the decoder.
+    """Handle of a method inside the language model. Sites and layers are those of the decoder. Everything is of the last forward that
+    finished in this thread or task; of a `generate`, of the forward on its prompt.
 
     counts   visual tokens left after each site: an int where all samples of the batch have as many, else a list.
     left     for each site, which tokens of the prompt are left [B, n] (clusters named by their centres), -1 for padding.
     """
+
+    family: Any
+
+    @property
+    def outcomes(self) -> list[SiteOutcome]:
+        done: PrunedForward | None = last(self.family)
+        return [] if done is None else [done.sites[site] for site in self.sites if site in done.sites]
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [outcome.plan for outcome in self.outcomes]
+
+    @property
+    def scores(self) -> list[Tensor | None]:
+        """The score [1, n] at each site, None for methods without one and for batches."""
+        return [outcome.score for outcome in self.outcomes]
 
     @property
     def counts(self) -> list[Any]:
         per_site = [plan.counts for plan in self.plans]
         return [counts[0] if len(set(counts)) == 1 else counts for counts in per_site]
 
+    def kept_per_image(self) -> list[int]:
+        """Visual tokens left after the last site, for each sample of the batch (its images together)."""
+        plans = self.plans
+        return plans[-1].counts if plans else []
+
     @property
     def left(self) -> list[Tensor]:
-        return [site.left for site in self.sites if isinstance(site, DecoderSite) and site.left is not None]
+        return [outcome.left for outcome in self.outcomes]
 
     @property
     def grid(self) -> tuple[int, int]:
         raise PruneError("a language model has no patch grid")
+
+    @property
+    def full_length(self) -> bool:
+        """Whether logits and last hidden states of a forward have the length of the full prompt. Without it they do in training, with
+        `labels` and with places in `logits_to_keep`; else they have the length of the shortened prompt."""
+        return bool(self.family.full_length)
+
+    @full_length.setter
+    def full_length(self, value: bool) -> None:
+        self.family.full_length = value
+
+    def shorten(self, values: Tensor, fill: int = -100) -> Tensor:
+        """Values along the prompt of the last forward (labels, weights), [B, U], as its tokens were shortened at the end: [B, L]; `fill`
+        in padding."""
+        done: PrunedForward | None = last(self.family)
+        if done is None:
+            raise PruneError("no prompt has been pruned in this thread or task yet; run the model first")
+        return take(values[..., values.shape[-1] - done.length :], done.index, fill)
 
 
 def prune_decoder(model: nn.Module, recipe: Recipe, visual: Any = None, noise: Any = None) -> DecoderHandle:
@@ -56,32 +100,35 @@ def prune_decoder(model: nn.Module, recipe: Recipe, visual: Any = None, noise: A
         raise PruneError(f"noise must be a list of tensors, one for each of {len(layers)} sites, got {len(noise)}")
     sites = [make_site(recipe, decoder, i, layers, None if noise is None else noise[i]) for i in range(len(layers))]
     decoder.add(sites)
-    return DecoderHandle(recipe, decoder, list(sites))  # type: ignore[arg-type]
+    handle = DecoderHandle(recipe, decoder, list(sites))  # type: ignore[arg-type]
+    decoder.handles.append(handle)
+    return handle
 
 
 def make_site(recipe: Recipe, decoder: Decoder, index: int, layers: tuple[int, ...], noise: Tensor | None) -> DecoderSite:
     """One site that runs the recipe on the visual tokens of one sample."""
     schedule = recipe.schedule
     assert isinstance(schedule, DecoderSchedule)
-
-    def reduce(given: dict[str, Any], original: int, images: int) -> tuple[Tensor | None, Plan, Tensor | None]:
-        count = schedule.stay(original, given["x"].shape[1], index, len(layers), images)
-        if noise is not None:
-            given = {**given, "noise": noise.to(given["x"].device)}
-        if only_drops(recipe):
-            with torch.no_grad():
-                plan, _, score = decide(recipe, count, given)
-            return None, plan, score
-        done = run(recipe, count, given)
-        return done.x, done.plan, done.score
-
     # a grid of positions (M-RoPE) has no contiguous numbering: its survivors keep their places
     renumber = schedule.positions == "renumbered" and not decoder.gridded
     return DecoderSite(
-        layers[index], recipe.where, needs(recipe), unused, False,
-        reduce=reduce, check=schedule.check, rows=schedule.rows, attention=schedule.attention, renumber=renumber,
+        layers[index], needs(recipe), partial(reduce_sample, recipe, index, len(layers), noise), schedule.check,
+        schedule.rows, schedule.attention, renumber,
     )  # fmt: skip
 
 
-def unused(_given: dict[str, Any]) -> Any:
-    raise PruneError("a site inside a language model reduces sample by sample")
+def reduce_sample(
+    recipe: Recipe, index: int, sites: int, noise: Tensor | None, given: dict[str, Any], original: int, images: int
+) -> tuple[Tensor | None, Plan, Tensor | None]:
+    """The recipe on the visual tokens of one sample, at its site number `index` of so many."""
+    schedule = recipe.schedule
+    assert isinstance(schedule, DecoderSchedule)
+    count = schedule.stay(original, given["x"].shape[1], index, sites, images)
+    if noise is not None:
+        given = {**given, "noise": noise.to(given["x"].device)}
+    if only_drops(recipe):
+        with torch.no_grad():
+            plan, _, score = decide(recipe, count, given)
+        return None, plan, score
+    done = run(recipe, count, given)
+    return done.x, done.plan, done.score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,19 +71,10 @@ def check_images(ids: Tensor | None, placeholders: list[int], call: dict[str, An
             )
 
 
-def watch_placeholders(outer: Any, wanted: bool) -> None:
-    """Let the model's own comparison of placeholders and images end in a PruneError, as long as it is pruned."""
-    if not hasattr(type(outer), "get_placeholder_mask"):
-        return
-    outer.__dict__.pop("get_placeholder_mask", None)
-    if wanted:
-        outer.__dict__["get_placeholder_mask"] = types.MethodType(placeholder_mask, outer)
-
-
-def placeholder_mask(outer: Any, *args: Any, **kwargs: Any) -> Any:
-    """The model's own `get_placeholder_mask`."""
+def own_comparison(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Around a model's `get_placeholder_mask`: its own comparison of placeholders and images ends in a PruneError."""
     try:
-        return type(outer).get_placeholder_mask(outer, *args, **kwargs)
+        return run(*args, **kwargs)
     except ValueError as error:
         raise PruneError(f"{error}; give as many images as the prompt names, in one processor call") from error
 

@@ -1,6 +1,6 @@
 """LLaVA: a CLIP or SigLIP tower, a projector, a language model; every image has the same number of tokens.
 
-Read with transformers 5.23 (LlavaForConditionalGeneration). Kept tokens are counted anew by the language model: an ordinary shorter prompt.
+Read with transformers 5.23 (LlavaForConditionalGeneration). KeptTokens tokens are counted anew by the language model: an ordinary shorter prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import PruneError
 from ..models.family import Family
 from ..models.hf_clip import HFCLIP, HFSiglip
 from .family import LVLM
-from .tiles import ImageSite, Picture, Unit
+from .tiles import ImageSite, ImageTokens, Tile
 
 TAPS = ("q", "k", "v")
 
@@ -48,18 +48,6 @@ class Llava(LVLM):
     def grid(self) -> tuple[int, int]:
         return self.tower.grid
 
-    def projection(self) -> nn.Module:
-        return self.tower.projection()
-
-    def taps(self, block: nn.Module) -> dict[str, nn.Module]:
-        return self.tower.taps(block)
-
-    def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
-        return self.tower.heads(block, tapped)
-
-    def scale(self, block: nn.Module) -> float:
-        return self.tower.scale(block)
-
     def check(self) -> None:
         super().check()
         config = self.config
@@ -87,27 +75,27 @@ class Llava(LVLM):
             raise PruneError(f"vision_feature_layer={chosen} selects no output of the vision tower's {depth} layers")
         return min(made + 1, depth - 1) if consuming else made
 
-    def listen(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
+    def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
         block = self.blocks[self.layer(call, site.consuming)]
         wanted = set(site.needs) | ({"q", "k"} if "class_attn" in site.needs else set())
-        taps = {name: module for name, module in self.taps(block).items() if name in wanted}
+        taps = {name: module for name, module in self.tower.taps(block).items() if name in wanted}
         if "feats" in wanted or site.where == "encoder":
             taps["projector"] = self.core.multi_modal_projector
         if "class_token" in wanted:
             taps["block"] = self.blocks[self.layer(call, consuming=False)]
         return taps
 
-    def pictures(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[Picture]:
+    def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         tiles = self.tiles(call, heard, site)
         place = torch.arange(self.grid[0] * self.grid[1], device=output.pooler_output[0].device)
-        return [self.picture(tokens, [(place, i, place)], tiles) for i, tokens in enumerate(output.pooler_output)]
+        return [self.tiled(tokens, [(place, i, place)], tiles) for i, tokens in enumerate(output.pooler_output)]
 
     def tiles(self, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> dict[str, Any]:
         """Signals of all tiles [T, ...] that went through the tower."""
         block = self.blocks[self.layer(call, site.consuming)]
-        tiles: dict[str, Any] = {name: self.heads(block, heard[name][2]) for name in TAPS if name in heard}
+        tiles: dict[str, Any] = {name: self.tower.heads(block, heard[name][2]) for name in TAPS if name in heard}
         if tiles:
-            tiles.update(prefix=self.prefix, scale=self.scale(block))
+            tiles.update(prefix=self.prefix, scale=self.tower.scale(block))
         if "projector" in heard:
             tiles["feats"] = heard["projector"][0][0]
         if "block" in heard:
@@ -117,9 +105,9 @@ class Llava(LVLM):
             tiles["grid"] = self.grid
         return tiles
 
-    def picture(self, tokens: Tensor, places: list[tuple[Tensor, int, Tensor]], tiles: dict[str, Any]) -> Picture:
+    def tiled(self, tokens: Tensor, places: list[tuple[Tensor, int, Tensor]], tiles: dict[str, Any]) -> ImageTokens:
         """An image from its tiles: (columns of its tokens [n], number of the tile, patches of the tile [n]) for each."""
-        return Picture(tokens, [Unit(columns, self.tile(tiles, number, patches)) for columns, number, patches in places])
+        return ImageTokens(tokens, [Tile(columns, self.tile(tiles, number, patches)) for columns, number, patches in places])
 
     def tile(self, tiles: dict[str, Any], number: int, patches: Tensor) -> dict[str, Any]:
         """Signals of one tile, of which only some patches may be among the image's tokens. The others still take part in attention:

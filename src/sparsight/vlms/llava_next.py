@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .llava import Llava
-from .tiles import ImageSite, Picture
+from .tiles import ImageSite, ImageTokens
 
 Place = tuple[Tensor, int, Tensor]
 
@@ -27,12 +27,12 @@ class LlavaNext(Llava):
     def capacity(self) -> int | None:
         return None
 
-    def pictures(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[Picture]:
+    def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         tiles = self.tiles(call, heard, site)
         counts = self.tile_counts(call)
         first, found = 0, []
         for tokens, marks, count in zip(output.pooler_output, self.packed_places(call, counts, output), counts, strict=True):
-            found.append(self.picture(tokens, self.places(marks, first), tiles))
+            found.append(self.tiled(tokens, self.places(marks, first), tiles))
             first += count
         return found
 

@@ -21,12 +21,12 @@ class LlavaOnevision(LlavaNext):
     name = "transformers LLaVA-OneVision"
     classes = ("LlavaOnevisionForConditionalGeneration",)
 
-    def listen(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
+    def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
         if kind == "video":
             raise PruneError(
                 "videos of LLaVA-OneVision cannot be pruned; give frames as images, or remove the handle for this call"
             )
-        return super().listen(kind, call, site)
+        return super().taps(kind, call, site)
 
     def tile_counts(self, call: dict[str, Any]) -> list[int]:
         counts = super().tile_counts(call)

@@ -24,7 +24,7 @@ class Span:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class PromptMap:
     """What a cache has had of the user's prompt.
 
     index  [B, L] the user's column behind every token that the language model was given, -1 for padding made here.
@@ -42,7 +42,7 @@ class Trace:
     def length(self) -> int:
         return int(self.index.shape[1])
 
-    def known(self, batch: int) -> Trace:
+    def repeated(self, batch: int) -> PromptMap:
         """Rows repeated where each sample has become several (num_return_sequences)."""
         rows = self.index.shape[0]
         if rows == batch:
@@ -51,7 +51,7 @@ class Trace:
             raise PruneError(f"the cache was made for a batch of {rows}, this one has {batch}")
         index, mask = (part.repeat_interleave(batch // rows, dim=0) for part in (self.index, self.mask))
         ahead = None if self.ahead is None else self.ahead.repeat_interleave(batch // rows, dim=0)
-        return Trace(index, mask, self.padded, self.width, ahead)
+        return PromptMap(index, mask, self.padded, self.width, ahead)
 
 
 def locate(marked: Tensor, sizes: list[int], kind: str) -> list[tuple[int, Tensor]]:

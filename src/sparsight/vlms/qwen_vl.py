@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from .family import LVLM
 from .prompt import take
-from .request import Prompt
-from .tiles import ImageSite, Kept, Picture, Unit
+from .request import VlmRequest
+from .tiles import ImageSite, ImageTokens, KeptTokens, Tile
 
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
@@ -38,59 +38,51 @@ class QwenVL(LVLM):
         return 0
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return self.image
-
-    def projection(self) -> nn.Module:
-        embed: nn.Module = self.core.visual.patch_embed
-        return embed
-
-    def taps(self, block: nn.Module) -> dict[str, nn.Module]:
-        return {"qkv": block.attn.qkv, "attention": block.attn}  # type: ignore[union-attr, dict-item]
-
-    def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
-        attention: Any = block.attn
-        return tapped.view(tapped.shape[0], 3, attention.num_heads, -1).permute(1, 2, 0, 3)
-
-    def scale(self, block: nn.Module) -> float:
-        attention: Any = block.attn
-        return float(getattr(attention, "scaling", None) or attention.head_dim**-0.5)
-
-    @property
-    def scored(self) -> nn.Module:
+    def scored(self) -> Any:
         """The last block in which every patch of a frame sees every other."""
         full = getattr(self.core.visual, "fullatt_block_indexes", None)
         return self.blocks[max(full) if full else -1]
 
-    def listen(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
+    @property
+    def scale(self) -> float:
+        """Factor of that block's attention logits."""
+        attention: Any = self.scored.attn
+        return float(getattr(attention, "scaling", None) or attention.head_dim**-0.5)
+
+    def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
+        attention: Any = self.scored.attn
+        return {"qkv": attention.qkv, "attention": attention} if any(name in site.needs for name in ("q", "k", "v")) else {}
+
+    def look(self, kind: str, call: dict[str, Any], site: ImageSite) -> tuple[Any, list[ImageTokens], list[str]]:
         if call.get(GRIDS[kind]) is None:
             raise PruneError(f"{GRIDS[kind]} is missing: pass everything that the processor gives")
-        return self.taps(self.scored) if any(name in site.needs for name in ("q", "k", "v")) else {}
+        return super().look(kind, call, site)
 
     # ---- signals ------------------------------------------------------------------------------------------------------
 
-    def pictures(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[Picture]:
+    def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         visual, grids = self.core.visual, call[GRIDS[kind]]
         merge = visual.spatial_merge_size
         signals = self.patch_signals(grids, heard) if heard else {}
         extras = getattr(output, "deepstack_features", None) or []
         found, first = [], 0
         for i, (t, h, w) in enumerate(grids.tolist()):
-            tokens, n, units = output.pooler_output[i], h * w // merge**2, []
-            self.image = (h // merge, w // merge)
+            tokens, n, tiles = output.pooler_output[i], h * w // merge**2, []
+            grid = (h // merge, w // merge)
             for frame in range(t):
                 place = torch.arange(n, device=tokens.device)
-                given: dict[str, Any] = {"grid": self.image, "position": place} if {"grid", "position"} & set(site.needs) else {}
+                given: dict[str, Any] = {"grid": grid, "position": place} if {"grid", "position"} & set(site.needs) else {}
                 span = slice(first * merge**2, (first + n) * merge**2)
-                given.update(of_frame({name: value[:, span] for name, value in signals.items()}, n, self.scale(self.scored)))
-                units.append(Unit(place + frame * n, given))
+                given.update(of_frame({name: value[:, span] for name, value in signals.items()}, n, self.scale))
+                tiles.append(Tile(place + frame * n, given))
                 first += n
-            found.append(Picture(tokens, units, tuple(layer[i] for layer in extras)))
+            found.append(ImageTokens(tokens, tiles, tuple(layer[i] for layer in extras), grid))
         return found
 
     def patch_signals(self, grids: Tensor, heard: dict[str, Any]) -> dict[str, Tensor]:
         """q, k, v of all patches [H, S, D] after RoPE, in the order of the tokens, the patches of one token side by side."""
-        q, k, v = self.heads(self.scored, heard["qkv"][2])
+        qkv, heads = heard["qkv"][2], self.scored.attn.num_heads
+        q, k, v = qkv.view(qkv.shape[0], 3, heads, -1).permute(1, 2, 0, 3)
         _, kwargs, _ = heard["attention"]
         position = kwargs.get("position_embeddings")
         if position is None:
@@ -98,10 +90,10 @@ class QwenVL(LVLM):
         cos, sin = (part.to(q.dtype) if q.dtype == torch.float64 else part.float() for part in position)
         q, k = (turned(part, cos, sin) for part in (q, k))
         visual = self.core.visual
-        unit = visual.spatial_merge_size**2
+        merged = visual.spatial_merge_size**2
         if hasattr(visual, "fullatt_block_indexes"):
             order = self.window_order(grids).argsort()
-            q, k, v = (part.reshape(part.shape[0], -1, unit, part.shape[2])[:, order].flatten(1, 2) for part in (q, k, v))
+            q, k, v = (part.reshape(part.shape[0], -1, merged, part.shape[2])[:, order].flatten(1, 2) for part in (q, k, v))
         return {"q": q, "k": k, "v": v}
 
     def window_order(self, grids: Tensor) -> Tensor:
@@ -113,7 +105,7 @@ class QwenVL(LVLM):
         )[0]
         return order.to(grids.device)
 
-    def output(self, output: Any, kept: list[Kept]) -> Any:
+    def output(self, output: Any, kept: list[KeptTokens]) -> Any:
         made = super().output(output, kept)
         if getattr(output, "deepstack_features", None):
             made.deepstack_features = [list(layer) for layer in zip(*(one.extras for one in kept), strict=True)]
@@ -121,47 +113,46 @@ class QwenVL(LVLM):
 
     # ---- positions ----------------------------------------------------------------------------------------------------
 
-    def place(self, prompt: Prompt) -> None:
+    def set_positions(self, request: VlmRequest) -> None:
         """3-D positions of the full prompt, of which the tokens that stay keep theirs."""
-        user, new = prompt.user, prompt.new
-        prompt.drop(["mm_token_type_ids", "second_per_grid_ts", *GRIDS.values()])
-        mask = None if prompt.mask is None else prompt.along(prompt.mask)
-        real = torch.full((prompt.batch,), new.shape[1], device=new.device) if mask is None else mask.sum(dim=1)
+        user, new = request.user, request.new
+        request.drop(["mm_token_type_ids", "second_per_grid_ts", *GRIDS.values()])
+        mask = None if request.mask is None else request.along(request.mask)
+        real = torch.full((request.batch,), new.shape[1], device=new.device) if mask is None else mask.sum(dim=1)
         types = user.get("mm_token_type_ids")
-        if prompt.encoded and types is not None:
-            grids = {name: prompt.chosen(kind, user.get(name)) for kind, name in GRIDS.items()}
+        if request.encoded and types is not None:
+            grids = {name: request.chosen(kind, user.get(name)) for kind, name in GRIDS.items()}
             if user.get("second_per_grid_ts") is not None:
-                grids["second_per_grid_ts"] = prompt.chosen("video", user["second_per_grid_ts"])
-            full, delta = self.core.get_rope_index(new, mm_token_type_ids=prompt.along(types), attention_mask=mask, **grids)
+                grids["second_per_grid_ts"] = request.chosen("video", user["second_per_grid_ts"])
+            full, delta = self.core.get_rope_index(new, mm_token_type_ids=request.along(types), attention_mask=mask, **grids)
             ends = real + delta.squeeze(1)
         else:
             # without token types the untouched model counts in one dimension, too
-            line = torch.arange(new.shape[1], device=new.device).expand(prompt.batch, -1) if mask is None else counted(mask)
+            line = torch.arange(new.shape[1], device=new.device).expand(request.batch, -1) if mask is None else counted(mask)
             full, ends = line.expand(3, -1, -1), real
-        self.set_positions(prompt, full, ends)
+        self.shorten_positions(request, full, ends)
 
-    def set_positions(self, prompt: Prompt, full: Tensor, ends: Tensor) -> None:
+    def shorten_positions(self, request: VlmRequest, full: Tensor, ends: Tensor) -> None:
         """Shorten positions full [3, B, W] of the new part, which would go on at ends [B], both counted from the part's start."""
-        length, cached = prompt.index.shape[1], torch.full_like(ends, prompt.cached)
-        before = cached if prompt.before is None else prompt.before.sum(dim=1)
-        ahead = torch.zeros_like(ends) if not prompt.cached else self.ahead(prompt, ends)
-        position = take(full + (before + ahead).view(1, -1, 1), prompt.index)
-        stay = torch.full_like(ends, length) if prompt.own is None else prompt.own.sum(dim=1)
+        length, cached = request.index.shape[1], torch.full_like(ends, request.cached)
+        before = cached if request.before is None else request.before.sum(dim=1)
+        ahead = torch.zeros_like(ends) if not request.cached else self.ahead(request, ends)
+        position = take(full + (before + ahead).view(1, -1, 1), request.index)
+        stay = torch.full_like(ends, length) if request.own is None else request.own.sum(dim=1)
         later = (ahead + ends - stay).unsqueeze(1)
-        prompt.left = None if prompt.left is None else replace(prompt.left, ahead=later)
-        self.core.rope_deltas = later
-        if prompt.user.get("position_ids") is not None:
+        request.left = None if request.left is None else replace(request.left, ahead=later)
+        if request.user.get("position_ids") is not None:
             return
-        if prompt.generating:
-            line = torch.arange(prompt.cached, prompt.cached + length, device=full.device).expand(prompt.batch, -1)
-            if prompt.own is not None or prompt.before is not None:
-                line = counted(prompt.full_mask())[:, prompt.cached :]
+        if request.generating:
+            line = torch.arange(request.cached, request.cached + length, device=full.device).expand(request.batch, -1)
+            if request.own is not None or request.before is not None:
+                line = counted(request.full_mask())[:, request.cached :]
             position = torch.cat([line.unsqueeze(0).to(position), position])
-        prompt.call["position_ids"] = position
+        request.call["position_ids"] = position
 
-    def ahead(self, prompt: Prompt, like: Tensor) -> Tensor:
+    def ahead(self, request: VlmRequest, like: Tensor) -> Tensor:
         """How far positions run ahead of the number of real tokens in the cache, [B]."""
-        known = self.core.rope_deltas if prompt.trace is None else prompt.trace.ahead
+        known = self.core.rope_deltas if request.known is None else request.known.ahead
         if known is None or known.shape[0] != like.shape[0]:
             return torch.zeros_like(like)
         flat: Tensor = known.squeeze(1).to(like)

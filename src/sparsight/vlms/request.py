@@ -1,7 +1,12 @@
-"""One call of a vision-language model: the user's arguments, what of the prompt is new, and the shortened arguments."""
+"""One call of a vision-language model: the user's arguments, what of the prompt is new, the shortened arguments, and the way back.
+
+Arguments that know places in the prompt are one closed list: those of `FOLLOW` are shortened with it, those of `generate` that see token
+ids get the full ones (`FullPrompt`), and all others that have an entry for every token are refused.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,28 +14,93 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from .prompt import FILL, Span, Trace, locate, shortened, take
+from ..plan import Plan
+from .call_state import publish
+from .prompt import FILL, PromptMap, Span, locate, shortened, take
+from .sequence import lengthened
+from .tiles import KeptTokens
 
 FOLLOW = ("labels", "mm_token_type_ids", "token_type_ids", "position_ids")
 """Arguments that run along the prompt, besides the ids and the mask."""
 
+KNOWN = (
+    "input_ids", "attention_mask", *FOLLOW, "pixel_values", "pixel_values_videos", "image_sizes", "image_grid_thw", "video_grid_thw",
+    "second_per_grid_ts", "batch_num_images", "logits_to_keep",
+)  # fmt: skip
+"""Tensors that follow the prompt, or do not run along it whatever their shape."""
+
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Arguments that say where samples begin in a packed row."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeptImage:
+    """What is left of one image after a call: its plan, its number of tokens, its score [1, n] if there is one, its patch grid."""
+
+    plan: Plan
+    count: int
+    score: Tensor | None
+    grid: tuple[int, int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedPrompt:
+    """What a finished call tells its handle: the images, and which column of the user's prompt each token stands at, [B, L], -1 for
+    padding. `width`: columns of the user's prompt."""
+
+    images: tuple[KeptImage, ...]
+    index: Tensor
+    width: int
+
 
 @dataclass(eq=False)
-class Prompt:
+class GenerateCall:
+    """A `generate` under way. prompt: length of its prompt as it runs; results: what its first forward with visual tokens has to publish,
+    by owner."""
+
+    owner: Any
+    language_model: Any
+    request: VlmRequest | None = None
+    prompt: int | None = None
+    ids: Tensor | None = None
+    results: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.request is not None:
+            self.ids = self.request.call["input_ids"]
+            self.prompt = int(self.ids.shape[1])
+
+    def publish(self) -> None:
+        """It has finished."""
+        for owner, result in self.results.items():
+            publish(owner, result)
+
+    def makes(self, call: dict[str, Any]) -> bool:
+        """Whether a forward is one of this `generate`'s own steps, whose prompt is shortened already, and not another one that somebody
+        runs in between (a logits processor that asks the model)."""
+        cache = call.get("past_key_values")
+        mine = None if self.request is None else self.request.user.get("past_key_values")
+        pixels = call.get("pixel_values") is not None or call.get("pixel_values_videos") is not None
+        return not pixels and (cache is mine or getattr(cache, "_sparsight_prompt", None) is None)
+
+
+@dataclass(eq=False)
+class VlmRequest:
     """State of one call.
 
     user     the user's arguments.                                 call  arguments for the model, shortened step by step.
     ids      [B, U] the user's.                                    generating  `generate` was called, not the model itself.
-    trace    what the cache had of earlier prompts.                cached  tokens in the cache.
+    known    what the cache had of earlier prompts.                cached  tokens in the cache.
     past     columns of the user's conversation in the cache.      start   the first new column of ids: 0 if ids are new altogether.
     index    [B, L] new columns that stay, counted from `start`.   before  [B, cached] mask of the cached tokens, None if all real.
+    kept     what is left of each image.                           left  what the cache will have to remember.
     """
 
     user: dict[str, Any]
     call: dict[str, Any]
     ids: Tensor
     generating: bool
-    trace: Trace | None
+    known: PromptMap | None
     cached: int
     past: int
     start: int
@@ -39,31 +109,32 @@ class Prompt:
     found: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     fresh: dict[str, list[int]] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
+    kept: list[KeptTokens] = field(default_factory=list)
     index: Tensor = field(default_factory=lambda: torch.empty(0))
     before: Tensor | None = None
     own: Tensor | None = None
-    left: Trace | None = None
+    left: PromptMap | None = None
 
     @staticmethod
-    def read(call: dict[str, Any], generating: bool) -> Prompt | None:
+    def read(call: dict[str, Any], generating: bool) -> VlmRequest | None:
         """The call's prompt; None if it has no ids."""
         ids, mask, cache = call.get("input_ids"), call.get("attention_mask"), call.get("past_key_values")
         if not isinstance(ids, Tensor):
             return None
         cached = 0 if cache is None else int(cache.get_seq_length())
-        trace: Trace | None = getattr(cache, "_sparsight_prompt", None) if cached else None
-        if trace is not None:
-            trace = trace.known(ids.shape[0])
-            if cached < trace.length:
+        known: PromptMap | None = getattr(cache, "_sparsight_prompt", None) if cached else None
+        if known is not None:
+            known = known.repeated(ids.shape[0])
+            if cached < known.length:
                 raise PruneError(
-                    f"the cache has {cached} tokens, fewer than the {trace.length} of its pruned prompt; it has been cropped into the prompt"
+                    f"the cache has {cached} tokens, fewer than the {known.length} of its pruned prompt; it has been cropped into the prompt"
                 )
-        past = cached if trace is None else trace.width + cached - trace.length
+        past = cached if known is None else known.width + cached - known.length
         # as transformers reads it: with a mask as long as the ids (or none) in generate, the ids are the whole conversation
         whole = generating and cached > 0 and (mask is None or mask.shape[-1] == ids.shape[1])
         if whole and ids.shape[1] <= past:
             raise PruneError(f"all {ids.shape[1]} tokens of the prompt are in the cache already ({past}); add the new ones")
-        return Prompt(call, dict(call), ids, generating, trace, cached, past, past if whole else 0, mask)
+        return VlmRequest(call, dict(call), ids, generating, known, cached, past, past if whole else 0, mask)
 
     @property
     def batch(self) -> int:
@@ -95,11 +166,12 @@ class Prompt:
         self.found[kind] = locate(marked[:, self.start :], sizes, kind)
         return list(range(len(sizes)))
 
-    def settle(self, kind: str, fresh: list[int], anchors: list[Tensor]) -> None:
+    def settle(self, kind: str, fresh: list[int], kept: list[KeptTokens]) -> None:
         """Note which placeholders of each image stay."""
         self.fresh[kind] = fresh
-        places = zip(self.found[kind], anchors, strict=True)
-        self.spans += [Span(row, columns, chosen.to(columns.device)) for (row, columns), chosen in places]
+        self.kept += kept
+        places = zip(self.found[kind], kept, strict=True)
+        self.spans += [Span(row, columns, one.anchors.to(columns.device)) for (row, columns), one in places]
 
     def chosen(self, kind: str, values: Tensor | None) -> Tensor | None:
         """Of something that has one entry per image, the entries of the new ones."""
@@ -111,14 +183,36 @@ class Prompt:
 
     # ---- shortening ---------------------------------------------------------------------------------------------------
 
-    def shorten(self, pad: int) -> None:
-        """Take the placeholders that left out of all arguments."""
+    def check(self) -> None:
+        """Refuse what speaks about places in the full prompt and cannot be shortened."""
         if self.mask is not None and self.mask.dim() != 2:
             raise PruneError(f"a pruned prompt needs the 2-D attention_mask [B, length], got {list(self.mask.shape)}")
+        given = [name for name, value in self.call.items() if value is not None]
+        position = self.call.get("position_ids")
+        restarts = isinstance(position, Tensor) and self.mask is None and packed(position)
+        if restarts or any(name in given for name in PACKED):
+            what = "position_ids that start again" if restarts else next(name for name in PACKED if name in given)
+            raise PruneError(f"{what}: packed rows (several samples in one) cannot be pruned; give every sample a row of its own")
+        for name in given:
+            value = self.call[name]
+            if (
+                isinstance(value, Tensor)
+                and name not in KNOWN
+                and (value.shape[:2] == self.ids.shape or value.shape == self.ids.shape[1:])
+            ):
+                raise PruneError(
+                    f"{name} {list(value.shape)} has an entry for every token of the prompt, and pruning does not know how to shorten it; "
+                    f"leave it out (known: {', '.join(KNOWN)})"
+                )
+
+    def shorten(self, pad: int) -> None:
+        """Take the placeholders that left out of all arguments."""
         width, mask = self.new.shape[1], None if self.mask is None else self.along(self.mask)
         self.index = shortened(self.batch, width, self.spans, mask, self.ids.device)
         padded = bool(self.spans) and bool((self.index < 0).any())
-        if mask is not None or padded:
+        # without a mask, gaps in position ids would read as borders between packed samples
+        gaps = self.call.get("position_ids") is not None and not self.cached
+        if mask is not None or padded or gaps:
             self.own = take(torch.ones_like(self.new) if mask is None else mask, self.index).to(self.index.dtype)
         self.recall()
         for name in FOLLOW:
@@ -136,7 +230,7 @@ class Prompt:
         """The mask of what is cached, as far as anything in it is padding."""
         if not self.cached:
             return
-        old = self.trace
+        old = self.known
         given = None if self.mask is None or self.mask.shape[1] < self.past + self.new.shape[1] else self.mask[:, : self.past]
         if old is None:
             self.before = given
@@ -159,49 +253,118 @@ class Prompt:
         if not self.start or values.shape[-1] != self.ids.shape[1]:
             return new
         old = values[..., : self.start]
-        if self.trace is not None:
-            width = self.trace.width
-            old = torch.cat([take(old[..., :width], self.trace.index, fill), old[..., width:]], dim=-1)
+        if self.known is not None:
+            width = self.known.width
+            old = torch.cat([take(old[..., :width], self.known.index, fill), old[..., width:]], dim=-1)
         return torch.cat([old, new], dim=-1)
 
     # ---- afterwards ---------------------------------------------------------------------------------------------------
 
     def remember(self) -> None:
-        """Make the trace that the cache will carry."""
+        """Make the map that the cache will carry."""
         index = self.index.where(self.index < 0, self.index + self.past)
         if self.cached:
-            known, width = (0, 0) if self.trace is None else (self.trace.length, self.trace.width)
-            since = torch.arange(width, width + self.cached - known, device=index.device).expand(self.batch, -1)
-            index = torch.cat([*([] if self.trace is None else [self.trace.index]), since, index], dim=1)
+            length, width = (0, 0) if self.known is None else (self.known.length, self.known.width)
+            since = torch.arange(width, width + self.cached - length, device=index.device).expand(self.batch, -1)
+            index = torch.cat([*([] if self.known is None else [self.known.index]), since, index], dim=1)
         padded = self.own is not None or self.before is not None
-        self.left = Trace(index, self.full_mask(), padded, self.past + self.new.shape[1])
+        self.left = PromptMap(index, self.full_mask(), padded, self.past + self.new.shape[1])
 
-    def leave(self, cache: Any) -> None:
-        """Let the cache know what it has had."""
-        if cache is not None and self.left is not None:
+    def leave(self, output: Any) -> None:
+        """Let the cache of this call know what it has had, whether the output is a ModelOutput or a tuple."""
+        parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+        caches = (part for part in (*parts, self.user.get("past_key_values")) if hasattr(part, "get_seq_length"))
+        cache = next(caches, None)
+        if cache is not None:
             cache._sparsight_prompt = self.left
 
-    def limit_length(self, config: Any, default: Any) -> None:
-        """max_length and min_length count the user's prompt, which is longer than the one that runs."""
+    def outcome(self) -> PrunedPrompt:
+        """What handles show of this call."""
+        images = (KeptImage(one.plan, int(one.anchors.shape[0]), one.score, one.grid) for one in self.kept)
+        return PrunedPrompt(tuple(images), self.index, int(self.new.shape[1]))
+
+    def lengthen(self, output: Any) -> Any:
+        """Give the last hidden states the length of the user's prompt again."""
+        visual = torch.zeros_like(self.new, dtype=torch.bool)
+        for span in self.spans:
+            visual[span.row, span.columns] = True
+        hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        hidden = lengthened(hidden, self.index, take(visual, self.index, 0), int(self.new.shape[1]))
+        if isinstance(output, tuple):
+            return (hidden, *output[1:])
+        output.last_hidden_state = hidden
+        return output
+
+    # ---- generate -----------------------------------------------------------------------------------------------------
+
+    def prepare_generate(self, default: Any) -> None:
+        """Arguments of `generate` that count or see the user's prompt, which is longer than the one that runs. default: the model's
+        generation_config."""
+        self.limit_length(default)
+        for name, wrap in (("logits_processor", FullPrompt), ("stopping_criteria", FullPromptStop)):
+            if self.call.get(name):
+                self.call[name] = type(self.call[name])([wrap(one, self) for one in self.call[name]])
+        if self.call.get("prefix_allowed_tokens_fn") is not None:
+            self.call["prefix_allowed_tokens_fn"] = FullPromptAllowed(self.call["prefix_allowed_tokens_fn"], self)
+        if self.call.get("streamer") is not None:
+            self.call["streamer"] = PromptStreamer(self.call["streamer"], self.ids)
+
+    def limit_length(self, default: Any) -> None:
+        """max_length and min_length count the user's prompt."""
+        config = self.call.get("generation_config")
         removed = self.ids.shape[1] - self.call["input_ids"].shape[1]
         for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             value = self.call.get(name) or getattr(config, name, None) or getattr(default, name, None)
             counted = self.call.get(instead) or getattr(config, instead, None)
             if value and removed and not counted:
                 self.call[name] = max(1, value - removed)
-        if self.call.get("streamer") is not None:
-            self.call["streamer"] = PromptStreamer(self.call["streamer"], self.ids)
+
+    def full_ids(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Ids of a running `generate`, the user's own prompt in front: [R, ...] -> [R, ...]. rows: of the user's batch, if not all."""
+        prompt = self.ids.to(ids.device)
+        prompt = prompt.repeat_interleave(ids.shape[0] // self.batch, dim=0) if rows is None else prompt[rows]
+        return torch.cat([prompt, ids[:, self.call["input_ids"].shape[1] :]], dim=1)
 
     def restore(self, output: Any) -> Any:
         """Put the user's own prompt in front of what was generated."""
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        answers = sequences[:, self.call["input_ids"].shape[1] :]
-        prompt = self.ids.to(answers.device).repeat_interleave(answers.shape[0] // self.batch, dim=0)
-        sequences = torch.cat([prompt, answers], dim=1)
         if isinstance(output, Tensor):
-            return sequences
-        output.sequences = sequences
+            return self.full_ids(output)
+        output.sequences = self.full_ids(output.sequences)
         return output
+
+
+class FullPrompt:
+    """A logits processor that sees the user's own prompt instead of the shortened one."""
+
+    def __init__(self, inner: Callable[..., Any], request: VlmRequest) -> None:
+        self.inner, self.request = inner, request
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        return self.inner(self.request.full_ids(input_ids), scores)
+
+
+class FullPromptStop(FullPrompt):
+    """A stopping criterion that sees the user's own prompt."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        return self.inner(self.request.full_ids(input_ids), scores, **kwargs)
+
+
+class FullPromptAllowed(FullPrompt):
+    """A `prefix_allowed_tokens_fn` that sees the user's own prompt."""
+
+    def __call__(self, row: int, input_ids: Tensor) -> Any:  # type: ignore[override]
+        short = self.request.call["input_ids"]
+        same = (short == input_ids[: short.shape[1]].to(short.device)).all(dim=1)
+        return self.inner(row, self.request.full_ids(input_ids.unsqueeze(0), same.nonzero()[0])[0])
+
+
+def packed(position: Tensor) -> bool:
+    """Whether position ids [B, L] (or [4, B, L], text positions first) start again within a row."""
+    if position.dim() == 3 and position.shape[0] != 4:
+        return False
+    line = position[0] if position.dim() == 3 else position
+    return bool((line.diff(dim=-1) <= 0).any())
 
 
 class PromptStreamer:

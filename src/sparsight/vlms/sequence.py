@@ -93,15 +93,19 @@ def take(values: Tensor, place: Tensor) -> Tensor:
     return values.gather(1, place)
 
 
-def fill_up(hidden: Tensor, sequence: Sequence, length: int) -> Tensor:
-    """The sequence at its length before pruning, for losses: each place that lost its token repeats the state that comes before the
-    next token that is left, so that every next-token prediction is made by the state that makes it. [B, n, C] -> [B, length, C]."""
-    batch, n = sequence.index.shape
+def lengthened(hidden: Tensor, index: Tensor, visual: Tensor | None, length: int) -> Tensor:
+    """Hidden states at the length before pruning, for losses: each place that lost its token repeats the state that comes before the
+    next token that is left, so that every next-token prediction is made by the state that makes it.
+
+    hidden [B, n, C]; index [B, n]: the place of each token before pruning, -1 for padding; visual [B, n] -> [B, length, C].
+    """
+    batch, n = index.shape
     slot = torch.arange(n, device=hidden.device).expand(batch, n)
-    there = sequence.index >= 0
-    text = there if sequence.visual is None else there & ~sequence.visual
+    index = index.to(hidden.device)
+    there = index >= 0
+    text = there if visual is None else there & ~visual.to(hidden.device)
     spare = torch.full((batch, length + 1), -1, device=hidden.device)
-    every, at = (spare.scatter(1, sequence.index.where(some, length), slot)[:, :length] for some in (there, text))
+    every, at = (spare.scatter(1, index.where(some, length), slot)[:, :length] for some in (there, text))
     before_next = torch.nn.functional.pad(at[:, 1:], (0, 1), value=-1) - 1
     chosen = at.where(at >= 0, before_next.where(before_next >= 0, every))
     return take(hidden, chosen.cummax(dim=1).values.clamp(min=0))

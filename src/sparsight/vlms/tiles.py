@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..models.site import Site
 from ..plan import Plan
 from .prompt import settle
 
@@ -18,20 +17,31 @@ ATTENTION = ("q", "k", "v", "class_attn", "prefix", "scale", "attn", "position",
 """Signals that belong to one tile or frame; recipes without them see the whole image at once."""
 
 
-@dataclass(eq=False)
-class ImageSite(Site):
+Outcome = tuple[Tensor | None, Plan, Tensor | None]
+"""Tokens (None: those the plan keeps, as they are), plan, score."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSite:
     """The place between vision encoder and language model.
 
+    where      "encoder": features leave before the projector; "projector": tokens leave behind it.
+    needs      signals that the recipe asks for.     step  runs the recipe on them.
     budget     tokens of an image -> tokens to keep, 0 if the method finds the count itself; a PruneError if there are too few.
     least      the smallest count that the method can give for one tile.
     consuming  attention of the layer that consumes the selected features, instead of the one that makes them.
     per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
     """
 
-    budget: Callable[[int], int] = field(default=lambda n: n)
+    where: str
+    needs: tuple[str, ...]
+    step: Callable[[dict[str, Any]], Outcome]
+    budget: Callable[[int], int]
     least: int = 1
     consuming: bool = False
     per_tile: bool = False
+    layer: int = -1
+    learned: None = None
 
     @property
     def whole(self) -> bool:
@@ -40,7 +50,7 @@ class ImageSite(Site):
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
+class Tile:
     """A tile or frame: columns [n] of the image's tokens that are its patches, and its signals without a batch dimension."""
 
     columns: Tensor
@@ -48,30 +58,31 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """One image (or video): tokens [n, D] as the language model would get them, newline vectors included, and its units.
+class ImageTokens:
+    """One image (or video): tokens [n, D] as the language model would get them, newline vectors included, and its tiles.
 
-    extras  further tensors [n, ...] that follow the tokens (DeepStack features).
+    extras  further tensors [n, ...] that follow the tokens (DeepStack features).    grid  patches (h, w) of the image, if it has one grid.
     """
 
     tokens: Tensor
-    units: list[Unit]
+    tiles: list[Tile]
     extras: tuple[Tensor, ...] = ()
+    grid: tuple[int, int] | None = None
 
-    def merged(self) -> Picture:
-        """The same image with all patches in one unit, in the order of the tokens."""
-        if len(self.units) == 1:
+    def merged(self) -> ImageTokens:
+        """The same image with all patches in one tile, in the order of the tokens."""
+        if len(self.tiles) == 1:
             return self
-        columns = torch.cat([unit.columns for unit in self.units])
+        columns = torch.cat([tile.columns for tile in self.tiles])
         order = columns.argsort()
         signals = {
-            name: torch.cat([unit.signals[name] for unit in self.units])[order] for name in self.units[0].signals if name == "feats"
+            name: torch.cat([tile.signals[name] for tile in self.tiles])[order] for name in self.tiles[0].signals if name == "feats"
         }
-        return replace(self, units=[Unit(columns[order], signals)])
+        return replace(self, tiles=[Tile(columns[order], signals)])
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class KeptTokens:
     """What is left of one image: tokens [K, D], the column that each one stands at [K], the plan, the score."""
 
     tokens: Tensor
@@ -79,11 +90,12 @@ class Kept:
     plan: Plan
     extras: tuple[Tensor, ...] = ()
     score: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Outcome of one unit: slots' patches [K], -1 for none; tokens [K, D], None if patches only leave; its plan and score."""
+class TileOutcome:
+    """Outcome of one tile: slots' patches [K], -1 for none; tokens [K, D], None if patches only leave; its plan and score."""
 
     anchors: Tensor
     tokens: Tensor | None
@@ -91,26 +103,26 @@ class Part:
     score: Tensor | None
 
 
-def reduced(site: ImageSite, pictures: list[Picture], project: Callable[[Tensor], Tensor] | None) -> list[Kept]:
+def reduced(site: ImageSite, images: list[ImageTokens], project: Callable[[Tensor], Tensor] | None) -> list[KeptTokens]:
     """Run the site's recipe on every image. project: the projector, if the recipe reduces encoder features (signal `feats`)."""
     if site.whole:
-        pictures = [picture.merged() for picture in pictures]
-    parts: dict[tuple[int, int], Part] = {}
+        images = [image.merged() for image in images]
+    parts: dict[tuple[int, int], TileOutcome] = {}
     groups: dict[Any, list[tuple[int, int]]] = {}
     counts: dict[tuple[int, int], int] = {}
-    for i, picture in enumerate(pictures):
-        sizes = [unit.columns.shape[0] for unit in picture.units]
+    for i, image in enumerate(images):
+        sizes = [tile.columns.shape[0] for tile in image.tiles]
         shares = [site.budget(size) for size in sizes] if site.per_tile else shared_out(site.budget(sum(sizes)), sizes, site.least)
         for u, share in enumerate(shares):
             if share is not None:
                 counts[i, u] = share
-                groups.setdefault((share, shape(picture.units[u])), []).append((i, u))
+                groups.setdefault((share, shape(image.tiles[u])), []).append((i, u))
     for (count, _), members in groups.items():
-        for member, part in zip(members, run(site, pictures, members, count, project), strict=True):
+        for member, part in zip(members, run(site, images, members, count, project), strict=True):
             parts[member] = part
     return [
-        assemble(picture, [(unit, parts[i, u]) for u, unit in enumerate(picture.units) if (i, u) in parts])
-        for i, picture in enumerate(pictures)
+        assemble(image, [(tile, parts[i, u]) for u, tile in enumerate(image.tiles) if (i, u) in parts])
+        for i, image in enumerate(images)
     ]
 
 
@@ -133,22 +145,26 @@ def shared_out(count: int, sizes: list[int], least: int) -> list[int | None]:
     return [share or None for share in shares]
 
 
-def shape(unit: Unit) -> tuple[Any, ...]:
-    """What has to agree for two units to be reduced in one batch."""
-    described = [(name, tuple(v.shape) if isinstance(v, Tensor) else str(v)) for name, v in unit.signals.items()]
-    return (unit.columns.shape[0], *described)
+def shape(tile: Tile) -> tuple[Any, ...]:
+    """What has to agree for two tiles to be reduced in one batch."""
+    described = [(name, tuple(v.shape) if isinstance(v, Tensor) else str(v)) for name, v in tile.signals.items()]
+    return (tile.columns.shape[0], *described)
 
 
 def run(
-    site: ImageSite, pictures: list[Picture], members: list[tuple[int, int]], count: int, project: Callable[[Tensor], Tensor] | None
-) -> list[Part]:
-    """Reduce units of one shape as a batch."""
-    units = [pictures[i].units[u] for i, u in members]
-    given: dict[str, Any] = {name: stacked([unit.signals[name] for unit in units]) for name in units[0].signals}
+    site: ImageSite,
+    images: list[ImageTokens],
+    members: list[tuple[int, int]],
+    count: int,
+    project: Callable[[Tensor], Tensor] | None,
+) -> list[TileOutcome]:
+    """Reduce tiles of one shape as a batch."""
+    tiles = [images[i].tiles[u] for i, u in members]
+    given: dict[str, Any] = {name: stacked([tile.signals[name] for tile in tiles]) for name in tiles[0].signals}
     encoder = project is not None and "feats" in given
-    given["x"] = given["feats"] if encoder else stacked([pictures[i].tokens[pictures[i].units[u].columns] for i, u in members])
+    given["x"] = given["feats"] if encoder else stacked([images[i].tokens[images[i].tiles[u].columns] for i, u in members])
     n = given["x"].shape[1]
-    tokens, plan, _, score = site.step({**given, "count": count})
+    tokens, plan, score = site.step({**given, "count": count})
     if tokens is None and encoder:
         tokens = plan.gather(given["x"])
     if leaves_all(plan, n):
@@ -166,7 +182,7 @@ def leaves_all(plan: Plan, n: int) -> bool:
 
 
 def stacked(values: list[Any]) -> Any:
-    """One signal of several units as a batch."""
+    """One signal of several tiles as a batch."""
     if isinstance(values[0], Tensor):
         return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
     if isinstance(values[0], dict):
@@ -174,7 +190,7 @@ def stacked(values: list[Any]) -> Any:
     return values[0]
 
 
-def part_of(row: int, plan: Plan, tokens: Tensor | None, score: Tensor | None) -> Part:
+def part_of(row: int, plan: Plan, tokens: Tensor | None, score: Tensor | None) -> TileOutcome:
     """One image's row of a batch."""
     only = slice(row, row + 1)
     keep, mix = plan.keep[only], None if plan.mix is None else plan.mix[only]
@@ -186,39 +202,39 @@ def part_of(row: int, plan: Plan, tokens: Tensor | None, score: Tensor | None) -
     own = Plan(keep, plan.total, merged, plan.fused, mix, None, plan.led, plan.tail)
     none = keep.new_full((1,), -1)
     anchors = torch.cat([none] * plan.led + [keep[0]] + [none] * plan.fused)
-    return Part(anchors, tokens, own, None if score is None else score[only])
+    return TileOutcome(anchors, tokens, own, None if score is None else score[only])
 
 
-def assemble(picture: Picture, parts: list[tuple[Unit, Part]]) -> Kept:
-    """One image from its units. Patches that stay as they are keep the image's order; slots of merging methods follow unit by unit.
+def assemble(image: ImageTokens, parts: list[tuple[Tile, TileOutcome]]) -> KeptTokens:
+    """One image from its tiles. Patches that stay as they are keep the image's order; slots of merging methods follow tile by tile.
     Newline vectors stay only where nothing is pruned."""
-    total = picture.tokens.shape[0]
-    patches = sum(unit.columns.shape[0] for unit in picture.units)
+    total = image.tokens.shape[0]
+    patches = sum(tile.columns.shape[0] for tile in image.tiles)
     drops = all(part.tokens is None for _, part in parts)
     score = parts[0][1].score if len(parts) == 1 else None
     if drops:
-        columns = torch.cat([unit.columns[part.anchors] for unit, part in parts])
+        columns = torch.cat([tile.columns[part.anchors] for tile, part in parts])
         columns = columns.sort().values if len(parts) > 1 else columns
         if columns.shape[0] == patches:
             columns = torch.arange(total, device=columns.device)
-        extras = tuple(extra[columns] for extra in picture.extras)
-        return Kept(picture.tokens[columns], columns, Plan(columns.unsqueeze(0), total), extras, score)
-    anchors = [unit.columns[part.anchors.clamp(min=0)].where(part.anchors >= 0, -1) for unit, part in parts]
+        extras = tuple(extra[columns] for extra in image.extras)
+        return KeptTokens(image.tokens[columns], columns, Plan(columns.unsqueeze(0), total), extras, score, image.grid)
+    anchors = [tile.columns[part.anchors.clamp(min=0)].where(part.anchors >= 0, -1) for tile, part in parts]
     tokens = torch.cat(
-        [picture.tokens[at] if part.tokens is None else part.tokens for at, (_, part) in zip(anchors, parts, strict=True)]
+        [image.tokens[at] if part.tokens is None else part.tokens for at, (_, part) in zip(anchors, parts, strict=True)]
     )
     columns = settle(torch.cat(anchors), total)
     single = len(parts) == 1 and patches == total
     plan = parts[0][1].plan if single else Plan(columns.unsqueeze(0), total, owners(total, parts))
-    return Kept(tokens, columns, plan, tuple(extra[columns] for extra in picture.extras), score)
+    return KeptTokens(tokens, columns, plan, tuple(extra[columns] for extra in image.extras), score, image.grid)
 
 
-def owners(total: int, parts: list[tuple[Unit, Part]]) -> Tensor:
+def owners(total: int, parts: list[tuple[Tile, TileOutcome]]) -> Tensor:
     """Slot of the whole image that every token ends in, [1, n]."""
     owner = parts[0][0].columns.new_full((1, total), -1)
     first = 0
-    for unit, part in parts:
+    for tile, part in parts:
         own = part.plan.owner
-        owner[:, unit.columns] = torch.where(own < 0, -1, own + first)
+        owner[:, tile.columns] = torch.where(own < 0, -1, own + first)
         first += part.anchors.shape[0]
     return owner

@@ -1,0 +1,89 @@
+"""Calls of pruned vision-language models that are under way, and what the last ones found: by thread and by asyncio task.
+
+Models, sites and handles hold only what was installed. What a call learns lives in an object of that call, which hooks and handles find
+here. Hooks on shared modules stay installed and report to whichever call is under way around them, so threads never mix.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+
+Call = TypeVar("Call")
+
+_under_way: ContextVar[tuple[Any, ...]] = ContextVar("sparsight_calls", default=())
+_finished: ContextVar[tuple[tuple[weakref.ref[Any], Any], ...]] = ContextVar("sparsight_finished", default=())
+_hooking = threading.Lock()
+
+
+@contextmanager
+def under_way(call: Call) -> Iterator[Call]:
+    """Let `call` be the innermost call of this thread or task."""
+    token = _under_way.set((*_under_way.get(), call))
+    try:
+        yield call
+    finally:
+        _under_way.reset(token)
+
+
+def calls() -> Iterator[Any]:
+    """The calls under way in this thread or task, innermost first."""
+    return iter(reversed(_under_way.get()))
+
+
+def of_owner(owner: object) -> list[Any]:
+    """Those of them that belong to `owner`, innermost first."""
+    return [call for call in calls() if getattr(call, "owner", None) is owner]
+
+
+def publish(owner: object, result: Any) -> None:
+    """Make `result` what `last(owner)` gives in this thread or task; None forgets the one before."""
+    others = tuple((ref, known) for ref, known in _finished.get() if ref() not in (None, owner))
+    _finished.set(others if result is None else (*others, (weakref.ref(owner), result)))
+
+
+def last(owner: object) -> Any:
+    """What the last call that finished in this thread or task has published; None without one."""
+    return next((result for ref, result in _finished.get() if ref() is owner), None)
+
+
+@contextmanager
+def forgetting(owner: object) -> Iterator[None]:
+    """Where this does not end well, nothing is left of an earlier call."""
+    try:
+        yield
+    except BaseException:
+        publish(owner, None)
+        raise
+
+
+@dataclass(eq=False)
+class Listener:
+    """A call that wants to know how some modules are called: module -> (args, kwargs, output), None until it was."""
+
+    owner: Any
+    heard: dict[nn.Module, tuple[Any, Any, Any] | None] = field(default_factory=dict)
+
+
+def listen(hooks: dict[nn.Module, Any], modules: Iterable[nn.Module]) -> None:
+    """Let the modules report their calls from now on; `hooks` holds what there is to remove."""
+    with _hooking:
+        for module in modules:
+            if module not in hooks:
+                hooks[module] = module.register_forward_hook(report, with_kwargs=True)
+
+
+def report(module: nn.Module, args: Any, *rest: Any) -> None:
+    """Forward hook: tell the innermost call under way that listens to this module."""
+    for call in calls():
+        heard = getattr(call, "heard", None)
+        if heard is not None and module in heard:
+            heard[module] = (args, rest[0] if len(rest) == 2 else {}, rest[-1])
+            return
