@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from .apply import Reduced, reduce
     from .errors import PruneError
     from .look.calibrate import calibrate
+    from .ops.score import register_score
     from .plan import Plan
     from .prune import Handle, families, prune
     from .recipe import Recipe
-    from .registry import methods, parse
+    from .registry import methods, parse, register_family
     from .speed.macs import macs
 
 __version__ = "0.1.0"
@@ -35,10 +36,13 @@ _HOMES = {
     "parse": "registry",
     "prune": "prune",
     "reduce": "apply",
+    "register_family": "registry",
+    "register_score": "ops.score",
 }
 
 __all__ = [
     "Handle", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "families", "macs", "methods", "parse", "prune", "reduce",
+    "register_family", "register_score",
 ]  # fmt: skip
 
 

@@ -264,7 +264,7 @@ def family_of(model: nn.Module) -> Any:
 
 
 def families() -> list[Any]:
-    """All model families, found by scanning the models folder."""
+    """All model families: those that other packages have registered, then those of the folders models and vlms."""
     found = []
     for folder in ("models", "vlms"):
         package = importlib.import_module(f"{__package__}.{folder}")
@@ -278,4 +278,4 @@ def families() -> list[Any]:
                 and kind.__module__ == content.__name__
                 and hasattr(kind, "name")
             ]
-    return sorted(found, key=lambda kind: kind.name)
+    return [*registry.families(), *sorted(found, key=lambda kind: kind.name)]

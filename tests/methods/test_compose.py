@@ -9,6 +9,7 @@ import torch
 import sparsight
 from sparsight import PruneError
 from sparsight.methods import compose
+from sparsight.ops import score as scores
 
 X = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(0))
 Q, K = torch.randn(2, 2, 3, 31, 8, generator=torch.Generator().manual_seed(1))
@@ -45,7 +46,7 @@ def test_parts_make_the_method(parts, whole):
 @pytest.mark.parametrize("select", compose.SELECTORS)
 @pytest.mark.parametrize("reduce", compose.REDUCERS)
 def test_every_score_with_every_selector_and_reducer(select, reduce):
-    for score in compose.SCORES:
+    for score in (*scores.SCORES, "none"):
         text = f"compose:keep=0.6,score={score},select={select},reduce={reduce}"
         if score == "none" and select not in ("diverse", "bipartite"):
             with pytest.raises(
@@ -85,9 +86,32 @@ def test_fused_rest_of_another_score_is_the_mean():
 
 
 def test_tables_hold_what_the_types_name():
-    assert list(compose.SCORES) == list(typing.get_args(compose.Score))
+    listed = {p.name: p.choices for p in sparsight.registry.find("compose").parameters}
+    assert listed["score"] == (*sorted(scores.SCORES), "none")
+    assert listed["other"] == tuple(sorted(scores.SCORES))
     assert list(compose.SELECTORS) == list(typing.get_args(compose.Select))
     assert list(compose.REDUCERS) == list(typing.get_args(compose.Reduce))
+
+
+def test_a_registered_score_is_there_by_its_name(monkeypatch):
+    """Its signals are found by their names, `order` comes from the recipe, other numbers from the name or the function."""
+    monkeypatch.setattr(scores, "SCORES", dict(scores.SCORES))
+
+    @sparsight.register_score("key_length", factor=-1.0)
+    def key_length(k: torch.Tensor, prefix: int, order: float = 2.0, factor: float = 1.0) -> torch.Tensor:
+        return factor * k[:, :, prefix:].norm(p=order, dim=-1).mean(dim=1)
+
+    done = reduced("compose:score=key_length,order=3,tokens=7")
+    lengths = K[:, :, 1:].norm(p=3, dim=-1).mean(dim=1)
+    assert torch.equal(done.plan.keep, lengths.topk(7, largest=False).indices.sort().values)
+    assert reduced("compose:select=rescue,other=key_length,keep=0.6").plan.slots == 18
+    assert "key_length" in str(sparsight.registry.find("compose"))
+    sparsight.register_score("key_length")(key_length)
+    for name in ("two words", "none", "a,b", ""):
+        with pytest.raises(PruneError, match="one word"):
+            sparsight.register_score(name)
+    with pytest.raises(PruneError, match=r"already registered by sparsight\.ops\.score"):
+        sparsight.register_score("col_ln")(key_length)
 
 
 def test_a_recipe_equals_itself_and_is_written_as_it_was_read():

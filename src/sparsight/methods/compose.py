@@ -1,7 +1,7 @@
 """Compose: any score with any selector and any reducer. The parts are those of the other methods, whose papers they name.
 
-score   class_attention, col_ln (with `order`), column_mean, shannon, renyi (with `order`), similarity, rollout, random (with `seed`),
-        or none for the selectors that do without: diverse, bipartite.
+score   any that `sparsight.register_score` knows: class_attention, col_ln (with `order`), column_mean, shannon, renyi (with `order`),
+        similarity, rollout, random (with `seed`) ...; or none for the selectors that do without: diverse, bipartite.
 select  topk; rescue (a share `share` of the slots by the score `other`, among those that the first leaves); diverse (greedy max-min by
         cosine of the tokens, from the best-scored on); thinned (a share `share` by score, of the others those left when similar
         ones are thinned out, as VisPruner); bipartite (ToMe's pairs by keys; with a score, those of the lower half are the ones
@@ -14,14 +14,14 @@ attention, score=none,select=diverse,reduce=drop DivPrune inside a vision model.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from inspect import Parameter, Signature
-from typing import Any, Literal
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import diversity, hybrid, importance, rollout, schedule
+from ..ops import diversity, hybrid, schedule
 from ..ops import reduce as reducers
 from ..ops import score as scores
 from ..ops import select as selectors
@@ -29,23 +29,26 @@ from ..ops.schedule import Layers
 from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..registry import method
+from ..signals import INTERNAL, SIGNALS
 
-Score = Literal["class_attention", "col_ln", "column_mean", "shannon", "renyi", "similarity", "rollout", "random", "none"]
-Other = Literal["class_attention", "col_ln", "column_mean", "shannon", "renyi", "similarity", "rollout", "random"]
+Other = Annotated[str, lambda: sorted(scores.SCORES)]
+Score = Annotated[str, lambda: [*sorted(scores.SCORES), "none"]]
+OFFERED = {*SIGNALS, *INTERNAL}
+"""Parameters of a score that are handed over at the site, with a default or without."""
+
 Select = Literal["topk", "rescue", "diverse", "thinned", "bipartite"]
 Reduce = Literal["drop", "fuse_rest", "merge"]
 
-SCORES: dict[str, Callable[[float, int], Step | None]] = {
-    "class_attention": lambda order, seed: Step(scores.class_attention),
-    "col_ln": lambda order, seed: Step(scores.column_norm, order=order, heads="mean", rows="patches", diagonal=True, stride=1),
-    "column_mean": lambda order, seed: Step(importance.column_mean),
-    "shannon": lambda order, seed: Step(scores.low_entropy, order=1.0),
-    "renyi": lambda order, seed: Step(scores.low_entropy, order=order),
-    "similarity": lambda order, seed: Step(scores.distinctness, metric="cosine"),
-    "rollout": lambda order, seed: Step(rollout.accumulated, fuse="mean", discard=0.0, residual=True, parity=False),
-    "random": lambda order, seed: Step(scores.noise, seed=seed),
-    "none": lambda order, seed: None,
-}
+
+def measure(name: str, given: dict[str, Any]) -> Step | None:
+    """The score of that name as a step: its numbers are those of the name, of the recipe, or its own defaults. None for "none"."""
+    if name == "none":
+        return None
+    found = scores.SCORES[name]
+    own = {
+        key: p.default for key, p in signature(found.function).parameters.items() if p.default is not p.empty and key not in OFFERED
+    }
+    return Step(found.function, **{key: {**given, **found.numbers}.get(key, value) for key, value in own.items()})
 
 
 def by_score(s: Tensor, count: int, share: float) -> Plan:
@@ -152,11 +155,14 @@ def compose(
 ) -> Recipe:
     """Compose: any score (score=) with any selector (select=) and any reducer (reduce=). Parts of the methods above."""
     schedule.check_share("share", share)
-    measure = SCORES[score](scores.check_order(order), seed)
-    if measure is None and "s" in SELECTORS[select][1]:
+    numbers = {"order": scores.check_order(order), "seed": seed}
+    first = measure(score, numbers)
+    if first is None and "s" in SELECTORS[select][1]:
         free = ", ".join(name for name, (_, names) in SELECTORS.items() if "s" not in names)
-        raise PruneError(f"select={select} needs a score; choose one of {', '.join(SCORES)[:-6]}, or with score=none one of {free}")
-    chosen = Chosen(select, reduce, share, measure is not None, SCORES[other](order, seed) if select == "rescue" else None)
+        raise PruneError(
+            f"select={select} needs a score; choose one of {', '.join(sorted(scores.SCORES))}, or with score=none one of {free}"
+        )
+    chosen = Chosen(select, reduce, share, first is not None, measure(other, numbers) if select == "rescue" else None)
     _, by_class, otherwise = REDUCERS[reduce]
     reducer = by_class if score == "class_attention" else otherwise
-    return Recipe(measure, Step(chosen), reducer, schedule.staged(keep, layers))
+    return Recipe(first, Step(chosen), reducer, schedule.staged(keep, layers))

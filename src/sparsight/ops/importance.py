@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..errors import PruneError
 from . import attention
-from .score import check_order, class_attention, column_norm
+from .score import check_order, class_attention, column_norm, register_score
 
 Importance = Literal["class", "col_ln", "column_mean"]
 """Class token's row; p-norm of the column (Col-Ln); mean of the column, what ports to encoders without class token use."""
 
 
+@register_score("column_mean")
 def column_mean(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
     """Mean attention that each patch receives from the patches. q, k [B, H, P+N, D] -> [B, N]."""
     return attention.column_mean(q, k, prefix, scale)

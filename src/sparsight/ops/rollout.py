@@ -12,13 +12,14 @@ from torch import Tensor
 from ..errors import PruneError
 from ..plan import Plan
 from .attention_given import exact
+from .score import register_score
 
 Heads = Literal["mean", "max", "min"]
 Normalise = Literal["rows", "columns"]
 
 
 @dataclass(frozen=True, eq=False)
-class Maps(Sequence[Tensor]):
+class LazyAttention(Sequence[Tensor]):
     """Attention matrices [B, H, P+N, P+N] of several blocks, each computed from its queries and keys when it is asked for."""
 
     queries: tuple[Tensor, ...]
@@ -33,6 +34,10 @@ class Maps(Sequence[Tensor]):
         return (exact(q) * self.scale @ exact(k).transpose(-2, -1)).softmax(dim=-1)
 
 
+Maps = LazyAttention
+
+
+@register_score("rollout")
 def accumulated(
     attns: Sequence[Tensor], moves: Sequence[Plan | None] | None, x: Tensor,
     fuse: Heads = "mean", discard: float = 0.0, residual: bool = True, parity: bool = False,

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from . import attention
 from .attention_shared import Attended
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 Metric = Literal["cosine", "l2", "dot"]
 
 PAIRS = 1 << 20
 """Pairs of tokens of one image that are compared at once: a matrix of them takes 4 MiB. Up to 1,024 tokens are one piece."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A score by name: the function, and those of its numbers that the name fixes."""
+
+    function: Callable[..., Tensor]
+    numbers: dict[str, Any]
+
+
+SCORES: dict[str, Named] = {}
+"""Scores that `compose` offers, by name."""
+
+
+def register_score(name: str, **numbers: Any) -> Callable[[Function], Function]:
+    """Decorator that offers a function as `compose:score=NAME`.
+
+    The function's parameters without a default are signals, and it returns s [B, N], higher = keep. Parameters with a default are
+    numbers: `order` and `seed` are taken from the recipe, others keep their default, or the value given here. Raises PruneError for
+    a name that is taken or that a recipe cannot hold.
+    """
+    if not name.isidentifier() or name == "none":
+        raise PruneError(f"a score's name is one word of letters, digits and _, got '{shown(name)}'")
+
+    def register(function: Function) -> Function:
+        known = SCORES.get(name)
+        if known is not None and (known.function.__module__, known.function.__qualname__) != (
+            function.__module__,
+            function.__qualname__,
+        ):
+            raise PruneError(f"score {name!r} is already registered by {known.function.__module__}")
+        SCORES[name] = Named(function, numbers)
+        return function
+
+    return register
 
 
 def check_order(order: float) -> float:
@@ -26,17 +64,19 @@ def check_order(order: float) -> float:
 
 
 def check_stride(stride: int) -> int:
-    """Every how manieth query row is taken, if that is possible."""
+    """Validate the query stride (>= 1)."""
     if stride < 1:
         raise PruneError(f"stride={stride} must be 1 (every query row) or more")
     return stride
 
 
+@register_score("class_attention")
 def class_attention(class_attn: Tensor) -> Tensor:
     """Mean over heads of the attention that the class token pays. class_attn [B, H, N] -> [B, N]."""
     return class_attn.mean(dim=1)
 
 
+@register_score("col_ln")
 def column_norm(
     q: Tensor,
     k: Tensor,
@@ -53,11 +93,14 @@ def column_norm(
     return attention.column_norm(q, k, prefix, scale, order, heads, rows, diagonal, stride=stride, attended=attended)
 
 
+@register_score("renyi")
+@register_score("shannon", order=1.0)
 def low_entropy(q: Tensor, k: Tensor, prefix: int, scale: float, attended: Attended | None = None, order: float = 2.0) -> Tensor:
     """Negated entropy of each patch's attention row: focused patches score high. q, k [B, H, P+N, D] -> [B, N]."""
     return -attention.row_entropy(q, k, prefix, scale, order, attended=attended)
 
 
+@register_score("similarity")
 def distinctness(feats: Tensor, valid: Tensor | None, metric: Metric = "cosine") -> Tensor:
     """Negated mean similarity to all other patches. feats [B, N, D], valid [B, N] or None (all) -> [B, N]."""
     others: Tensor | int = max(1, feats.shape[1] - 1)
@@ -118,6 +161,7 @@ def comparable(feats: Tensor, metric: Metric) -> Tensor:
     return torch.nn.functional.normalize(feats, dim=-1) if metric == "cosine" else feats
 
 
+@register_score("random")
 def noise(x: Tensor, seed: int = 0) -> Tensor:
     """Uniform random numbers from a counter: a function of seed, token count and index alone. x [B, N, C] -> [B, N].
 
