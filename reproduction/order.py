@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparsight.evaluation.evaluate import Listener
-from sparsight.evaluation.measure import Settings
+from sparsight.runs.settings import Settings
+from sparsight.runs.sweep import Listener
 
 from .published import Entry, Row
 

@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sparsight.errors import PruneError
-from sparsight.evaluation.evaluate import Listener, ignore
-from sparsight.evaluation.measure import Settings
+from sparsight.runs.settings import Settings
 from sparsight.runs.store import write_text
+from sparsight.runs.sweep import Listener, ignore
 
 from .order import Order, Yield
 from .published import RELATIVE, UNPRUNED, Entry, Row, entry, index
@@ -96,7 +96,7 @@ def reproduce(
     `missing` names). only: rows that contain this text. out: folder of the results, runs/reproduce/ID by default; nothing is written
     unless something is measured. What is not at hand is said in `missing`, never guessed. Raises PruneError for unknown names.
     """
-    from sparsight.evaluation.compare import check_settings
+    from sparsight.runs.settings import check_settings
 
     found = entry(name)
     rows = found.select(only)

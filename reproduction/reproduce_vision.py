@@ -12,13 +12,13 @@ from sparsight.data.images import Folder, open_folder
 from sparsight.errors import PruneError
 from sparsight.evaluation.compare import compare
 from sparsight.evaluation.evaluate import evaluate
-from sparsight.evaluation.measure import versions_in_use
 from sparsight.load.models import Loaded, load_model
 from sparsight.load.zero_shot import OPEN_CLIP, Dual, load_dual
 from sparsight.look.analyse import analyse
 from sparsight.prune import family_of, plan_sites
 from sparsight.recipe import Recipe
 from sparsight.runs.comparison import UNPRUNED
+from sparsight.runs.settings import versions_in_use
 from sparsight.speed.macs import macs
 
 from .order import Order, Yield

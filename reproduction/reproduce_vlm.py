@@ -41,7 +41,7 @@ def one_model(order: Order, brought: Yield, key: str, name: str, rows: list[Row]
         out = order.out / f"{Path(name or own).name}-{data}"
         done = evaluate_vlm(
             name or own, list(recipes.values()), tasks, out, limit=order.limit, batch_size=order.settings.batch_size,
-            device=order.settings.device, precision=order.settings.precision, listen=lambda news: order.listen(0, None, news),
+            device=order.settings.device, precision=order.settings.precision, listen=order.listen,
         )  # fmt: skip
         brought.versions |= done.versions
         brought.differs += [*remarks(order, key, name, data, place), *done.notes]

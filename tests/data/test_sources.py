@@ -1,4 +1,4 @@
-"""Images from folders, ImageNet's layouts and Hugging Face data sets: the same tickets from all of them."""
+"""Images from folders, ImageNet's layouts and Hugging Face data sets: the same refs from all of them."""
 
 import io
 
@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
 
 
 def everything(source):
-    return [(ticket.label, np.asarray(ticket.read()).tobytes()) for ticket in source.tickets(lambda place: True)]
+    return [(ref.label, np.asarray(ref.read()).tobytes()) for ref in source.refs(lambda place: True)]
 
 
 def rows(folder, names=CLASSES):
@@ -34,7 +34,7 @@ def test_folder_and_its_limit(folder):
     source = open_source(folder)
     assert source.total == COUNT
     assert [label for label, _ in everything(source)] == [0, 0, 1, 1, 2, 2]
-    assert [ticket.place for ticket in source.tickets(lambda place: place in (1, 4))] == [1, 4]
+    assert [ref.place for ref in source.refs(lambda place: place in (1, 4))] == [1, 4]
     assert [label for label, _ in everything(open_source(folder, limit=3))] == [0, 1, 2]
 
 
@@ -69,7 +69,7 @@ def test_imagenets_flat_validation_folder(tmp_path, kind):
         scipy.savemat(kit / "meta.mat", {"synsets": synsets})
     source = open_source(val)
     assert source.classes == ["n01", "n02"]
-    assert [ticket.label for ticket in source.tickets(lambda place: True)] == [1, 0, 1]
+    assert [ref.label for ref in source.refs(lambda place: True)] == [1, 0, 1]
     Image.new("RGB", (8, 8)).save(val / "ILSVRC2012_val_00000009.JPEG")
     with pytest.raises(PruneError, match="no label for ILSVRC2012_val_00000009"):
         open_source(val)
@@ -100,11 +100,11 @@ def test_every_form_of_a_data_set_gives_the_folders_images(folder, tmp_path, kin
         stream = table.to_iterable_dataset().cast_column("image", datasets.Image(decode=False))
         columns = find_columns(table.features, "stream")
         source = Stream(stream, columns, "stream", columns.classes)
-    tickets = list(source.tickets(lambda place: place < COUNT))
+    refs = list(source.refs(lambda place: place < COUNT))
     expected = everything(open_source(folder))
-    assert [(ticket.label, np.asarray(ticket.read()).tobytes()) for ticket in tickets] == expected
+    assert [(ref.label, np.asarray(ref.read()).tobytes()) for ref in refs] == expected
     turned = source.aligned(["owl", "cat"], 2)
-    assert [ticket.label for ticket in turned.tickets(lambda place: True)] == [1, 1, 0, 0, 1]
+    assert [ref.label for ref in turned.refs(lambda place: True)] == [1, 1, 0, 0, 1]
     assert "1 labels that are no classes" in turned.note
 
 
@@ -120,7 +120,7 @@ def test_a_data_set_is_evaluated_like_the_folder(folder, tmp_path):
 
 def test_limit_of_a_data_set_is_spread(folder, tmp_path):
     rows(folder).save_to_disk(tmp_path / "set")
-    assert [ticket.label for ticket in open_source(tmp_path / "set", limit=3).tickets(lambda place: True)] == [0, 1, 2]
+    assert [ref.label for ref in open_source(tmp_path / "set", limit=3).refs(lambda place: True)] == [0, 1, 2]
 
 
 def test_data_sets_that_cannot_be_read(tmp_path, monkeypatch):
@@ -153,4 +153,4 @@ def test_a_stream_that_breaks_off():
 
     source = Stream(broken(), Columns("image", None, None), "hf:some/stream")
     with pytest.raises(PruneError, match=r"stream hf:some/stream broke off .* give the same command again"):
-        list(source.tickets(lambda place: True))
+        list(source.refs(lambda place: True))

@@ -154,7 +154,7 @@ def test_broken_images_are_counted_and_named(loaded, folder, tmp_path, workers):
 def test_no_image_can_be_read(loaded, tmp_path):
     (tmp_path / "bad" / "cat").mkdir(parents=True)
     (tmp_path / "bad" / "cat" / "a.png").write_bytes(b"no image")
-    with pytest.raises(PruneError, match=r"none of the images .* cat/a\.png: not an image"):
+    with pytest.raises(PruneError, match=r"none of the 1 images .* cat/a\.png: not an image"):
         evaluate(loaded, tmp_path / "bad", out=tmp_path / "out")
 
 

@@ -48,7 +48,7 @@ def rows(out):
 
 
 def stamps(out):
-    return {path: path.stat().st_mtime_ns for path in (out / "chunks").iterdir()}
+    return {path: path.stat().st_mtime_ns for path in (out / "rows").glob("*")}
 
 
 def stop_after(monkeypatch, answers, error):
@@ -90,7 +90,7 @@ def test_a_recipe_added_later_asks_nothing_twice(loaded, folder, quiet, tmp_path
 
 def test_a_damaged_chunk_is_made_anew(loaded, folder, quiet, tmp_path):
     evaluate(loaded, folder, RECIPES, tmp_path, **SMALL)
-    next((tmp_path / "chunks").iterdir()).write_bytes(b"half of a ch")
+    next((tmp_path / "rows").iterdir()).write_bytes(b"half of a ch")
     evaluate(loaded, folder, RECIPES, tmp_path, **SMALL)
     assert rows(tmp_path) == quiet
 
@@ -120,7 +120,7 @@ def test_a_full_disk(loaded, folder, quiet, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with tiny_disk(out):
-        (out / "chunks").mkdir()
+        (out / "rows").mkdir()
         (out / "ballast").write_bytes(bytes(12 * 1024))
         with pytest.raises(PruneError, match=r"no room for .* make room and give the same command again"):
             evaluate(loaded, folder, RECIPES, out, **SMALL)

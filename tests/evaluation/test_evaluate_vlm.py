@@ -17,9 +17,10 @@ from sparsight import PruneError
 from sparsight.cli.main import run
 from sparsight.data.questions import read_set
 from sparsight.evaluation import metrics
-from sparsight.evaluation.asking import Asker, Journal, Question, cut
+from sparsight.evaluation.asking import AnswerLog, Asker, Question, cut
 from sparsight.evaluation.evaluate_vlm import evaluate_vlm
 from sparsight.evaluation.vlm_scores import VlmEvaluation
+from sparsight.evaluation.vlm_sets import right, score_set
 from sparsight.runs.intervals import paired
 
 RECIPES = ["vispruner:tokens=4", "fastv:layer=1,keep=0.25"]
@@ -107,12 +108,12 @@ def test_going_on(model, questions, tmp_path):
     answers = lines(tmp_path / first.rows[1].scores[0].answers)
     row.unlink()
     entries = [json.dumps({"key": line["id"], "text": "no no", "kept": [9], "fault": ""}) for line in answers[:3]]
-    row.with_suffix(".journal").write_text("\n".join(entries) + '\n{"key": "q3", "te')
+    row.with_suffix(".log").write_text("\n".join(entries) + '\n{"key": "q3", "te')
     again = evaluate_vlm(model, RECIPES[:1], [str(questions)], tmp_path, device="cpu", precision="fp32", listen=news.append)
     got = lines(tmp_path / again.rows[1].scores[0].answers)
     assert [line["answer"] for line in got[:3]] == ["no no"] * 3
     assert got[3:] == answers[3:]
-    assert news.count("unpruned, photos") == 1
+    assert [step.restored for step in news if step.row is not None] == [False, False, True, False]
     assert sorted((tmp_path / "rows").iterdir()) == rows
     other = evaluate_vlm(model, [], [str(questions)], tmp_path, limit=2, device="cpu", precision="fp32")
     assert other.rows[0].scores[0].questions == 2
@@ -146,9 +147,9 @@ def test_answers_of_words(tmp_path):
     path = save_questions(tmp_path, 2, question="what colour is the dog", answer=["Light brown", "tan"])
     found = read_set(path)
     assert not found.binary
-    assert found.items[0].right("light brown.", False)
-    assert found.items[0].right("Tan", False)
-    assert not found.items[0].right("brown", False)
+    assert right(found.items[0], "light brown.", False)
+    assert right(found.items[0], "Tan", False)
+    assert not right(found.items[0], "brown", False)
 
 
 def test_categories_are_splits(tmp_path):
@@ -158,7 +159,7 @@ def test_categories_are_splits(tmp_path):
     path = save_questions(tmp_path, 4)
     rows = [{**json.loads(line), "category": "ab"[i // 2]} for i, line in enumerate(path.read_text().splitlines())]
     path.write_text("\n".join(map(json.dumps, rows)))
-    scores, hits = read_set(path).score([Answer("yes"), Answer("no"), Answer("no"), Answer("no")])
+    scores, hits = score_set(read_set(path), [Answer("yes"), Answer("no"), Answer("no"), Answer("no")])
     assert scores["f1"] == 50
     assert scores["accuracy"] == 75
     assert hits == [1, 1, 0, 1]
@@ -228,5 +229,5 @@ def test_prompts_and_pictures(model):
     with pytest.raises(PruneError, match="batch_size=0"):
         Asker(network, prepare, 0)
     assert cut("a cat\nASSISTANT: x", ("ASSISTANT:", "")) == "a cat"
-    gone = Asker(network, prepare).ask([Question("k", lambda: [Image.open("nowhere.png")], "q")], Journal())
+    gone = Asker(network, prepare).ask([Question("k", lambda: [Image.open("nowhere.png")], "q")], AnswerLog())
     assert gone[0].text is None

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from tiny_vlm import save_questions, save_tiny
 
 from sparsight import PruneError
-from sparsight.evaluation import lmms as harness
+from sparsight.evaluation import vlm_sets as harness
 from sparsight.evaluation.evaluate_vlm import evaluate_vlm, find_tasks
 
 

@@ -7,7 +7,7 @@ from compare_data import COUNT, make_images, make_model
 from PIL import Image
 
 from sparsight.errors import PruneError
-from sparsight.evaluation.damage import Robustness
+from sparsight.evaluation.corruption_rows import Robustness
 from sparsight.evaluation.robustness import overlap, robustness
 from sparsight.ops.rank import effective_rank
 
@@ -95,9 +95,9 @@ def test_files(done, out):
 
 
 def test_going_on_asks_nothing_twice(done, loaded, folder, out):
-    before = {path: path.stat().st_mtime_ns for path in (out / "chunks").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     robustness(loaded, folder, RECIPES, out, corruptions=["glass_blur"], severities=[5], batch_size=4)
-    assert {path: path.stat().st_mtime_ns for path in (out / "chunks").iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
 
 
 def test_overlap_by_hand():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparsight.evaluation import lmms as harness
 from sparsight.evaluation import vlm_sets as benchmarks
+from sparsight.evaluation import vlm_sets as harness
 from sparsight.runs.intervals import paired_means
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from sparsight.evaluation.damage import Damage, Robustness
+
 from sparsight.look.analysis import Agreement, Analysis, Head, Histogram, Left
 from sparsight.runs.comparison import UNPRUNED, Comparison, Outcomes, Row
 from sparsight.runs.intervals import Interval

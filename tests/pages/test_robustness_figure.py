@@ -2,7 +2,6 @@
 
 import made_up
 import pytest
-
 from sparsight.evaluation.damage import figure_of
 
 pytest.importorskip("matplotlib")

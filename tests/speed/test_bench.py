@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from sparsight.errors import PruneError
-from sparsight.evaluation.measure import Step
 from sparsight.load.models import Loaded
 from sparsight.runs.comparison import UNPRUNED
+from sparsight.runs.sweep import Step
 from sparsight.speed.bench import bench
 from sparsight.speed.bench_result import Bench, BenchRow, Timing
 from sparsight.speed.timing import GAINS

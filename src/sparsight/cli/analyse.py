@@ -35,16 +35,16 @@ def analyse(
     """
     from ..look.analyse import analyse as measure
     from .compare import items
-    from .progress import Count
+    from .progress import Watch
     from .results import print_analysis
 
     try:
         wanted = [float(order) for order in items(orders)]
     except ValueError:
         raise typer.BadParameter(f"{orders!r} is no list of numbers", param_hint="--orders") from None
-    with Count(out, resumes=False) as count:
+    with Watch(out, resumes=False) as watch:
         done = measure(
             one_model(word, model), data, recipe or (), out, orders=wanted, layers=layers, limit=limit, shown=shown, batch_size=batch_size,
-            device=device, seed=seed, listen=count,
+            device=device, seed=seed, listen=watch,
         )  # fmt: skip
     print_analysis(done, out)

@@ -44,13 +44,13 @@ def evaluate(
     """
     from ..evaluation.evaluate import evaluate as measure
     from ..runs.workers import leads
-    from .progress import Count
+    from .progress import Watch
     from .results import print_evaluation
 
-    with Count(out) as count:
+    with Watch(out) as watch:
         done = measure(
             one_model(word, model), data, recipe or (), out, mode=mode, preset=preset, split=split, train=train, limit=limit, batch_size=batch_size,
-            workers=workers, device=device, precision=precision, seed=seed, k=k, templates=template, listen=count,
+            workers=workers, device=device, precision=precision, seed=seed, k=k, templates=template, listen=watch,
         )  # fmt: skip
     if leads():
         print_evaluation(done, out)

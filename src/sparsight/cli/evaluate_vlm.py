@@ -37,11 +37,13 @@ def evaluate_vlm(
       sparsight evaluate-vlm MODEL_FOLDER --tasks QUESTIONS.jsonl --recipe fastv:layer=2,keep=0.5
     """
     from ..evaluation.evaluate_vlm import evaluate_vlm as evaluate
+    from .progress import Watch
     from .results import print_vlm_evaluation
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    done = evaluate(
-        one_model(word, model, None), recipe or (), names, out, limit=limit, batch_size=batch_size, device=device, precision=precision,
-        prompt=prompt, square=square, listen=lambda news: typer.echo(news, err=True),
-    )  # fmt: skip
+    with Watch(out) as watch:
+        done = evaluate(
+            one_model(word, model, None), recipe or (), names, out, limit=limit, batch_size=batch_size, device=device,
+            precision=precision, prompt=prompt, square=square, listen=watch,
+        )  # fmt: skip
     print_vlm_evaluation(done, out)

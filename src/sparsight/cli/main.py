@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -73,17 +75,25 @@ def options(
         typer.echo(context.get_help())
 
 
+def terminate(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does: with one line, and what is finished is kept."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
 def run() -> None:
-    """Entry point: errors are one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    """Entry point: errors are one line on stderr and exit code 2, Ctrl-C is exit code 130, SIGTERM 143."""
+    signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files need not be text
     try:
         sys.exit(app(standalone_mode=False))
     except (PruneError, UsageFault) as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
         print(f"error: {shown(' '.join(text.split()), LONGEST)}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if error.args else 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -44,12 +44,12 @@ def reproduce(
     elif name is None:
         show.listing(as_json)
     else:
-        from .progress import Count
+        from .progress import Watch
 
-        with Count(out or Path("runs/reproduce") / name) as count:
+        with Watch(out or Path("runs/reproduce") / name) as watch:
             done = part("reproduce").reproduce(
                 name, model, data, out, only=only, limit=limit, batch_size=batch_size, device=device, precision=precision,
-                seed=seed, listen=count,
+                seed=seed, listen=watch,
             )  # fmt: skip
         show.result(done, as_json)
 

@@ -11,16 +11,15 @@ from rich.text import Text
 from .table import Cell, Column, print_table, say
 
 if TYPE_CHECKING:
-    from ..evaluation.damage import Robustness
+    from ..evaluation.corruption_rows import Robustness
     from ..evaluation.result import Evaluation
     from ..evaluation.vlm_scores import VlmEvaluation
     from ..look.analysis import Analysis
     from ..look.rank import Ranking
     from ..runs.comparison import Comparison, Row
-    from ..runs.intervals import Interval
+    from ..runs.intervals import Interval, Spread
     from ..speed.bench_result import Bench
     from ..speed.stage_result import StageBench
-    from ..speed.timing import Spread
 
 SHOWN = 10
 """Skipped files that are named; the results file has them all."""

@@ -35,17 +35,17 @@ def robustness(
     from ..evaluation.robustness import robustness as measure
     from ..runs.workers import leads
     from .compare import items
-    from .progress import Count
+    from .progress import Watch
     from .results import print_robustness
 
     try:
         levels = [int(level) for level in items(severity)]
     except ValueError:
         raise typer.BadParameter(f"{severity!r} is no list of whole numbers", param_hint="--severity") from None
-    with Count(out) as count:
+    with Watch(out) as watch:
         done = measure(
             one_model(word, model), data, recipe or (), out, corruptions=items(corruptions), severities=levels, split=split, limit=limit,
-            batch_size=batch_size, workers=workers, device=device, precision=precision, seed=seed, listen=count,
+            batch_size=batch_size, workers=workers, device=device, precision=precision, seed=seed, listen=watch,
         )  # fmt: skip
     if leads():
         print_robustness(done, out)

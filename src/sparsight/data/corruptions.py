@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import PruneError
-from ..runs.store import digest
-from .reading import Ticket
-from .sources import Source, Wanted
+from .fingerprint import digest
+from .reading import ImageRef, Source, Wanted
 
 SEEDED = ("glass_blur", "impulse_noise")
 """These draw from a generator of their own, the others from NumPy's global one."""
@@ -65,26 +64,26 @@ class Corrupted(Source):
         for word in ("title", "classes", "note", "total"):
             object.__setattr__(self, word, getattr(self.source, word))
 
-    def ticket(self, place: int) -> Ticket:
+    def ref(self, place: int) -> ImageRef:
         whole: Any = self.source
-        return self.spoil(whole.ticket(place))
+        return self.spoil(whole.ref(place))
 
-    def tickets(self, wanted: Wanted) -> Iterator[Ticket]:
-        return map(self.spoil, self.source.tickets(wanted))
+    def refs(self, wanted: Wanted) -> Iterator[ImageRef]:
+        return map(self.spoil, self.source.refs(wanted))
 
-    def spoil(self, ticket: Ticket) -> Ticket:
-        """The ticket whose image comes out corrupted."""
-        seed = int(digest(ticket.name, self.name, self.severity, self.seed), 16) % 2**32
-        return Ticket(ticket.place, ticket.name, ticket.label, partial(self.read, ticket, seed))
+    def spoil(self, ref: ImageRef) -> ImageRef:
+        """The ref whose image comes out corrupted."""
+        seed = int(digest(ref.name, self.name, self.severity, self.seed), 16) % 2**32
+        return ImageRef(ref.place, ref.name, ref.label, partial(self.read, ref, seed))
 
-    def read(self, ticket: Ticket, seed: int) -> Image.Image:
-        return corrupt(ticket.read(), self.name, self.severity, seed)
+    def read(self, ref: ImageRef, seed: int) -> Image.Image:
+        return corrupt(ref.read(), self.name, self.severity, seed)
 
     def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
         return Corrupted(self.source.aligned(classes, outputs), self.name, self.severity, self.seed)
 
-    def fingerprint(self) -> str:
-        return digest(self.source.fingerprint(), self.name, self.severity, self.seed)
+    def fingerprint(self, times: bool = True) -> str:
+        return digest(self.source.fingerprint(times), self.name, self.severity, self.seed)
 
 
 def check_names(names: Sequence[str], severities: Sequence[int]) -> list[tuple[str, int]]:

@@ -15,10 +15,10 @@ from PIL import Image
 
 from ..errors import PruneError
 from ..load.checkpoint import check_reach, one_line
-from ..runs.store import digest
+from .fingerprint import digest
+from .images import spread
 from .labels import correspond
-from .reading import Ticket, decode
-from .sources import Source, Wanted, spread
+from .reading import ImageRef, Source, Wanted, decode
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "picture")
 LABELS = ("label", "labels", "fine_label", "cls", "class")
@@ -51,11 +51,11 @@ class Table(Source):
     def total(self) -> int:  # type: ignore[override]
         return len(self.rows)
 
-    def ticket(self, place: int) -> Ticket:
-        return make_ticket(self.rows[place], place, self)
+    def ref(self, place: int) -> ImageRef:
+        return make_ref(self.rows[place], place, self)
 
-    def tickets(self, wanted: Wanted) -> Iterator[Ticket]:
-        return (self.ticket(place) for place in range(len(self.rows)) if wanted(place))
+    def refs(self, wanted: Wanted) -> Iterator[ImageRef]:
+        return (self.ref(place) for place in range(len(self.rows)) if wanted(place))
 
     def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
         done = aligned(self, classes, outputs)
@@ -65,7 +65,7 @@ class Table(Source):
         kept = [place for place, value in enumerate(self.rows[label]) if logit({label: value}, done) != -1]
         return replace(done, rows=self.rows.select(kept))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, times: bool = True) -> str:
         return digest(str(self.rows._fingerprint), len(self.rows), self.places)
 
 
@@ -82,9 +82,9 @@ class Stream(Source):
     limit: int | None = None
     total: int | None = None
 
-    def tickets(self, wanted: Wanted) -> Iterator[Ticket]:
+    def refs(self, wanted: Wanted) -> Iterator[ImageRef]:
         rows = itertools.islice(self.labelled(), self.limit)
-        return (make_ticket(row, place, self) for place, row in enumerate(rows) if wanted(place))
+        return (make_ref(row, place, self) for place, row in enumerate(rows) if wanted(place))
 
     def labelled(self) -> Iterator[Any]:
         """Rows whose label is a class; a broken connection is told."""
@@ -104,7 +104,7 @@ class Stream(Source):
     def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
         return aligned(self, classes, outputs)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, times: bool = True) -> str:
         return digest(self.title, str(getattr(self.rows.info, "version", "")), self.limit, self.places)
 
 
@@ -134,11 +134,11 @@ def aligned(source: Kind, classes: Sequence[str] | None, outputs: int) -> Kind:
     return replace(source, classes=found.classes, places=places, note="; ".join(filter(None, notes)))
 
 
-def make_ticket(row: Any, place: int, source: Table | Stream) -> Ticket:
-    """A row as a ticket."""
+def make_ref(row: Any, place: int, source: Table | Stream) -> ImageRef:
+    """A row as a ref."""
     cell = row[source.columns.image]
     name = str((cell or {}).get("path") or "").rsplit("/", 1)[-1]
-    return Ticket(place, f"{place:08d}{'-' if name else ''}{name}", logit(row, source), partial(read_cell, cell))
+    return ImageRef(place, f"{place:08d}{'-' if name else ''}{name}", logit(row, source), partial(read_cell, cell))
 
 
 def logit(row: Any, source: Table | Stream) -> int | None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
+from .fingerprint import digest
 from .labels import correspond, sample
-from .reading import Ticket, Transform, ahead, attempt, decode
+from .reading import ImageRef, Transform, ahead, attempt, decode
 
 Item = TypeVar("Item")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
@@ -34,11 +35,19 @@ class Folder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def ticket(self, place: int) -> Ticket:
+    def fingerprint(self, times: bool = False) -> str:
+        """Fingerprint of names below the folder, sizes and labels; with the times of last change on request."""
+        facts = []
+        for path in self.paths:
+            stat = path.stat()
+            facts.append((path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns if times else 0))
+        return digest(facts, self.labels)
+
+    def ref(self, place: int) -> ImageRef:
         """The image at a place of the list."""
         path = self.paths[place]
         name = path.relative_to(self.path).as_posix() if path.is_relative_to(self.path) else path.name
-        return Ticket(place, name, None if self.labels is None else self.labels[place], partial(decode, path))
+        return ImageRef(place, name, None if self.labels is None else self.labels[place], partial(decode, path))
 
     def __str__(self) -> str:
         kinds = f" of {len(set(self.labels))} classes" if self.labels else ""
@@ -117,6 +126,14 @@ def pick(groups: list[list[Item]], limit: int | None) -> list[list[Item]]:
             quota[index] += share
             limit -= share
     return [even(group, count) for group, count in zip(groups, quota, strict=True)]
+
+
+def spread(labels: Sequence[int] | None, total: int, limit: int) -> list[int]:
+    """At most `limit` places, in order, the same number of every label as far as there are any."""
+    groups: dict[int, list[int]] = {}
+    for place in range(total):
+        groups.setdefault(0 if labels is None else labels[place], []).append(place)
+    return sorted(place for group in pick([groups[label] for label in sorted(groups)], limit) for place in group)
 
 
 def even(items: Sequence[Item], count: int) -> list[Item]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,22 @@ from typing import Any
 from PIL import Image
 
 from ..errors import PruneError
-from ..evaluation import metrics
-from ..evaluation.asking import Answer, Question
-from ..runs.store import digest
+from .fingerprint import digest
+from .reading import decode
 
 FORMAT = '{"image": "photo.jpg", "question": "Is there a dog in the image?", "answer": "no"}'
 YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Question:
+    """key: its name in the log of answers; pictures: loads its images; most: new tokens at most; until: texts that end the answer."""
+
+    key: str
+    pictures: Callable[[], list[Image.Image]]
+    text: str
+    most: int = 32
+    until: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,17 +41,8 @@ class Item:
     category: str = ""
 
     def load(self) -> list[Image.Image]:
-        found = []
-        for path in self.images:
-            with Image.open(path) as image:
-                found.append(image.convert("RGB"))
-        return found
-
-    def right(self, answer: str, binary: bool) -> bool:
-        """Whether an answer is right: POPE's reading of yes and no, else the same words."""
-        if binary:
-            return metrics.says_no(answer) == (plain(self.answers[0]) == "no")
-        return plain(answer) in {plain(one) for one in self.answers}
+        """Its images."""
+        return [decode(path) for path in self.images]
 
 
 @dataclass(frozen=True)
@@ -64,27 +65,6 @@ class LocalSet:
 
     def questions(self) -> list[Question]:
         return [Question(item.key, item.load, item.text, self.most) for item in self.items]
-
-    def score(self, answers: Sequence[Answer]) -> tuple[dict[str, float], list[float | None]]:
-        """Scores in percent, the one that counts first, and for each question 1 or 0 (None where it could not be asked)."""
-        asked = [(item, answer.text) for item, answer in zip(self.items, answers, strict=True) if answer.text is not None]
-        hits = [
-            None if a.text is None else float(item.right(a.text, self.binary)) for item, a in zip(self.items, answers, strict=True)
-        ]
-        if not asked:
-            raise PruneError(f"{self.path}: no image could be read; {self.items[0].images[0]}: {answers[0].fault}")
-        accuracy = {"accuracy": 100 * sum(hit for hit in hits if hit is not None) / len(asked)}
-        if not self.binary:
-            return accuracy, hits
-        splits: dict[str, list[tuple[Item, str]]] = {}
-        for item, text in asked:
-            splits.setdefault(item.category, []).append((item, text))
-        found = {
-            name: metrics.pope([text for _, text in part], [item.answers[0] for item, _ in part]) for name, part in splits.items()
-        }
-        whole = metrics.pope([text for _, text in asked], [item.answers[0] for item, _ in asked])
-        rest = {"precision": 100 * whole.precision, "recall": 100 * whole.recall, "yes_ratio": 100 * whole.yes_ratio}
-        return {"f1": 100 * metrics.mean_f1(found), **accuracy, **rest}, hits
 
 
 def read_set(path: str | Path, limit: int | None = None, most: int = 32) -> LocalSet:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import PruneError
+from .fingerprint import digest
 
 Item = TypeVar("Item")
 Transform = Callable[[Image.Image], Tensor]
+Wanted = Callable[[int], bool]
 
 
 @dataclass(frozen=True)
-class Ticket:
+class ImageRef:
     """An image that has not been read yet: its place in the data set, its name, its label if it has one, and how to read it."""
 
     place: int
@@ -32,24 +35,54 @@ class Ticket:
     read: Callable[[], Image.Image]
 
 
+class Source(ABC):
+    """Images in a fixed order, each with a place, a name and perhaps a label.
+
+    title: what to call it; classes: names of the labels; total: number of images, None where only reading to the end tells.
+    """
+
+    title: str
+    classes: list[str] | None
+    note: str
+    total: int | None
+
+    @abstractmethod
+    def refs(self, wanted: Wanted) -> Iterator[ImageRef]:
+        """References to the wanted places, in order. Nothing is decoded."""
+
+    def ref(self, place: int) -> ImageRef:
+        """Reference to the image at a place; streams have none."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
+        """The same images with labels as places among a checkpoint's logits; see `labels.correspond`."""
+
+    @abstractmethod
+    def fingerprint(self, times: bool = True) -> str:
+        """Changes when the images or labels do; of files by name and size, and on request by the time of their last change."""
+
+    def __str__(self) -> str:
+        return f"{self.title}: {'a stream of' if self.total is None else self.total} images"
+
+
+def mark(source: Source) -> str:
+    """Fingerprint of a source with the meaning of its labels."""
+    return digest(source.fingerprint(), source.classes)
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Images of neighbouring places: those that could be read, stacked, and the others with the reason."""
 
-    tickets: list[Ticket]
+    refs: list[ImageRef]
     images: Tensor | None
-    skipped: list[tuple[Ticket, str]]
+    skipped: list[tuple[ImageRef, str]]
 
     @property
     def place(self) -> int:
         """The first place, readable or not."""
-        return min(ticket.place for ticket in (*self.tickets, *(ticket for ticket, _ in self.skipped)))
-
-
-class Sized(Protocol):
-    """A data set whose images can be had in any order."""
-
-    def ticket(self, place: int) -> Ticket: ...
+        return min(ref.place for ref in (*self.refs, *(ref for ref, _ in self.skipped)))
 
 
 def decode(file: Path | IO[bytes]) -> Image.Image:
@@ -90,28 +123,28 @@ def ahead(jobs: Iterable[Callable[[], Item]], workers: int, depth: int) -> Itera
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def by_threads(tickets: Iterable[Ticket], transform: Transform, size: int, threads: int) -> Iterator[Group]:
+def by_threads(refs: Iterable[ImageRef], transform: Transform, size: int, threads: int) -> Iterator[Group]:
     """Groups of `size` neighbouring places, decoded by threads of this process."""
-    jobs = (partial(look, ticket, transform) for ticket in tickets)
+    jobs = (partial(look, ref, transform) for ref in refs)
     looks = ahead(jobs, threads, 2 * size)
     for _, group in itertools.groupby(looks, key=lambda pair: pair[0].place // size):
         yield together(list(group))
 
 
-def look(ticket: Ticket, transform: Transform) -> tuple[Ticket, Tensor | str]:
-    """The ticket with what became of it."""
-    return ticket, attempt(ticket.read, transform)
+def look(ref: ImageRef, transform: Transform) -> tuple[ImageRef, Tensor | str]:
+    """The ref with what became of it."""
+    return ref, attempt(ref.read, transform)
 
 
-def together(pairs: Sequence[tuple[Ticket, Tensor | str]]) -> Group:
+def together(pairs: Sequence[tuple[ImageRef, Tensor | str]]) -> Group:
     """One group of the images that were read."""
-    good = [(ticket, image) for ticket, image in pairs if isinstance(image, Tensor)]
-    bad = [(ticket, image) for ticket, image in pairs if isinstance(image, str)]
+    good = [(ref, image) for ref, image in pairs if isinstance(image, Tensor)]
+    bad = [(ref, image) for ref, image in pairs if isinstance(image, str)]
     images = torch.stack([image for _, image in good]) if good else None
-    return Group([ticket for ticket, _ in good], images, bad)
+    return Group([ref for ref, _ in good], images, bad)
 
 
-def by_processes(source: Sized, places: Sequence[int], transform: Transform, size: int, workers: int) -> Iterator[Group]:
+def by_processes(source: Source, places: Sequence[int], transform: Transform, size: int, workers: int) -> Iterator[Group]:
     """Groups of `size` neighbouring places, decoded by worker processes. Raises PruneError if one of them is killed."""
     from torch.utils.data import DataLoader
 
@@ -124,8 +157,8 @@ def by_processes(source: Sized, places: Sequence[int], transform: Transform, siz
     )  # fmt: skip
     try:
         for batch, (good, images, bad) in zip(batches, loader, strict=True):
-            tickets = {place: source.ticket(place) for place in batch}
-            yield Group([tickets[place] for place in good], images, [(tickets[place], why) for place, why in bad])
+            refs = {place: source.ref(place) for place in batch}
+            yield Group([refs[place] for place in good], images, [(refs[place], why) for place, why in bad])
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -139,11 +172,11 @@ def by_processes(source: Sized, places: Sequence[int], transform: Transform, siz
 class Worker:
     """What a worker process does: read the image at a place."""
 
-    source: Sized
+    source: Source
     transform: Transform
 
     def __getitem__(self, place: int) -> tuple[int, Tensor | str]:
-        return place, attempt(self.source.ticket(place).read, self.transform)
+        return place, attempt(self.source.ref(place).read, self.transform)
 
 
 def separate(pairs: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import PruneError
-from ..runs.store import digest, fingerprint_data
 from .imagenet import flat_labels
-from .images import SPLITS, Folder, align, list_top, open_folder
-from .reading import Ticket
+from .images import SPLITS, Folder, align, list_top, open_folder, spread
+from .reading import ImageRef, Source, Wanted
 
-Wanted = Callable[[int], bool]
 HUB = "hf:"
-
-
-class Source(ABC):
-    """Images in a fixed order, each with a place, a name and perhaps a label.
-
-    title: what to call it; classes: names of the labels; total: number of images, None where only reading to the end tells.
-    """
-
-    title: str
-    classes: list[str] | None
-    note: str
-    total: int | None
-
-    @abstractmethod
-    def tickets(self, wanted: Wanted) -> Iterator[Ticket]:
-        """Tickets of the wanted places, in order. Nothing is decoded."""
-
-    @abstractmethod
-    def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
-        """The same images with labels as places among a checkpoint's logits; see `labels.correspond`."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Changes when the images or labels do."""
-
-    def __str__(self) -> str:
-        return f"{self.title}: {'a stream of' if self.total is None else self.total} images"
 
 
 @dataclass(frozen=True)
@@ -59,17 +29,17 @@ class FolderSource(Source):
         object.__setattr__(self, "note", self.folder.note)
         object.__setattr__(self, "total", len(self.folder))
 
-    def ticket(self, place: int) -> Ticket:
-        return self.folder.ticket(place)
+    def ref(self, place: int) -> ImageRef:
+        return self.folder.ref(place)
 
-    def tickets(self, wanted: Wanted) -> Iterator[Ticket]:
-        return (self.folder.ticket(place) for place in range(len(self.folder)) if wanted(place))
+    def refs(self, wanted: Wanted) -> Iterator[ImageRef]:
+        return (self.folder.ref(place) for place in range(len(self.folder)) if wanted(place))
 
     def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
         return replace(self, folder=align(self.folder, classes, outputs))
 
-    def fingerprint(self) -> str:
-        return fingerprint_data(self.folder, True)
+    def fingerprint(self, times: bool = True) -> str:
+        return self.folder.fingerprint(times)
 
 
 def open_source(
@@ -145,18 +115,3 @@ def limited(folder: Folder, limit: int) -> Folder:
     chosen = spread(folder.labels, len(folder), limit)
     labels = None if folder.labels is None else [folder.labels[place] for place in chosen]
     return replace(folder, paths=[folder.paths[place] for place in chosen], labels=labels)
-
-
-def spread(labels: Sequence[int] | None, total: int, limit: int) -> list[int]:
-    """At most `limit` places, in order, the same number of every label as far as there are any."""
-    from .images import pick
-
-    groups: dict[int, list[int]] = {}
-    for place in range(total):
-        groups.setdefault(0 if labels is None else labels[place], []).append(place)
-    return sorted(place for group in pick([groups[label] for label in sorted(groups)], limit) for place in group)
-
-
-def mark(source: Source) -> str:
-    """Fingerprint of a source with the meaning of its labels."""
-    return digest(source.fingerprint(), source.classes)

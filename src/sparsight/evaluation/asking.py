@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,26 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..data.questions import Question
+from ..data.reading import reason
 from ..errors import PruneError
-from ..load.checkpoint import one_line
 
+NOT_FINITE = "the logits are NaN or infinite"
 LLAVA = "USER: {images}\n{question} ASSISTANT:"
 """LLaVA-1.5's prompt, for its checkpoints without a chat template."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """key: its name in the journal; pictures: loads its images; most: new tokens at most; until: texts that end the answer."""
-
-    key: str
-    pictures: Callable[[], list[Image.Image]]
-    text: str
-    most: int = 32
-    until: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Answer:
-    """text: None where an image could not be read, then `fault` says why. kept: visual tokens left of each image or at each site."""
+    """text: None where an image could not be read or the logits were not finite, then `fault` says so. kept: visual tokens left of each
+    image or at each site."""
 
     text: str | None
     kept: list[int] = field(default_factory=list)
     fault: str = ""
 
 
-class Journal:
+class AnswerLog:
     """Answers in a file, one line each, written as they come; a last line that was cut off is dropped."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -73,6 +66,11 @@ class Journal:
             raise PruneError(
                 f"{self.path} cannot be written ({error.strerror}); make room and give the same command again to go on"
             ) from None
+
+    def close(self) -> None:
+        """Take the file away: what it holds is kept elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(eq=False)
@@ -109,14 +107,14 @@ class Asker:
             )
         return (form or LLAVA).replace("{images}", "\n".join([token] * images)).replace("{question}", question)
 
-    def ask(self, questions: Sequence[Question], journal: Journal, step: Callable[[int], object] = lambda _: None) -> list[Answer]:
-        """Answers in the order of the questions; those in the journal are not asked again. `step` hears how many are done."""
-        todo = [question for question in questions if question.key not in journal.known]
+    def ask(self, questions: Sequence[Question], log: AnswerLog, step: Callable[[int], object] = lambda _: None) -> list[Answer]:
+        """Answers in the order of the questions; those in the log are not asked again. `step` hears how many are done."""
+        todo = [question for question in questions if question.key not in log.known]
         step(len(questions) - len(todo))
         for group in batched(todo, self.size):
-            journal.add(self.batch(group))
+            log.add(self.batch(group))
             step(len(group))
-        return [journal.known[question.key] for question in questions]
+        return [log.known[question.key] for question in questions]
 
     def batch(self, group: list[Question]) -> dict[str, Answer]:
         """Answers of one batch, whose questions have the same limits."""
@@ -124,8 +122,8 @@ class Asker:
         for question in group:
             try:
                 found = [self.prepared(picture) for picture in question.pictures()]
-            except OSError as error:  # what Pillow raises for a file that is no image or is damaged
-                answers[question.key] = Answer(None, fault=one_line(error))
+            except Exception as error:  # Pillow's decoders raise whatever their format meets
+                answers[question.key] = Answer(None, fault=reason(error))
                 continue
             able.append(question)
             images.append(found)
@@ -154,10 +152,30 @@ class Asker:
         call = self.processor(text=texts, padding=True, return_tensors="pt", **given).to(like.device)
         inputs = {name: value.to(like.dtype) if value.is_floating_point() else value for name, value in call.items()}
         model: Any = self.model
-        made = model.generate(**inputs, max_new_tokens=group[0].most, do_sample=False)
+        with finite_rows(model, len(group)) as fine:
+            made = model.generate(**inputs, max_new_tokens=group[0].most, do_sample=False)
         replies = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         kept = kept_of(self.handle, [len(found) for found in images])
-        return [Answer(cut(text, q.until), left) for text, q, left in zip(replies, group, kept, strict=True)]
+        return [
+            Answer(cut(text, q.until), left) if good else Answer(None, left, NOT_FINITE)
+            for text, q, left, good in zip(replies, group, kept, fine, strict=True)
+        ]
+
+
+@contextmanager
+def finite_rows(model: Any, rows: int) -> Iterator[list[bool]]:
+    """Within this context the list says of every row of the batch whether all logits that chose a token were finite."""
+    fine = [True] * rows
+
+    def look(_module: nn.Module, _given: Any, logits: torch.Tensor) -> None:
+        for row, good in enumerate(logits[:, -1].isfinite().all(dim=-1).tolist()):
+            fine[row] = fine[row] and good
+
+    hook = model.get_output_embeddings().register_forward_hook(look)
+    try:
+        yield fine
+    finally:
+        hook.remove()
 
 
 def kept_of(handle: Any, images: list[int]) -> list[list[int]]:

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from ..data.images import Folder, align, open_folder
+from ..data.fingerprint import digest
+from ..data.reading import Source, Transform
+from ..data.sources import open_source
 from ..errors import PruneError
 from ..load.answers import Reader
-from ..load.models import Loaded, demo_images, load_model
+from ..load.models import Loaded, data_folder, open_model, twin
 from ..ops.schedule import BUDGET
 from ..prune import family_of, plan_sites, resolve
 from ..recipe import Recipe
 from ..registry import accepted, find
 from ..registry import methods as all_methods
 from ..runs.comparison import Comparison
-from ..runs.store import claim, release
-from .measure import PRECISIONS, Job, Listener, Settings, ignore
+from ..runs.settings import PRECISIONS, Settings, check_settings, device_name
+from ..runs.sweep import Listener, Pace, ignore
+from ..runs.workers import Workers
+from .measure import Job, Question
+from .study import Study, make_sweep, reserved
 
 
 def compare(
-    model: str | Loaded = "demo",
+    model: str | Loaded | nn.Module = "demo",
     data: str | Path | None = None,
     methods: Sequence[str] | None = None,
     keep: Sequence[float | str] | None = (0.7, 0.5),
     layers: Sequence[str] | None = ("3/6/9",),
     out: str | Path = "runs/compare",
     *,
+    transform: Transform | None = None,
+    classes: Sequence[str] | None = None,
     recipes: Sequence[str | Recipe] = (),
     batch_size: int = 32,
     limit: int | None = None,
@@ -41,24 +47,20 @@ def compare(
     seconds: float = 4.0,
     listen: Listener | None = None,
 ) -> Comparison:
-    """Measure the unpruned model and every method x budget x layers on a folder of images; write results and report into `out`.
+    """Measure the unpruned model and every method x budget x layers on images; write results and report into `out`.
 
-    model: a name that `load_model` takes, or a Loaded. data: a folder of images, by default the demo images (model "demo" only).
+    model, transform, classes: see `open_model`. data: see `open_source`, by default the demo images (model "demo" only).
     methods: names or recipe strings, by default all; keep and layers fill in what a recipe string leaves open, None = the
     method's own. recipes: added as they are. shown: images in the report; seconds: time for the paired runs of a row.
-    Called again with the same arguments it goes on after the last finished row. Raises PruneError before any heavy work.
+    Called again with the same arguments it goes on from what is finished. Raises PruneError before any heavy work.
     """
     wanted = spell(methods, keep, layers, recipes)
     settings = check_settings(Settings(batch_size, precision, device, seed, seconds), shown)
-    folder = open_folder(data_folder(model, data), limit)
-    made = claim(Path(out).expanduser())
-    try:
-        job, notes = prepare(model, folder, wanted, settings, Path(out).expanduser(), strict=methods is not None)
-        reference = job.reference(listen or ignore)
-    except PruneError:
-        release(made)
-        raise
-    return job.run(reference, notes, shown, listen or ignore)
+    source = open_source(data_folder(model, data), limit=limit)
+    target = Path(out).expanduser()
+    with reserved(target, Workers()):
+        loaded = open_model(model, transform, classes, settings.device, PRECISIONS[settings.precision])
+        return prepare(loaded, source, wanted, settings, target, methods is not None).run(shown, listen or ignore)
 
 
 def spell(
@@ -92,42 +94,11 @@ def complete(text: str, keep: float | str | None, layers: str | None) -> Recipe:
     return resolve(text, options)
 
 
-def check_settings(settings: Settings, shown: int) -> Settings:
-    """The settings with the device spelled out; a PruneError for what cannot be."""
-    for name, value, least in (("batch_size", settings.batch_size, 1), ("shown", shown, 0), ("seconds", settings.seconds, 0)):
-        if value < least:
-            raise PruneError(f"{name}={value:g} must be at least {least}")
-    if settings.precision not in PRECISIONS:
-        raise PruneError(f"precision={settings.precision!r} is not known; choose {', '.join(PRECISIONS)}")
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0].partition(". ")[0]
-        raise PruneError(f"device={name!r} cannot be used ({why}); try cpu") from None
-    return replace(settings, device=name)
-
-
-def data_folder(model: str | Loaded, data: str | Path | None) -> str | Path:
-    """The folder of images; the demo model brings its own."""
-    if data is not None:
-        return data
-    name = model if isinstance(model, str) else model.name
-    if name != "demo":
-        raise PruneError(f"no data folder for model {name}; give one with --data (only the demo model brings images)")
-    return demo_images()
-
-
-def prepare(
-    model: str | Loaded, folder: Folder, wanted: list[Recipe], settings: Settings, out: Path, strict: bool
-) -> tuple[Job, list[str]]:
-    """Load the model and check every recipe against it: everything that can go wrong, before the first forward.
+def prepare(loaded: Loaded, source: Source, wanted: list[Recipe], settings: Settings, out: Path, strict: bool) -> Job:
+    """Check every recipe against the model: everything that can go wrong, before the first forward.
 
     strict False leaves out, with a note, recipes that the model cannot carry out.
     """
-    loaded = load_model(model) if isinstance(model, str) else model
     family = family_of(loaded.model)
     possible, notes = [], []
     for recipe in wanted:
@@ -140,9 +111,9 @@ def prepare(
             notes.append(f"{recipe} is left out: {error}")
     if not possible:
         raise PruneError(f"no method can prune this model; {notes[0]}")
-    folder = align(folder, loaded.classes, Reader(loaded.model).outputs)
-    # Somebody's own model stays on its device and in its precision.
-    moved = loaded.model if isinstance(model, str) else copy.deepcopy(loaded.model)
-    moved = moved.to(settings.device, PRECISIONS[settings.precision]).eval()
-    job = Job.make(replace(loaded, model=moved), folder, possible, settings, out)
-    return job, [*filter(None, [folder.note]), *notes]
+    classes = len(loaded.classes or ())
+    question = Question(Reader(loaded.model, classes), Reader(twin(loaded.model), classes))
+    source = source.aligned(loaded.classes, question.reader.outputs)
+    key = digest("compare", settings.seconds, torch.get_num_threads(), device_name(settings.device))
+    study = Study(loaded, question, source, None, question.reader.outputs, loaded.classes, [source.note, *notes], key)
+    return Job(study, settings, make_sweep(study, possible, Pace(settings.batch_size), settings, Workers(), out), out)

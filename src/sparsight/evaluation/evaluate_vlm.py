@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..data.fingerprint import digest
 from ..data.questions import LocalSet, read_set
 from ..errors import PruneError
 from ..load.vlms import Source, find_source
 from ..prune import prune, resolve
 from ..recipe import Recipe
-from ..runs.comparison import UNPRUNED
 from ..runs.intervals import Interval, paired, paired_means
-from ..runs.store import claim, digest, release, write_text
-from .asking import Asker, Journal
-from .lmms import Harness, check_data, check_installed, check_judge
-from .measure import PRECISIONS, device_name, versions_in_use
+from ..runs.settings import PRECISIONS, check_settings, device_name, versions_in_use
+from ..runs.settings import Settings as Measured
+from ..runs.store import UNPRUNED, ResultStore, claim, release, write_text
+from ..runs.sweep import Listener, RowJob, ignore, pruned, run_rows
+from .asking import NOT_FINITE, AnswerLog, Asker
 from .vlm_scores import Score, VlmEvaluation, VlmRow
-from .vlm_sets import Benchmark, find
+from .vlm_sets import Benchmark, check_data, check_installed, check_judge, find, score_set
 
-Listener = Callable[[str], None]
+if TYPE_CHECKING:
+    from .lmms import Harness
+
 Task = LocalSet | Benchmark
 
 
@@ -53,7 +56,7 @@ def evaluate_vlm(
     precision: str = "bf16",
     prompt: str | None = None,
     square: bool = False,
-    listen: Listener = lambda _: None,
+    listen: Listener = ignore,
 ) -> VlmEvaluation:
     """Scores of a model on sets of questions, unpruned first, then under each recipe; results and every answer go into `out`.
 
@@ -63,7 +66,10 @@ def evaluate_vlm(
     Called again with the same arguments it goes on after the last answer. Raises PruneError before any heavy work.
     """
     wanted = list({str(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in recipes)}.values())
-    settings = check_settings(Settings(batch_size, device, precision, limit, prompt, square))
+    if limit is not None and limit < 1:
+        raise PruneError(f"limit={limit} leaves no question; give 1 or more, or leave it out")
+    device = check_settings(Measured(batch_size, precision, device)).device
+    settings = Settings(batch_size, device, precision, limit, prompt, square)
     sets, include = find_tasks(tasks, limit)
     source = find_source(model, None, None)
     for recipe in wanted:
@@ -77,16 +83,6 @@ def evaluate_vlm(
         release(made)
         raise
     return Job(source, asker, settings, Path(out).expanduser(), include, listen).run(wanted, sets)
-
-
-def check_settings(settings: Settings) -> Settings:
-    """The settings with the device spelled out; a PruneError for what cannot be."""
-    from .compare import check_settings as check
-    from .measure import Settings as Measured
-
-    if settings.limit is not None and settings.limit < 1:
-        raise PruneError(f"limit={settings.limit} leaves no question; give 1 or more, or leave it out")
-    return replace(settings, device=check(Measured(settings.batch_size, settings.precision, settings.device), 0).device)
 
 
 def find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], tuple[str, ...]]:
@@ -147,25 +143,32 @@ class Job:
     harness: Harness | None = None
 
     def run(self, recipes: list[Recipe], sets: list[Task]) -> VlmEvaluation:
-        """All rows, finished scores taken from disk; then the files in `out`."""
-        reference: list[Score] = []
-        rows = []
-        for recipe in [None, *recipes]:
+        """All scores, finished ones taken from disk; then the files in `out`."""
+        store = ResultStore(self.out / "rows", digest(self.model_key(), asdict(self.settings)))
+        everything = [None, *recipes]
+        scores = run_rows(self.jobs(everything, sets, store), len(everything) * len(sets), store, Score.from_dict, self.listen)
+        reference, rows = scores[: len(sets)], []
+        for place, recipe in enumerate(everything):
+            mine = scores[place * len(sets) : (place + 1) * len(sets)]
             text = UNPRUNED if recipe is None else str(recipe)
-            scores = []
-            with nullcontext() if recipe is None else prune(self.asker.model, recipe) as handle:
-                self.asker.handle = handle
-                for place, one in enumerate(sets):
-                    score = self.score(one, text)
-                    scores.append(score if recipe is None else compared(score, reference[place]))
-                    self.listen(f"{text}, {one.name}: {score.score:.2f} ({score.questions} questions)")
-            reference = reference or scores
             definition = None if recipe is None or recipe.name == "custom" else json.loads(recipe.to_json())
-            rows.append(VlmRow.make(text, definition, scores, reference))
+            if recipe is not None:
+                mine = [compared(*pair) for pair in zip(mine, reference, strict=True)]
+            rows.append(VlmRow.make(text, definition, mine, reference))
         done = self.finished(rows, sets)
         write_text(self.out / "results.json", done.to_json())
         write_text(self.out / "results.csv", done.to_csv())
         return done
+
+    def jobs(self, recipes: Sequence[Recipe | None], sets: list[Task], store: ResultStore) -> Iterator[RowJob[Score]]:
+        """Every set under every recipe, by name; the model is pruned while its sets are asked."""
+        for recipe in recipes:
+            text = UNPRUNED if recipe is None else str(recipe)
+            with pruned(self.asker.model, recipe) as handle:
+                self.asker.handle = handle
+                for one in sets:
+                    key = f"{text}, {one.name}, {set_key(one)}"
+                    yield RowJob(f"{text}, {one.name}", partial(self.score, one, text, store.file(key, "").name), key)
 
     def finished(self, rows: list[VlmRow], sets: list[Task]) -> VlmEvaluation:
         """The result with everything that a reader needs to know."""
@@ -186,29 +189,31 @@ class Job:
             rows,
         )
 
-    def score(self, one: Task, recipe: str) -> Score:
-        """One set under the recipe at work: from disk, or asked."""
-        key = digest(self.model_key(), asdict(self.settings), set_key(one), recipe)
-        name = f"{one.name}-{re.sub(r'[^A-Za-z0-9_.=-]+', '_', recipe)[:80]}-{key}"
-        finished, journal = self.out / "rows" / f"{name}.json", self.out / "rows" / f"{name}.journal"
-        try:
-            return Score.from_dict(json.loads(finished.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        self.listen(f"{recipe}, {one.name}")
+    def score(self, one: Task, recipe: str, name: str, progress: Callable[[float], object]) -> Score:
+        """One set under the recipe at work. Answers are kept one by one until the score is."""
+        log = AnswerLog(self.out / "rows" / f"{name}.log")
         answers = f"answers/{name}.jsonl"
-        book = Journal(journal)
-        score, lines = self.ask(one, book, answers) if isinstance(one, LocalSet) else self.ask_harness(one, book, answers)
+        score, lines = self.ask(one, log, answers, progress) if isinstance(one, LocalSet) else self.ask_harness(one, log, answers)
         (self.out / "answers").mkdir(exist_ok=True)
         write_text(self.out / answers, "".join(json.dumps(line) + "\n" for line in lines))
-        write_text(finished, json.dumps(asdict(score)) + "\n")
-        journal.unlink(missing_ok=True)
-        return score
+        log.close()
+        return replace(score, recipe=recipe)
 
-    def ask(self, one: LocalSet, journal: Journal, file: str) -> tuple[Score, list[dict[str, Any]]]:
+    def ask(
+        self, one: LocalSet, log: AnswerLog, file: str, progress: Callable[[float], object]
+    ) -> tuple[Score, list[dict[str, Any]]]:
         """Questions of a file."""
-        answers = self.asker.ask(one.questions(), journal)
-        metrics, hits = one.score(answers)
+        done = 0
+
+        def step(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done / len(one.items))
+
+        answers = self.asker.ask(one.questions(), log, step)
+        if all(answer.fault == NOT_FINITE for answer in answers):
+            raise all_bad(len(answers), one.name)
+        metrics, hits = score_set(one, answers)
         lines = [
             {
                 "id": i.key,
@@ -225,20 +230,25 @@ class Job:
         value = next(iter(metrics.values()))
         return made(one.name, one.name, value, 100.0, True, metrics, hits, skipped, kept([a.kept for a in answers]), file), lines
 
-    def ask_harness(self, one: Benchmark, journal: Journal, file: str) -> tuple[Score, list[dict[str, Any]]]:
+    def ask_harness(self, one: Benchmark, log: AnswerLog, file: str) -> tuple[Score, list[dict[str, Any]]]:
         """Questions of a task of lmms-eval."""
-        self.harness = self.harness or Harness(self.asker, self.out, self.include)
-        done = self.harness.run(one, journal, self.settings.limit)
+        if self.harness is None:
+            from .lmms import Harness  # needs lmms-eval
+
+            self.harness = Harness(self.asker, self.out, self.include)
+        done = self.harness.run(one, log, self.settings.limit)
         metric = one.metric or next(iter(done.scores), "")
         if metric not in done.scores:
             raise PruneError(f"{one.task} has no score {metric!r}; it gives {', '.join(done.scores) or 'none that is a number'}")
         hits = [sample["right"] for sample in done.samples]
-        left = {key.split("/")[-2]: answer.kept for key, answer in journal.known.items()}
+        left = {key.split("/")[-2]: answer.kept for key, answer in log.known.items()}
         samples = [{**sample, "kept": left.get(str(sample["id"]), [])} for sample in done.samples]
         value = one.scale * done.scores[metric]
-        return made(
-            one.name, one.title, value, one.full, one.relative, done.scores, hits, [], kept(list(left.values())), file
-        ), samples
+        bad = [(key, answer.fault) for key, answer in log.known.items() if answer.text is None]
+        if bad and len(bad) == len(log.known):
+            raise all_bad(len(bad), one.name)
+        score = made(one.name, one.title, value, one.full, one.relative, done.scores, hits, [], kept(list(left.values())), file)
+        return replace(score, skipped=bad), samples
 
     def model_key(self) -> str:
         """What tells this model from others: name, configuration, files."""
@@ -246,6 +256,13 @@ class Job:
         files = sorted(folder.glob("*")) if folder.is_dir() else []
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
         return digest(self.source.name, str(self.source.config), facts)
+
+
+def all_bad(count: int, name: str) -> PruneError:
+    """The refusal of a score without a single answer that means anything."""
+    return PruneError(
+        f"all {count} answers to {name} come from logits that are NaN or infinite; check the weights, or take another precision"
+    )
 
 
 def set_key(one: Task) -> str:

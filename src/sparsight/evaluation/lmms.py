@@ -1,32 +1,36 @@
-"""Run a task of lmms-eval on a pruned model, and say what is missing where it cannot run."""
+"""lmms-eval: its tasks on a pruned model, and a pruned model for its own command, found by the entry point "lmms_eval.models":
+`lmms-eval --model sparsight --model_args ...`. Read with lmms-eval 0.7.3. The only file that imports it."""
 
 from __future__ import annotations
 
-import os
-import re
-import socket
+import hashlib
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies
 
+import torch
+from lmms_eval.api.model import lmms
+
+from ..data.questions import Question
 from ..errors import PruneError
 from ..load.checkpoint import one_line
-from . import metrics
-from .asking import Asker, Journal
-from .vlm_sets import Benchmark
+from ..load.vlms import find_source
+from ..prune import prune
+from ..runs.settings import PRECISIONS
+from .asking import NOT_FINITE, AnswerLog, Asker
+from .vlm_sets import Benchmark, by_rule, kept_sample, needs_network
 
-INSTALL = "pip install 'sparsight[hf,lmms]'"
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+MOST = 1024
+"""New tokens where a task does not say how many."""
 
 
 def manifest() -> Any:
     """What lmms-eval's entry point asks for."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="sparsight", simple_class_path=f"{__package__}.lmms_model.Sparsight")
+    return ModelManifest(model_id="sparsight", simple_class_path=f"{__name__}.Sparsight")
 
 
 @dataclass(frozen=True)
@@ -35,59 +39,6 @@ class Outcome:
 
     scores: dict[str, float]
     samples: list[dict[str, Any]]
-
-
-def check_installed(what: str) -> None:
-    """Raise PruneError if lmms-eval is missing."""
-    from importlib.util import find_spec
-
-    if find_spec("lmms_eval") is None:
-        raise PruneError(
-            f"{what} runs by lmms-eval, which is not installed; {INSTALL} (local questions in a .jsonl file need nothing)"
-        )
-
-
-def check_judge(bench: Benchmark) -> None:
-    """Raise PruneError if every answer needs a judge and there is none: all would count as wrong."""
-    if bench.judge and os.environ.get("API_TYPE", "openai") == "openai" and not os.environ.get("OPENAI_API_KEY"):
-        raise PruneError(
-            f"{bench.name} is judged by a language model behind an API: set OPENAI_API_KEY (OPENAI_API_URL for a server of your own), "
-            "or leave the set out"
-        )
-
-
-def check_data(name: str, dataset: str) -> None:
-    """Raise PruneError, without waiting long, if a data set is neither in the cache nor within reach."""
-    from huggingface_hub import constants
-
-    home = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    owner, _, title = dataset.partition("/")
-    # lmms-eval 0.7 reads copies of its older data sets' repositories
-    places = [
-        Path(constants.HF_HUB_CACHE) / f"datasets--{owner}--{title}",
-        home / f"{owner}___{title.lower()}",
-        home / f"{owner}___{title}",
-    ]
-    if any(place.is_dir() for place in places):
-        return
-    reason = f"{OFFLINE[0]} or {OFFLINE[1]} is set" if any(os.environ.get(word, "0") not in ("", "0") for word in OFFLINE) else ""
-    if not reason and not getproxies():
-        host = re.sub(r"^\w+://|[:/].*$", "", constants.ENDPOINT)
-        try:
-            socket.create_connection((host, 443), timeout=5).close()
-        except OSError as error:
-            reason = f"{host} cannot be reached: {one_line(error)}"
-    if reason:
-        raise needs_network(name, dataset, reason)
-
-
-def needs_network(name: str, dataset: str, reason: str) -> PruneError:
-    """The refusal of a set whose data are not here, and how to bring them."""
-    return PruneError(
-        f"{name} needs the data set {dataset} of the Hugging Face Hub, which is not in the cache ({reason}). Where there is a network "
-        f"run the same command with --limit 1 (log in with 'hf auth login' first), then copy its HF_HOME folder (~/.cache/huggingface) "
-        f"here and set HF_HOME to it, {OFFLINE[0]}=1 and {OFFLINE[1]}=1; or ask questions of your own: --tasks FILE.jsonl"
-    )
 
 
 def quiet() -> None:
@@ -131,14 +82,12 @@ class Harness:
             self.loaded[mark] = found
         return self.loaded[mark]
 
-    def run(self, bench: Benchmark, journal: Journal, limit: int | None) -> Outcome:
-        """All questions of a task, those in the journal not asked again."""
+    def run(self, bench: Benchmark, log: AnswerLog, limit: int | None) -> Outcome:
+        """All questions of a task, those in the log not asked again."""
         from lmms_eval.evaluator import simple_evaluate
 
-        from .lmms_model import Sparsight
-
         task = self.task(bench)
-        model = Sparsight(asker=self.asker, journal=journal)
+        model = Sparsight(asker=self.asker, log=log)
         folder = self.out / "submissions"
         done = simple_evaluate(
             model=model, tasks=[task], limit=limit, log_samples=True, bootstrap_iters=0, task_manager=self.manager,
@@ -148,49 +97,79 @@ class Harness:
         name = next(iter(done["results"]))
         scores = {key.removesuffix(",none"): float(v) for key, v in done["results"][name].items() if isinstance(v, (int, float))}
         samples = done["samples"][name]
-        return Outcome({**scores, **by_rule(bench.rule, samples)}, [plain(sample) for sample in samples])
+        return Outcome({**scores, **by_rule(bench.rule, samples)}, [kept_sample(sample) for sample in samples])
 
 
-def by_rule(rule: str, samples: list[dict[str, Any]]) -> dict[str, float]:
-    """The papers' own scores, from the answers."""
-    if rule == "pope":
-        splits: dict[str, list[tuple[str, str]]] = {}
-        for sample in samples:
-            splits.setdefault(str(sample["doc"].get("category", "")), []).append((reply(sample), str(sample["target"])))
-        found = {name: metrics.pope([a for a, _ in part], [label for _, label in part]) for name, part in splits.items()}
-        return {"f1": metrics.mean_f1(found), **{f"f1_{name}": part.f1 for name, part in found.items() if name}}
-    if rule == "mme":
-        rows: dict[str, dict[str, list[tuple[Any, str, str]]]] = {}
-        for sample in samples:
-            doc = sample["doc"]
-            rows.setdefault(doc["category"], {}).setdefault(doc["question_id"], []).append(
-                (doc["question_id"], reply(sample), sample["target"])
+class Sparsight(lmms):  # type: ignore[misc]
+    """A vision-language model under a recipe. Answers are greedy, as in the papers, whatever temperature a task names.
+
+    pretrained: a folder or a repository of the Hub. recipe: "name:key=value;key=value" with semicolons where recipes have commas,
+    which part the arguments of lmms-eval; empty for the unpruned model.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        recipe: str = "",
+        batch_size: int | str = 1,
+        device: str | None = None,
+        precision: str = "bf16",
+        prompt: str | None = None,
+        square: bool = False,
+        asker: Asker | None = None,
+        log: AnswerLog | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        unknown.pop("max_batch_size", None)
+        if unknown:
+            raise PruneError(
+                f"model_args {', '.join(unknown)} are not known; there are pretrained, recipe, precision, prompt, square"
             )
-        pairs = {task: [row for group in images.values() if len(group) == 2 for row in group] for task, images in rows.items()}
-        done = metrics.mme({task: found for task, found in pairs.items() if found})
-        return {"total": done.total, "perception": done.perception, "cognition": done.cognition}
-    return {}
+        if asker is None:
+            if precision not in PRECISIONS:
+                raise PruneError(f"precision={precision!r} is not known; choose {', '.join(PRECISIONS)}")
+            place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            source = find_source(pretrained or None, None, None)
+            asker = Asker(source.load(place, PRECISIONS[precision], 0), source.processor, int(batch_size), prompt, bool(square))
+            if recipe:
+                asker.handle = prune(asker.model, recipe.replace(";", ","))
+        self.asker = asker
+        self.log = log or AnswerLog()
+        self._device = next(asker.model.parameters()).device
 
+    @property
+    def batch_size(self) -> int:
+        return self.asker.size
 
-def reply(sample: dict[str, Any]) -> str:
-    """The model's answer to a sample."""
-    found = sample["filtered_resps"][0]
-    return str(found[0] if isinstance(found, list) else found)
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Answers of a task's requests."""
+        questions = [self.question(*request.args) for request in requests]
+        answers = self.asker.ask(questions, self.log)
+        for question, answer in zip(questions, answers, strict=True):
+            if answer.text is None and answer.fault != NOT_FINITE:
+                raise PruneError(f"{question.key}: an image cannot be read ({answer.fault}); fetch the data set again")
+        return [answer.text or "" for answer in answers]
 
-def plain(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample as it is kept: the question, the right answer, the model's, and whether it was right."""
-    return {
-        "id": sample["doc_id"], "question": str((sample.get("arguments") or [""])[0]), "target": str(sample["target"]),
-        "answer": reply(sample), "right": hit(sample),
-    }  # fmt: skip
+    def question(self, text: str, wanted: dict[str, Any], visuals: Any, number: Any, task: str, split: str) -> Question:
+        """One request as a question."""
 
+        def pictures() -> list[Any]:
+            return list(visuals(self.task_dict[task][split][number]) or [])
 
-def hit(sample: dict[str, Any]) -> float | None:
-    """How right an answer is, from 0 to 1, where lmms-eval says so for single questions."""
-    known = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
-    for name, value in sample.items():
-        value = value.get("score") if isinstance(value, dict) else value
-        if name not in known and isinstance(value, (int, float)) and 0 <= value <= 1:
-            return float(value)
-    return None
+        until = wanted.get("until") or ()
+        ends = (until,) if isinstance(until, str) else tuple(until)
+        mark = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        return Question(f"{task}/{split}/{number}/{mark}", pictures, text, int(wanted.get("max_new_tokens") or MOST), ends)
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        raise PruneError("this task compares likelihoods of given answers; a pruned prompt answers by generating (generate_until)")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        raise PruneError("this task asks in several rounds; a pruned prompt answers single questions (generate_until)")

@@ -1,175 +1,154 @@
-"""Measure the rows of a comparison one after the other, keeping each as soon as it is finished."""
+"""Measure a comparison: answers on all images, then the cost of every recipe; each chunk and row is kept when it is finished."""
 
 from __future__ import annotations
 
-import platform
-import sys
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.images import Folder, batches
-from ..errors import PruneError
-from ..load.answers import Answers, Reader, collect, judge, name_of
+from ..data.reading import Source, by_threads
+from ..load.answers import Reader, ranked
 from ..load.models import Loaded, twin
 from ..ops.schedule import show
-from ..prune import prune
+from ..prune import Handle
 from ..recipe import Recipe
-from ..runs.comparison import UNPRUNED, Comparison, Outcomes, Row
+from ..runs.comparison import Comparison, Outcomes, Row
 from ..runs.intervals import METHOD
-from ..runs.store import Shelf, digest, fingerprint_data, fingerprint_model, write_text
-from ..speed.macs import macs, mean_counts
+from ..runs.settings import Settings, device_name, versions_in_use
+from ..runs.store import UNPRUNED, Chunk, write_text
+from ..runs.sweep import Listener, RowJob, Step, Sweep, pruned, run_rows
+from ..speed.macs import macs
 from ..speed.timing import memory_method, peak_memory, race
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .accuracy import judge, note_of
+from .study import Study
 
 READING = 0.6
-"""Share of a row's work that is running all images, for the progress bar; the rest is the paired runs."""
+"""Share of the work that is running all images, for the progress bar; the rest is the paired runs."""
+PART = "images"
 
 
-@dataclass(frozen=True)
-class Step:
-    """News of a running comparison: `done` of `total` rows (with fractions), what is being done, and a row when it is finished."""
+@dataclass(eq=False)
+class Question:
+    """Asks for the highest classes, and for the cosine of the pooled features with the unpruned model's.
 
-    done: float
-    total: int
-    text: str
-    row: object | None = None
-    restored: bool = False
+    base: a copy of the model that nobody prunes; it answers where the unpruned answers to a batch are from an earlier run.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.done:.1f} of {self.total} rows: {self.text}"
+    reader: Reader
+    base: Reader
+    images: Tensor | None = field(default=None, repr=False)
+    reference: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
 
-
-Listener = Callable[[Step], None]
-
-
-def ignore(step: Step) -> None:
-    """Listen to nothing."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How rows are measured; all of it goes into the key under which they are kept."""
-
-    batch_size: int = 32
-    precision: str = "fp32"
-    device: str = "cpu"
-    seed: int = 0
-    seconds: float = 4.0
-
-    def __str__(self) -> str:
-        return f"batch {self.batch_size}, {self.precision}, {self.device}, seed {self.seed}"
+    def __call__(self, images: Tensor, handle: Handle | None) -> Mapping[str, Tensor]:
+        logits, pooled = self.reader(images)
+        if handle is None or self.images is not images:
+            self.images, self.reference = images, pooled if handle is None else self.base(images)[1]
+        cosine = torch.nn.functional.cosine_similarity(pooled.double(), self.reference.double(), dim=1)
+        return {"cosine": cosine, **({} if logits is None else ranked(logits))}
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A comparison whose parts have all been checked: model on its device, images, recipes, and the shelf of finished rows."""
+    """A comparison whose parts have all been checked: model on its device, images, recipes, and the store of finished work."""
 
-    loaded: Loaded
-    folder: Folder
-    recipes: list[Recipe]
+    study: Study
     settings: Settings
+    sweep: Sweep
     out: Path
-    shelf: Shelf
-
-    @staticmethod
-    def make(loaded: Loaded, folder: Folder, recipes: list[Recipe], settings: Settings, out: Path) -> Job:
-        """The job, with the key that all its rows share."""
-        versions = [sorted(versions_in_use(loaded.model).items()), device_name(settings.device), torch.get_num_threads()]
-        key = digest(fingerprint_model(loaded.model), loaded.image_size, fingerprint_data(folder, True), repr(settings), versions)
-        return Job(loaded, folder, recipes, settings, out, Shelf(out / "rows", key))
 
     @property
-    def total(self) -> int:
-        return len(self.recipes) + 1
+    def loaded(self) -> Loaded:
+        return self.study.loaded
 
-    def collect(self, model: nn.Module, listen: Listener, row: int, text: str) -> Answers:
-        """The model's answers to all images."""
-        run = 0
+    @property
+    def source(self) -> Source:
+        return self.study.source
 
-        def step(images: int) -> None:
-            nonlocal run
-            run += images
-            listen(Step(row + READING * run / len(self.folder), self.total, text))
+    def run(self, shown: int, listen: Listener) -> Comparison:
+        """All answers, then all rows; then the files in `out`."""
+        total = len(self.sweep.recipes)
 
-        files = batches(self.folder, self.loaded.transform, self.settings.batch_size)
-        torch.manual_seed(self.settings.seed)
-        with torch.inference_mode():
-            return collect(Reader(model), files, next(model.parameters()), step)
+        def reading(step: Step) -> None:
+            listen(Step(READING * total * (step.done / step.total if step.total else 0), total, "running all images"))
 
-    def reference(self, listen: Listener) -> Answers:
-        """The unpruned model's answers, from the shelf if they are there. Raises PruneError if no image can be read."""
-        found = self.shelf.answers()
-        if found is None:
-            listen(Step(0, self.total, UNPRUNED))
-            found = self.collect(self.loaded.model, listen, 0, UNPRUNED)
-            if not found.index:
-                name, reason = found.skipped[0]
-                raise PruneError(f"none of the {len(self.folder)} images in {self.folder.path} can be read; {name}: {reason}")
-            self.shelf.keep_answers(found)
-        return found
+        def timing(step: Step) -> None:
+            listen(Step(READING * total + (1 - READING) * step.done, total, step.text, step.row, step.restored))
 
-    def run(self, reference: Answers, notes: list[str], shown: int, listen: Listener) -> Comparison:
-        """All rows, those on the shelf taken from there; then the files in `out`."""
-        rows = []
-        batch = self.first_batch(reference)
-        for index, recipe in enumerate([None, *self.recipes]):
-            name = UNPRUNED if recipe is None else str(recipe)
-            row = self.shelf.row(name)
-            restored = row is not None
-            if row is None:
-                listen(Step(index, self.total, name))
-                row = self.measure(recipe, reference, batch, index, listen)
-                self.shelf.keep_row(row)
-            listen(Step(index + 1, self.total, name, row, restored))
-            rows.append(row)
-        done = self.sum_up(rows, reference, notes, len(batch))
-        self.publish(done, shown, listen)
+        answers = self.sweep.run({PART: self.source}, reading)[PART]
+        batch = self.first_batch(answers[0])
+        jobs = self.rows(answers, batch)
+        rows = run_rows(jobs, total, self.sweep.store, Row.from_dict, timing)
+        notes = self.study.notes + [note_of(row.recipe, row.not_finite, row.images) for row in rows]
+        done = self.sum_up(rows, answers[0], [note for note in notes if note], len(batch))
+        self.publish(done, answers[0], shown, listen)
         return done
 
-    def first_batch(self, reference: Answers) -> Tensor:
-        """The readable images that are timed."""
-        files = batches(self.folder, self.loaded.transform, min(self.settings.batch_size, len(reference)))
-        return next(iter(files))[0].to(next(self.loaded.model.parameters()))
+    def first_batch(self, reference: Chunk) -> Tensor:
+        """The first readable images, which are timed."""
+        wanted = set(reference.places[: self.settings.batch_size])
+        last = max(wanted)
+        groups = by_threads(self.source.refs(wanted.__contains__), self.loaded.transform, last + 1, threads=1)
+        images = torch.cat([group.images for group in groups if group.images is not None])
+        return images.to(next(self.loaded.model.parameters()))
 
-    def measure(self, recipe: Recipe | None, reference: Answers, batch: Tensor, index: int, listen: Listener) -> Row:
-        """One row: quality on all images, cost on one batch. The unpruned row is timed against itself: its spread is the noise."""
-        name = UNPRUNED if recipe is None else str(recipe)
+    def rows(self, answers: list[Chunk], batch: Tensor) -> Iterator[RowJob[Row]]:
+        """The rows to be measured, by name."""
+        for recipe, chunk in zip(self.sweep.recipes, answers, strict=True):
+            name = UNPRUNED if recipe is None else str(recipe)
+            yield RowJob(name, partial(self.measure, recipe, chunk, answers[0], batch))
+
+    def measure(
+        self, recipe: Recipe | None, chunk: Chunk, reference: Chunk, batch: Tensor, progress: Callable[[float], object]
+    ) -> Row:
+        """One row: quality from the answers, cost on one batch. The unpruned row is timed against itself: its spread is the noise."""
+        progress(0)
         model = self.loaded.model if recipe is None else twin(self.loaded.model)
-        with torch.inference_mode(), nullcontext() if recipe is None else prune(model, recipe) as handle:
-            answers = reference if recipe is None else self.collect(model, listen, index, name)
-            if answers.index != reference.index:
-                raise PruneError(f"the images in {self.folder.path} have changed during the run; start again")
-            listen(Step(index + READING, self.total, f"{name} (timing)"))
+        with torch.inference_mode(), pruned(model, recipe):
             times = race(self.loaded.model, model, batch, self.settings.seconds)
-            memory = peak_memory(model, batch, 0 if handle is None else handle.packed)
-            tokens = [] if handle is None else mean_counts(handle.counts)
-        found = judge(answers, reference, self.folder.labels)
+            memory = peak_memory(model, batch)
+        tokens = [] if recipe is None else [max(1, round(n)) for n in chunk.columns["tokens"].double().mean(dim=0).tolist()]
+        judged = judge(chunk, reference)
+        cosine = torch.where(chunk.columns["finite"], chunk.columns["cosine"], 0.0)
+        shares = judged.intervals(None if recipe is None else judge(reference, reference))
+        top = chunk.columns.get("top")
         return Row(
             **name_parts(recipe),
-            **{**found, "outcomes": Outcomes(**found["outcomes"])},
             tokens=tokens,
-            images=len(answers),
+            images=len(chunk),
+            top1=shares["top1"].value if shares["top1"] else None,
+            top1_change=shares["top1_change"],
+            top5=shares["top5"].value if shares["top5"] else None,
+            top5_change=shares["top5_change"],
+            agreement=shares["agreement"],
+            cosine=float(cosine.mean()),
             macs=macs(self.loaded.model, recipe, self.loaded.image_size, counts=tokens),
             images_per_second=len(batch) / times.median,
             speedup=times.speedup,
             peak_memory=memory,
+            not_finite=judged.not_finite,
+            outcomes=Outcomes(
+                predicted=None if top is None else top[:, 0].tolist(),
+                top1=judged.top1,
+                top5=judged.top5,
+                agree=judged.agree,
+                cosine=[round(value, 6) for value in cosine.tolist()],
+            ),
         )
 
-    def sum_up(self, rows: list[Row], reference: Answers, notes: list[str], timed: int) -> Comparison:
+    def sum_up(self, rows: list[Row], reference: Chunk, notes: list[str], timed: int) -> Comparison:
         """The rows with everything that has to be known about how they came about."""
         settings = self.settings
         return Comparison(
             model=self.loaded.name,
-            data=str(self.folder.path) if self.loaded.name != "demo" else self.folder.path.name,
-            data_fingerprint=fingerprint_data(self.folder),
+            data=self.source.title if self.loaded.name != "demo" else Path(self.source.title).name,
+            data_fingerprint=self.source.fingerprint(times=False),
             image_size=self.loaded.image_size,
             device=device_name(settings.device),
             threads=torch.get_num_threads(),
@@ -182,27 +161,27 @@ class Job:
             interval_method=METHOD,
             memory_method=memory_method(settings.device),
             notes=notes,
-            skipped=reference.skipped,
-            images=[name_of(self.folder, self.folder.paths[place]) for place in reference.index],
+            skipped=[(name, why) for _, name, why in reference.skipped],
+            images=reference.names,
             rows=rows,
         )
 
-    def publish(self, done: Comparison, shown: int, listen: Listener) -> None:
+    def publish(self, done: Comparison, reference: Chunk, shown: int, listen: Listener) -> None:
         """Write results.json, results.csv and report.html."""
         from ..look.gallery import gallery
         from ..pages.report import report
 
-        listen(Step(self.total, self.total, "drawing the report"))
+        listen(Step(len(done.rows), len(done.rows), "drawing the report"))
         write_text(self.out / "results.json", done.to_json())
         write_text(self.out / "results.csv", done.to_csv())
-        pictures = gallery(self.loaded, self.folder, done, self.recipes, shown)
+        recipes = [recipe for recipe in self.sweep.recipes if recipe is not None]
+        places = dict(zip(reference.names, reference.places, strict=True))
+        pictures = gallery(self.loaded, self.source, places, done, recipes, shown)
         write_text(self.out / "report.html", report(done, pictures))
 
 
 def name_parts(recipe: Recipe | None) -> dict[str, Any]:
     """The fields of a Row that say what it is about."""
-    import json
-
     if recipe is None:
         return {"recipe": UNPRUNED, "label": UNPRUNED, "budget": "", "layers": "", "definition": None}
     values = dict(recipe.params)
@@ -215,18 +194,3 @@ def name_parts(recipe: Recipe | None) -> dict[str, Any]:
         "layers": show(values.get("layers", "")),
         "definition": json.loads(recipe.to_json()),
     }
-
-
-def versions_in_use(model: nn.Module) -> dict[str, str]:
-    """Versions of Python, this library, torch and the framework that the model comes from."""
-    from .. import __version__
-
-    found = {"python": platform.python_version(), "sparsight": __version__, "torch": str(torch.__version__)}
-    home = type(model).__module__.partition(".")[0]
-    version = getattr(sys.modules.get(home), "__version__", None)
-    return found | ({home: str(version)} if version else {})
-
-
-def device_name(device: str) -> str:
-    """What the device calls itself."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device} ({platform.machine()})"

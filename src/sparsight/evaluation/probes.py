@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..load.answers import TOP, ranked
-from ..runs.chunks import Chunk
+from ..runs.store import Chunk
 
 TEMPERATURE = 0.07
 QUERIES_AT_ONCE = 1024
@@ -57,15 +57,18 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, classes: int, stre
 
 def classify(mode: str, train: Chunk, test: Chunk, classes: int, k: int) -> Chunk:
     """The test chunk with `top` and `probability` from its features and those of the training chunk."""
-    known = [place for place, label in enumerate(train.labels) if label is not None]
+    fine = train.columns["finite"].tolist()
+    known = [place for place, label in enumerate(train.labels) if label is not None and fine[place]]
     if not known:
         raise PruneError(f"{mode} needs labels of the training images; put them into one folder per class")
     features, labels = train.columns["pooled"][known], torch.tensor([train.labels[place] for place in known])
-    queries = test.columns["pooled"]
+    finite = test.columns["finite"]
+    queries = torch.where(finite.unsqueeze(1), test.columns["pooled"], 0.0)
     if mode == "knn":
         votes = neighbours(features, labels, queries, classes, k)
         best = votes.topk(min(TOP, classes))
         found = {"top": best.indices.int(), "probability": best.values[:, 0] / votes.sum(dim=1)}
     else:
         found = ranked(linear_probe(features, labels, queries, classes))
+    found["top"] = found["top"].masked_fill(~finite.unsqueeze(1), -1)
     return replace(test, columns={**test.columns, **found})

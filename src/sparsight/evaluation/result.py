@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import PruneError
-from ..runs.comparison import UNPRUNED
 from ..runs.intervals import Interval
-from ..runs.stored import read_result
+from ..runs.store import UNPRUNED, Chunk, read_result, write
+from .accuracy import note_of
 
 SPANS = ("top1", "top1_change", "top5", "top5_change", "agreement")
 
@@ -19,7 +21,7 @@ SPANS = ("top1", "top1_change", "top5", "top5_change", "agreement")
 class Score:
     """One recipe. Accuracies and agreement (same first class as unpruned) are fractions; changes are against the unpruned model.
 
-    tokens: mean number of visual tokens after each site; labelled: images that have a label; macs: multiply-accumulates per image.
+    tokens: mean number of visual tokens after each site; labelled: images that have a label; macs: multiply-accumulates per image; not_finite: images whose answer is NaN or infinite.
     """
 
     recipe: str
@@ -33,6 +35,12 @@ class Score:
     top5_change: Interval | None
     agreement: Interval | None
     macs: int
+    not_finite: list[str] = field(default_factory=list)
+
+    @property
+    def note(self) -> str:
+        """What the reader has to know about answers that are not finite."""
+        return note_of(self.recipe, self.not_finite, self.images)
 
     def __str__(self) -> str:
         return "  ".join(filter(None, (self.recipe, *self.cells()[1:])))
@@ -126,3 +134,72 @@ def columns(rows: list[list[str]]) -> list[str]:
         "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths)))
         for row in rows
     ]
+
+
+# ---- predictions for every image --------------------------------------------------------------------------------------
+
+COLUMNS = ("recipe", "image", "label", "predicted", "correct", "probability", "top5", "label_name", "predicted_name")
+
+
+def write_predictions(out: Path, recipes: Sequence[str], answers: Sequence[Chunk], names: Sequence[str] | None) -> list[Path]:
+    """Write predictions.csv, and predictions.parquet if that is possible; returns the files.
+
+    One line per recipe and image: the image's name, its label and the predicted class as places among the classes, whether they
+    agree, the probability of the predicted class, the first five classes, and the names of label and predicted class. Empty where there
+    is no label, no name, or no finite answer.
+    """
+    files = [out / "predictions.csv"]
+    write(files[0], lambda part: write_csv(part, recipes, answers, names))
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return files
+    files.append(out / "predictions.parquet")
+    write(files[1], lambda part: write_parquet(part, recipes, answers, names))
+    return files
+
+
+def lines(recipe: str, chunk: Chunk, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """The lines of one recipe."""
+    tops, chances = chunk.columns["top"].tolist(), chunk.columns["probability"].tolist()
+    for name, label, top, chance in zip(chunk.names, chunk.labels, tops, chances, strict=True):
+        finite = top[0] >= 0
+        predicted = top[0] if finite else None
+        correct = None if label is None else int(predicted == label)
+        called = [None if index is None or names is None else names[index] for index in (label, predicted)]
+        values = (recipe, name, label, predicted, correct, chance if finite else None, top if finite else [], *called)
+        yield dict(zip(COLUMNS, values, strict=True))
+
+
+def write_csv(path: Path, recipes: Sequence[str], answers: Sequence[Chunk], names: Sequence[str] | None) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for recipe, chunk in zip(recipes, answers, strict=True):
+            for line in lines(recipe, chunk, names):
+                spelled = {
+                    "probability": "" if line["predicted"] is None else f"{line['probability']:.6f}",
+                    "top5": " ".join(map(str, line["top5"])),
+                }
+                writer.writerow(line | spelled)
+
+
+def write_parquet(path: Path, recipes: Sequence[str], answers: Sequence[Chunk], names: Sequence[str] | None) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = (
+        pa.string(),
+        pa.string(),
+        pa.int32(),
+        pa.int32(),
+        pa.int8(),
+        pa.float32(),
+        pa.list_(pa.int32()),
+        pa.string(),
+        pa.string(),
+    )
+    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+    with parquet.ParquetWriter(str(path), schema) as file:
+        for recipe, chunk in zip(recipes, answers, strict=True):
+            file.write_table(pa.Table.from_pylist(list(lines(recipe, chunk, names)), schema=schema))

@@ -7,37 +7,35 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..data.corruptions import Corrupted, check_names
+from ..data.reading import Transform
 from ..errors import PruneError
-from ..load.answers import hits
 from ..load.models import Loaded
 from ..ops.rank import effective_rank
 from ..prune import Handle, family_of
 from ..recipe import Recipe
-from ..runs.chunks import Chunk
-from ..runs.comparison import UNPRUNED
 from ..runs.intervals import METHOD, paired, share
-from ..runs.store import write, write_text
-from ..runs.sweep import Ask, Sweep
-from ..runs.workers import Crew
-from .compare import check_settings
-from .damage import Damage, Robustness, draw
-from .evaluate import Listener, check_pace, ignore, make_sweep, reserved
-from .measure import Settings, device_name, versions_in_use
-from .study import Data, Study, check_recipes, prepare
+from ..runs.settings import Settings, check_settings, device_name, versions_in_use
+from ..runs.store import UNPRUNED, Chunk, write, write_text
+from ..runs.sweep import Ask, Listener, Sweep, ignore
+from ..runs.workers import Workers
+from .accuracy import judge, note_of
+from .corruption_rows import CorruptionRow, Robustness, draw
+from .study import Data, Study, check_pace, check_recipes, make_sweep, prepare, reserved
 
 CLEAN = "clean"
 
 
 def robustness(
-    model: str | Loaded = "demo",
+    model: str | Loaded | nn.Module = "demo",
     data: str | Path | None = None,
     recipes: Sequence[str | Recipe] = (),
     out: str | Path = "runs/robustness",
     *,
+    transform: Transform | None = None,
+    classes: Sequence[str] | None = None,
     corruptions: Sequence[str] = ("all",),
     severities: Sequence[int] = (1, 3),
     split: str | None = None,
@@ -58,35 +56,17 @@ def robustness(
     """
     pace, settings = check_pace(batch_size, chunk, workers), check_settings(Settings(batch_size, precision, device, seed, 0), 0)
     variants = check_names(corruptions, severities)
-    crew = Crew.join(settings.device)
-    settings, folder = replace(settings, device=crew.device), Path(out).expanduser()
-    with reserved(folder, crew):
-        study = prepare(model, Data(data, split, limit), "classify", settings, None)
+    processes = Workers.join(settings.device)
+    settings, folder = replace(settings, device=processes.device), Path(out).expanduser()
+    with reserved(folder, processes):
+        study = prepare(model, Data(data, split, limit), "classify", settings, None, transform, classes)
         chosen = check_recipes(recipes, study.loaded.model)
-    study = replace(study, ask=watch(study.loaded.model, study.ask), key=f"{study.key} with rank and places")
-    sweep = make_sweep(study, chosen, pace, settings, crew, folder)
-    counts = run(study, sweep, variants, seed, listen or ignore)
-    text = finish(study, sweep, variants, counts, settings, folder).to_json() if crew.rank == 0 else None
-    return Robustness.from_json(crew.share(text))
-
-
-def run(study: Study, sweep: Sweep, variants: list[tuple[str, int]], seed: int, listen: Listener) -> dict[str, int]:
-    """All images, clean and under every corruption: the number of chunks of each part."""
-    parts = {CLEAN: study.source} | {f"{name}-{level}": Corrupted(study.source, name, level, seed) for name, level in variants}
-    total = None if study.source.total is None else -(-study.source.total * len(parts) // sweep.crew.size)
-    done, counts = 0, {}
-    for part, source in parts.items():
-
-        def step(images: int, part: str = part) -> None:
-            nonlocal done
-            done += images
-            listen(done, total, part)
-
-        listen(done, total, part)
-        counts[part] = sweep.run(source, part, step)
-    for part, count in counts.items():
-        sweep.crew.bring(sweep.shelf.folder, sweep.files(part, count))
-    return counts
+        study = replace(study, ask=watch(study.loaded.model, study.ask), key=f"{study.key} with rank and places")
+        sweep = make_sweep(study, chosen, pace, settings, processes, folder)
+        parts = {CLEAN: study.source} | {f"{name}-{level}": Corrupted(study.source, name, level, seed) for name, level in variants}
+        answers = sweep.run(parts, listen or ignore)
+        text = finish(study, sweep, variants, answers, settings, folder).to_json() if answers else None
+        return Robustness.from_json(processes.share(text))
 
 
 def watch(model: nn.Module, ask: Ask) -> Ask:
@@ -113,20 +93,21 @@ def watch(model: nn.Module, ask: Ask) -> Ask:
 
 
 def finish(
-    study: Study, sweep: Sweep, variants: list[tuple[str, int]], counts: dict[str, int], settings: Settings, out: Path
+    study: Study, sweep: Sweep, variants: list[tuple[str, int]], answers: dict[str, list[Chunk]], settings: Settings, out: Path
 ) -> Robustness:
-    """Merge the chunks and write the files."""
-    clean = sweep.collect(CLEAN, counts[CLEAN])
-    if not len(clean[0]):
-        raise PruneError(
-            f"none of the images of {study.source.title} can be read; {clean[0].skipped[0][1]}: {clean[0].skipped[0][2]}"
-        )
-    rows = [damage(CLEAN, 0, recipe, chunk, chunk) for recipe, chunk in zip(sweep.recipes, clean, strict=True)]
+    """Write the files."""
+    clean = answers[CLEAN]
+    rows = [corrupted(CLEAN, 0, recipe, chunk, chunk) for recipe, chunk in zip(sweep.recipes, clean, strict=True)]
     skipped = {name: why for _, name, why in clean[0].skipped}
     for name, level in variants:
-        spoilt = sweep.collect(f"{name}-{level}", counts[f"{name}-{level}"])
-        rows += [damage(name, level, *three) for three in zip(sweep.recipes, spoilt, clean, strict=True)]
+        spoilt = answers[f"{name}-{level}"]
+        rows += [corrupted(name, level, *three) for three in zip(sweep.recipes, spoilt, clean, strict=True)]
         skipped |= {name: why for _, name, why in spoilt[0].skipped}
+    bad = [
+        note_of(f"{UNPRUNED if recipe is None else recipe}, {part}", judge(chunk, chunk).not_finite, len(chunk))
+        for part, chunks in answers.items()
+        for recipe, chunk in zip(sweep.recipes, chunks, strict=True)
+    ]
     done = Robustness(
         model=study.loaded.name,
         data=study.source.title,
@@ -137,7 +118,7 @@ def finish(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions_in_use(study.loaded.model),
         interval_method=METHOD,
-        notes=[note for note in study.notes if note],
+        notes=[note for note in (*study.notes, *bad) if note],
         skipped=sorted(skipped.items()),
         rows=rows,
     )
@@ -146,27 +127,26 @@ def finish(
     return done
 
 
-def damage(name: str, severity: int, recipe: Recipe | None, spoilt: Chunk, clean: Chunk) -> Damage:
+def corrupted(name: str, severity: int, recipe: Recipe | None, spoilt: Chunk, clean: Chunk) -> CorruptionRow:
     """One corruption under one recipe, against the same recipe on the clean images that both could read."""
     both = sorted(set(spoilt.places) & set(clean.places))
-    here, there = ([chunk.places.index(place) for place in both] for chunk in (spoilt, clean))
-    before, after = clean.columns["rank"][there].double(), spoilt.columns["rank"][here].double()
-    known = [(a, b) for a, b in zip(here, there, strict=True) if spoilt.labels[a] is not None]
-    right = [
-        hits(chunk.columns["top"][[pair[side] for pair in known]], torch.tensor([spoilt.labels[a] for a, _ in known]), 1)
-        for side, chunk in ((0, spoilt), (1, clean))
-    ]
-    return Damage(
+    if not both:
+        raise PruneError(f"no image can be read both clean and under {name}; {spoilt.skipped[0][1]}: {spoilt.skipped[0][2]}")
+    mine, theirs = (chunk.part([chunk.places.index(place) for place in both]) for chunk in (spoilt, clean))
+    judged, before = judge(mine, theirs), judge(theirs, theirs)
+    fine = mine.columns["finite"] & theirs.columns["finite"]
+    ranks, first = mine.columns["rank"][fine].double(), theirs.columns["rank"][fine].double()
+    return CorruptionRow(
         corruption=name,
         severity=severity,
         recipe=UNPRUNED if recipe is None else str(recipe),
         images=len(both),
-        top1=share(right[0]) if known else None,
-        top1_change=paired(right[0], right[1]) if known and severity else None,
-        rank=float(after.mean()),
-        rank_change=float((after - before).abs().mean()),
-        rank_relative=float(((after - before).abs() / before).mean()),
-        kept=overlap(spoilt.columns["keep"][here], clean.columns["keep"][there]) if recipe is not None else None,
+        top1=share(judged.top1) if judged.top1 is not None else None,
+        top1_change=paired(judged.top1, before.top1) if judged.top1 is not None and before.top1 is not None and severity else None,
+        rank=float(ranks.mean()),
+        rank_change=float((ranks - first).abs().mean()),
+        rank_relative=float(((ranks - first).abs() / first).mean()),
+        kept=overlap(mine.columns["keep"], theirs.columns["keep"]) if recipe is not None else None,
     )
 
 

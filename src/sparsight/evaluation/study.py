@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from ..data.fingerprint import digest
 from ..data.images import SPLITS
 from ..data.labels import SYNSET
 from ..data.presets import PHOTO, Preset, spaced
-from ..data.sources import HUB, Source, is_table, open_source
+from ..data.reading import Source, Transform, mark
+from ..data.sources import HUB, is_table, open_source
 from ..errors import PruneError
 from ..load.answers import Reader, ranked
-from ..load.models import Loaded, load_model
+from ..load.models import Loaded, data_folder, look_of, open_model
 from ..load.zero_shot import Dual, Template, load_dual
 from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
-from ..runs.store import digest
-from ..runs.sweep import Ask
-from .compare import data_folder
-from .measure import PRECISIONS, Settings
+from ..runs.settings import PRECISIONS, Settings, versions_in_use
+from ..runs.store import ResultStore, claim, fingerprint_model, release
+from ..runs.sweep import Ask, Pace, Sweep
+from ..runs.workers import Workers
 
 MODES = ("classify", "zero-shot", "knn", "probe")
 TRAIN = ("train", "training")
@@ -40,7 +41,7 @@ class Data:
     train: str | Path | None = None
     preset: Preset | None = None
 
-    def open(self, model: str | Loaded | Dual) -> Source:
+    def open(self, model: str | Loaded | Dual | nn.Module) -> Source:
         """The images to evaluate on."""
         if self.preset is not None and self.data is None:
             raise PruneError(f"preset {self.preset.name} ({self.preset.title}) needs --data: {self.preset.layout}")
@@ -68,7 +69,7 @@ class Data:
 class Study:
     """The model on its device, the question, the images with labels in the order of the classes, and what to tell the reader.
 
-    key: fingerprint of what the question depends on, beside model and images.
+    names: of the classes, None where nobody knows them. key: fingerprint of what the question depends on, beside model and images.
     """
 
     loaded: Loaded
@@ -76,12 +77,21 @@ class Study:
     source: Source
     train: Source | None
     classes: int
+    names: list[str] | None
     notes: list[str]
     key: str
 
 
-def prepare(model: str | Loaded | Dual, data: Data, mode: str, settings: Settings, templates: Sequence[Template] | None) -> Study:
-    """Load the model, open the images and match their classes."""
+def prepare(
+    model: str | Loaded | Dual | nn.Module,
+    data: Data,
+    mode: str,
+    settings: Settings,
+    templates: Sequence[Template] | None,
+    transform: Transform | None = None,
+    classes: Sequence[str] | None = None,
+) -> Study:
+    """Load the model, open the images and match their classes. transform, classes: see `open_model`."""
     if mode not in MODES:
         raise PruneError(f"mode={mode!r} is not known; choose {', '.join(MODES)}")
     if templates and mode != "zero-shot":
@@ -92,8 +102,7 @@ def prepare(model: str | Loaded | Dual, data: Data, mode: str, settings: Setting
         return zero_shot(model, source, data.preset, settings, templates)
     if isinstance(model, Dual):
         raise PruneError(f"a model of images and texts was given for mode {mode}; give its name, or mode zero-shot")
-    loaded = load_model(model) if isinstance(model, str) else replace(model, model=copy.deepcopy(model.model))
-    loaded = replace(loaded, model=place(loaded.model, settings))
+    loaded = open_model(model, transform, classes, settings.device, PRECISIONS[settings.precision])
     if train is None:
         return classify(loaded, source, data.preset)
     return features(loaded, source, train)
@@ -106,7 +115,7 @@ def place(model: nn.Module, settings: Settings) -> nn.Module:
 
 def classify(loaded: Loaded, source: Source, preset: Preset | None) -> Study:
     """The checkpoint's own classifier. A preset with a part of ImageNet's classes leaves the other logits out."""
-    reader = Reader(loaded.model)
+    reader = Reader(loaded.model, len(loaded.classes or ()))
     if not reader.outputs:
         raise PruneError(f"{loaded.name} has no classifier; try mode knn or probe (features), or zero-shot (image-text models)")
     source = source.aligned(loaded.classes, reader.outputs)
@@ -118,7 +127,7 @@ def classify(loaded: Loaded, source: Source, preset: Preset | None) -> Study:
         return ranked(logits if allowed is None else only(logits, allowed))
 
     notes = [source.note, f"only the logits of the {len(allowed)} classes of {preset.title} count" if preset and allowed else ""]
-    return Study(loaded, ask, source, None, reader.outputs, notes, digest("classify", allowed))
+    return Study(loaded, ask, source, None, reader.outputs, loaded.classes or source.classes, notes, digest("classify", allowed))
 
 
 def only(logits: Tensor, allowed: Sequence[int]) -> Tensor:
@@ -139,14 +148,18 @@ def features(loaded: Loaded, source: Source, train: Source) -> Study:
         raise PruneError(f"the training images {train.title} have no classes; expected one folder per class")
     source = source.aligned(train.classes, len(train.classes))
     notes = [source.note, "training features are made by the model as it is in each row, pruned or not"]
-    return Study(loaded, ask, source, train, len(train.classes), notes, digest("features"))
+    return Study(loaded, ask, source, train, len(train.classes), train.classes, notes, digest("features"))
 
 
 def zero_shot(
-    model: str | Loaded | Dual, source: Source, preset: Preset | None, settings: Settings, templates: Sequence[Template] | None
+    model: str | Loaded | Dual | nn.Module,
+    source: Source,
+    preset: Preset | None,
+    settings: Settings,
+    templates: Sequence[Template] | None,
 ) -> Study:
     """A classifier from the class names and templates."""
-    if isinstance(model, Loaded):
+    if isinstance(model, Loaded | nn.Module):
         raise PruneError("zero-shot needs a model of images and texts; give its name, or what load_dual returns")
     keys = preset.keys() if preset is not None else None
     if keys is not None:
@@ -168,7 +181,7 @@ def zero_shot(
 
     said = [t.format("{}") if isinstance(t, str) else t("{}") for t in prompts]
     notes = [source.note, f"{len(names)} class names in {len(said)} templates, such as {said[0]!r}"]
-    return Study(loaded, ask, source, None, len(names), notes, digest("zero-shot", names, said))
+    return Study(loaded, ask, source, None, len(names), names, notes, digest("zero-shot", names, said))
 
 
 def check_recipes(recipes: Sequence[str | Recipe], model: nn.Module) -> list[Recipe]:
@@ -180,7 +193,36 @@ def check_recipes(recipes: Sequence[str | Recipe], model: nn.Module) -> list[Rec
     return found
 
 
-def look_of(loaded: Loaded) -> str:
-    """Fingerprint of the preprocessing: what it makes of one picture."""
-    ramp = torch.arange(320 * 240 * 3, dtype=torch.int64).mul_(2654435761).remainder_(251).byte().view(240, 320, 3)
-    return digest(loaded.transform(Image.fromarray(ramp.numpy())).double().sum(dim=(1, 2)).tolist())
+@contextmanager
+def reserved(out: Path, processes: Workers) -> Iterator[None]:
+    """The first process makes OUT, and takes it back if a fault shows before anything is kept there."""
+    made = claim(out) if processes.rank == 0 else []
+    try:
+        yield
+    except PruneError:
+        release(made)
+        raise
+
+
+def check_pace(batch_size: int, chunk: int, workers: int, k: int = 1) -> Pace:
+    """How images are read; a PruneError for what cannot be."""
+    if workers < 0 or chunk < 1 or k < 1:
+        raise PruneError(f"workers={workers}, chunk={chunk}, k={k}: workers must not be negative, the others at least 1")
+    return Pace(batch_size, chunk, workers)
+
+
+def make_sweep(study: Study, recipes: list[Recipe], pace: Pace, settings: Settings, processes: Workers, out: Path) -> Sweep:
+    """The sweep, with the key that all processes share: that of the first one, as times of files differ between disks."""
+    loaded = study.loaded
+    facts = [settings.batch_size, pace.stride, settings.precision, torch.device(settings.device).type, settings.seed]
+    versions = sorted(versions_in_use(loaded.model).items())
+    sources = [mark(source) for source in (study.train, study.source) if source is not None]
+    own = digest(fingerprint_model(loaded.model), look_of(loaded), sources, facts, versions, study.key)
+    key, total = processes.share((own, study.source.total))
+    if total != study.source.total:
+        raise PruneError(
+            f"this process sees {study.source.total} images in {study.source.title}, the first one {total}; give all the same"
+        )
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    store = ResultStore(out / "rows", key)
+    return Sweep(loaded.model, loaded.transform, [None, *recipes], study.ask, pace, settings.seed, store, processes)

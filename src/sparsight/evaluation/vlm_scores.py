@@ -8,8 +8,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..runs.comparison import UNPRUNED
 from ..runs.intervals import Interval
+from ..runs.store import UNPRUNED
 from .vlm_sets import average, relative
 
 RELATIVE = (
@@ -41,6 +41,14 @@ class Score:
     kept: float | None
     answers: str
     hits: list[float | None] = field(repr=False)
+    recipe: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.recipe}, {self.set}: {self.score:.2f} ({self.questions} questions)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as plain data; `from_dict` is the inverse."""
+        return asdict(self)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Score:

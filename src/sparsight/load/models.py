@@ -1,4 +1,4 @@
-"""load_model(name): a classifier or vision tower with its own preprocessing, by name, from a folder or from one file."""
+"""load(name) -> Loaded: a classifier or vision tower with its own preprocessing; open_model: whatever model a tool was given."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import importlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.fingerprint import digest
 from ..data.reading import Transform
 from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
 from ..errors import PruneError
 from .checkpoint import PICKLED, Shapes, check_reach, check_shapes, complain, one_line, pickled, read_shapes, weight_files
-
-__all__ = ["Loaded", "demo_images", "load_model"]
 
 HUB = ("hf_hub:", "hf-hub:")
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
@@ -49,8 +50,78 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def load_model(name: str = "demo") -> Loaded:
-    """Load a model for images, ready to run on the CPU.
+def open_model(
+    model: str | Loaded | nn.Module,
+    transform: Transform | None = None,
+    classes: Sequence[str] | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Loaded:
+    """The model of a tool, on the device, in the precision, in eval mode. Somebody's own module is copied and stays as it is.
+
+    model: a name that `load` takes, what `load` returned, or any module that `prune` takes. transform: PIL image -> [3, H, W], by default
+    that of the checkpoint (timm's configuration, or the image processor beside transformers' weights). classes: names in the order of
+    the logits. Raises PruneError for what cannot be loaded and for a module whose transform is not known.
+    """
+    if isinstance(model, nn.Module):
+        names = list(classes) if classes is not None else own_classes(model)
+        like = next(model.parameters())
+        same = like.device == torch.device(device) and like.dtype == dtype
+        copied = twin(model) if same else copy.deepcopy(model)
+        return finish(type(model).__name__, copied.to(device, dtype), transform or own_transform(model), names)
+    if not isinstance(model, str | Loaded):
+        raise PruneError(f"model must be a name, a module or what sparsight.load returns, got {type(model).__name__}")
+    if isinstance(model, str):
+        loaded = load(model)
+        loaded.model.to(device, dtype)
+    else:
+        loaded = open_model(model.model, model.transform, model.classes, device, dtype)
+        loaded = replace(loaded, name=model.name, classes=model.classes)
+    if transform is not None or classes is not None:
+        names = list(classes) if classes is not None else loaded.classes
+        loaded = finish(loaded.name, loaded.model, transform or loaded.transform, names)
+    return loaded
+
+
+def own_transform(model: nn.Module) -> Transform:
+    """The preprocessing of somebody's own module, where its checkpoint says it."""
+    if getattr(model, "pretrained_cfg", None) and hasattr(model, "default_cfg"):
+        return timm_transform(model)
+    if getattr(getattr(model, "config", None), "name_or_path", ""):
+        from ..data.feed import find_processor
+
+        return processor_transform(find_processor(model))
+    raise PruneError(
+        f"the preprocessing of {type(model).__name__} is not known; give transform=, which makes [3, H, W] of a PIL image"
+    )
+
+
+def own_classes(model: nn.Module) -> list[str] | None:
+    """The class names of somebody's own module, where its configuration has them."""
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    if isinstance(labels, dict) and labels and hasattr(model, "classifier"):
+        return real_names([str(labels[index]) for index in sorted(labels)])
+    return timm_classes(model)
+
+
+def data_folder(model: str | Loaded | nn.Module, data: str | Path | None) -> str | Path:
+    """The images to use; the demo model brings its own."""
+    if data is not None:
+        return data
+    name = model if isinstance(model, str) else model.name if isinstance(model, Loaded) else type(model).__name__
+    if name != "demo":
+        raise PruneError(f"no data folder for model {name}; give one with --data (only the demo model brings images)")
+    return demo_images()
+
+
+def look_of(loaded: Loaded) -> str:
+    """Fingerprint of the preprocessing: what it makes of one picture."""
+    ramp = (np.arange(320 * 240 * 3, dtype=np.int64) * 2654435761 % 251).astype(np.uint8).reshape(240, 320, 3)
+    return digest(loaded.transform(Image.fromarray(ramp)).double().sum(dim=(1, 2)).tolist())
+
+
+def load(name: str = "demo") -> Loaded:
+    """Load a vision model with its preprocessing and class names, ready to run on the CPU.
 
     name: "demo" (embedded); a timm name, also with .tag or as hf_hub:REPO; a local folder as written by transformers'
     `save_pretrained` (model and image processor) or by timm's `save_for_hf`; or ARCH@FILE.safetensors with a timm architecture.
@@ -77,6 +148,9 @@ def load_model(name: str = "demo") -> Loaded:
             f"no model folder {name!r}; for a repository of the Hugging Face Hub with timm weights write hf_hub:{name}"
         )
     return load_timm(name)
+
+
+load_model = load
 
 
 def load_demo() -> Loaded:
@@ -216,12 +290,18 @@ def load_transformers(folder: Path, config: dict[str, Any]) -> Loaded:
     differ = [f"{key} {list(found)} instead of {list(want)}" for key, found, want in sorted(info["mismatched_keys"])]
     complain(f"{folder} ({kind})", sorted(info["missing_keys"]), [], differ)
 
+    labels = model.config.id2label if classifier else {}
+    return finish(str(folder), model, processor_transform(processor), real_names([str(labels[index]) for index in sorted(labels)]))
+
+
+def processor_transform(processor: Any) -> Transform:
+    """The preprocessing of an image processor of transformers."""
+
     def transform(image: Image.Image) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    labels = model.config.id2label if classifier else {}
-    return finish(str(folder), model, transform, real_names([str(labels[index]) for index in sorted(labels)]))
+    return transform
 
 
 def timm_transform(model: nn.Module, **changes: Any) -> Transform:
@@ -246,8 +326,14 @@ def real_names(names: list[str]) -> list[str] | None:
 
 
 def finish(name: str, model: nn.Module, transform: Transform, classes: list[str] | None) -> Loaded:
-    """Put the parts together; image_size is what the transform makes of a picture."""
-    sizes = {tuple(transform(Image.new("RGB", size)).shape) for size in ((320, 240), (240, 320))}
+    """Put the parts together; image_size is what the transform makes of a picture. Raises PruneError for a transform of several sizes
+    or of numbers that are not finite."""
+    made = [transform(Image.new("RGB", size, "gray")) for size in ((320, 240), (240, 320))]
+    if not all(isinstance(image, Tensor) for image in made):
+        raise PruneError(f"the preprocessing of {name} makes {type(made[0]).__name__} of a picture; a tensor [3, H, W] is needed")
+    if not all(image.isfinite().all() for image in made):
+        raise PruneError(f"the preprocessing of {name} makes NaN or infinite pixels; look at its mean and std (a std of 0?)")
+    sizes = {tuple(image.shape) for image in made}
     shape = min(sizes)
     if len(sizes) > 1 or len(shape) != 3:
         raise PruneError(f"the preprocessing of {name} makes {sorted(sizes)} of different pictures; one size [3, H, W] is needed")

@@ -12,16 +12,15 @@ import torch
 
 from ..data.images import Batches, Folder, batches, even, open_folder
 from ..errors import PruneError
-from ..evaluation.compare import check_settings, data_folder
-from ..evaluation.evaluate import Listener, ignore
-from ..evaluation.measure import Settings, device_name, versions_in_use
-from ..load.models import Loaded, load_model
+from ..load.models import Loaded, data_folder, load_model
 from ..ops.distance import uniform_distance
 from ..ops.schedule import Schedule, show
 from ..ops.score import check_order
 from ..prune import resolve
 from ..recipe import Recipe
+from ..runs.settings import Settings, check_settings, device_name, versions_in_use
 from ..runs.store import claim, release
+from ..runs.sweep import Listener, Step, ignore
 from .analysis import Agreement, Analysis, Head, Histogram, Left
 from .block_probe import Asked, Batch, Probe, Tally, ask
 from .rank import need_plot
@@ -123,14 +122,14 @@ def check_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
 def pass_through(probe: Probe, files: Batches, drawn: set[int], listen: Listener) -> None:
     """All images through the model. Raises PruneError if none can be read."""
     like, total, done = next(probe.model.parameters()), len(files.folder), 0
-    listen(0, total, "reading")
+    listen(Step(0, total, "reading", unit="images"))
     with torch.inference_mode():
         for images, places in files:
             shown = {item: place for item, place in enumerate(places) if place in drawn}
             size = (int(images.shape[-2]), int(images.shape[-1]))
             probe.run(images.to(like), Batch(places, size, shown))
             done += len(places)
-            listen(done, total, "looking into blocks")
+            listen(Step(done, total, "looking into blocks", unit="images"))
     if not done:
         first = files.skipped[0]
         raise PruneError(f"none of the {total} images in {files.folder.path} can be read; {first.path.name}: {first.reason}")
@@ -207,7 +206,7 @@ def publish(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe, out: P
     from .analysis_figures import figures
     from .heat import maps_table, sheets
 
-    listen(len(folder), len(folder), "drawing")
+    listen(Step(len(folder), len(folder), "drawing", unit="images"))
     (maps, shown_maps), (plots, shown_plots) = sheets(done, loaded, folder, probe), figures(done)
     drawn = {**maps, **plots}
     texts = {**done.tables(), "scores.csv": maps_table(done, folder, probe), "analysis.json": done.to_json()}

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from ..ops.schedule import show
-from ..runs.stored import read_result
+from ..runs.store import read_result
 from .rank import pearson
 
 

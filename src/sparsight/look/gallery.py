@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from ..data.images import Folder, Skipped, load_image
-from ..load.answers import name_of
+from ..data.reading import Source, by_threads
 from ..load.models import Loaded
 from ..pages.page import picture_uri
 from ..recipe import Recipe
@@ -41,12 +41,14 @@ class Exhibit:
         return f"{self.name}: {len(self.sites)} recipes"
 
 
-def gallery(loaded: Loaded, folder: Folder, done: Comparison, recipes: list[Recipe], shown: int) -> list[Exhibit]:
-    """Draw `shown` images, chosen by the comparison's seed."""
-    names = {name_of(folder, path): place for place, path in enumerate(folder.paths)}
+def gallery(
+    loaded: Loaded, source: Source, places: Mapping[str, int], done: Comparison, recipes: list[Recipe], shown: int
+) -> list[Exhibit]:
+    """Draw `shown` images, chosen by the comparison's seed. places: of the images in the source, by name."""
     chosen = random.Random(done.seed).sample(done.images, min(shown, len(done.images)))
-    found = [(name, load_image(folder.paths[names[name]], loaded.transform)) for name in sorted(chosen)]
-    tensors = {name: tensor for name, tensor in found if not isinstance(tensor, Skipped)}
+    wanted = {places[name] for name in chosen}
+    groups = by_threads(source.refs(wanted.__contains__), loaded.transform, size=1, threads=1)
+    tensors = {ref.name: group.images[0] for group in groups for ref in group.refs if group.images is not None}
     if not tensors:
         return []
     batch = torch.stack(list(tensors.values()))

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PruneError
-from ..speed.timing import Spread
-from .intervals import Interval, paired, paired_means
-from .stored import read_result
-
-UNPRUNED = "unpruned"
+from .intervals import Interval, Spread, paired, paired_means
+from .store import UNPRUNED as UNPRUNED
+from .store import read_result
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,10 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe: accuracy, agreement and cosine as fractions; changes are against the unpruned model."""
+    """One recipe: accuracy, agreement and cosine as fractions; changes are against the unpruned model.
+
+    not_finite: names of images whose answer is NaN or infinite; it counts as wrong, and its cosine as 0.
+    """
 
     recipe: str
     label: str
@@ -56,6 +57,7 @@ class Row:
     speedup: Spread
     peak_memory: int
     outcomes: Outcomes = field(repr=False)
+    not_finite: list[str] = field(default_factory=list, repr=False)
 
     @property
     def group(self) -> tuple[str, str]:
@@ -71,9 +73,13 @@ class Row:
         quality += [f"agreement {100 * self.agreement.value:.1f}%"] if self.agreement else []
         return f"{self.recipe}: {', '.join([*quality, f'cosine {self.cosine:.3f}', f'{self.gmacs:.2f} GMACs', f'speed-up {self.speedup}'])}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain data; `from_dict` is the inverse."""
+        return asdict(self)
+
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Row:
-        """Read what `asdict` made."""
+        """Read what `to_dict` made."""
         spans = {name: Interval(**data[name]) if data[name] else None for name in ("top1_change", "top5_change", "agreement")}
         return Row(**{**data, **spans, "speedup": Spread(**data["speedup"]), "outcomes": Outcomes(**data["outcomes"])})
 
@@ -196,6 +202,8 @@ def flat(row: Row) -> dict[str, Any]:
     for name, value in asdict(row).items():
         if name in ("outcomes", "definition"):
             continue
+        if name == "not_finite":
+            value = len(value)
         if name in ("top1_change", "top5_change", "agreement"):
             for part in ("value", "low", "high"):
                 columns[name if part == "value" else f"{name}_{part}"] = value[part] if value else None

@@ -25,7 +25,7 @@ def leads() -> bool:
 
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """The processes of a run. `state` is Accelerate's, None for a single process."""
 
     rank: int = 0
@@ -34,17 +34,17 @@ class Crew:
     state: Any = None
 
     @staticmethod
-    def join(device: str) -> Crew:
+    def join(device: str) -> Workers:
         """Meet the other processes, if the launcher started several; each gets a device of its own."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            return Crew(device=device)
+            return Workers(device=device)
         try:
             from accelerate import PartialState
         except ImportError:
             raise PruneError("a run of several processes needs accelerate; pip install 'sparsight[eval]'") from None
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         own = str(state.device) if device != "cpu" else "cpu"
-        return Crew(state.process_index, state.num_processes, own, state)
+        return Workers(state.process_index, state.num_processes, own, state)
 
     def mine(self, number: int) -> bool:
         """Whether a chunk is this process's share."""

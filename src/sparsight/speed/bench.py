@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -13,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import Folder, batches, open_folder
+from ..demo import demo_images
 from ..errors import PruneError
-from ..evaluation.compare import check_settings
-from ..evaluation.measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
-from ..load.models import Loaded, demo_images, load_model
+from ..load.models import Loaded, load_model
 from ..prune import Handle, family_of, plan_sites, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
-from ..runs.store import Shelf, claim, digest, fingerprint_model, release, write_text
+from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
+from ..runs.store import ResultStore, claim, digest, fingerprint_model, release, write_text
+from ..runs.sweep import Listener, Step, ignore
 from .bench_result import Bench, BenchRow, Timing
 from .engines import build, check_backends, quiet
 from .macs import macs, mean_counts
@@ -108,7 +108,7 @@ class Job:
     sizes: list[int]
     settings: Settings
     out: Path
-    shelf: Shelf
+    store: ResultStore
 
     @staticmethod
     def make(
@@ -118,10 +118,10 @@ class Job:
         """The job, with the key that all its rows share."""
         versions = [sorted(versions_in_use(loaded.model).items()), device_name(settings.device), torch.get_num_threads()]
         key = digest(fingerprint_model(loaded.model), list(images.shape), sizes, repr(replace(settings, precision="")), versions)
-        return Job(loaded, images, recipes, engines, sizes, settings, out, Shelf(out / "rows", key))
+        return Job(loaded, images, recipes, engines, sizes, settings, out, ResultStore(out / "rows", key))
 
     def run(self, listen: Listener) -> Bench:
-        """All rows, those on the shelf taken from there; then the files in `out`."""
+        """All rows, those in the store taken from there; then the files in `out`."""
         rows: list[BenchRow] = []
         total = len(self.engines) * (len(self.recipes) + 1)
         whole = macs(self.loaded.model, None, self.loaded.image_size)
@@ -129,13 +129,13 @@ class Job:
             base: Engine | None = None
             for recipe in [None, *self.recipes]:
                 name = f"{UNPRUNED if recipe is None else recipe}, {precision}, {backend}"
-                row = self.shelf.find(name, BenchRow.from_dict)
+                row = self.store.find(name, BenchRow.from_dict)
                 restored = row is not None
                 if row is None:
                     listen(Step(len(rows), total, name))
                     base = base or self.engine(None, precision, backend)
                     row = self.measure(recipe, base, whole, lambda part, name=name: listen(Step(len(rows) + part, total, name)))  # type: ignore[misc]
-                    write_text(self.shelf.row_file(name), json.dumps(row.to_dict()) + "\n")
+                    self.store.keep(name, row.to_dict())
                 rows.append(row)
                 listen(Step(len(rows), total, name, row, restored))
             torch.compiler.reset()

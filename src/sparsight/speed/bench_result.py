@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import PruneError
 from ..runs.comparison import UNPRUNED
-from ..runs.stored import read_result
+from ..runs.store import read_result
 from .timing import Spread, spread
 
 

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from ..errors import PruneError
-from ..evaluation.compare import check_settings
-from ..evaluation.measure import PRECISIONS, Listener, Settings, Step, device_name, ignore, versions_in_use
 from ..load.shapes import check_memory
 from ..load.vlms import Inputs, Prompts, Source, find_source, make_prompts
 from ..prune import LVLM, Handle, family_of, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
-from ..runs.store import Shelf, claim, digest, release, write_text
+from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
+from ..runs.store import ResultStore, claim, digest, release, write_text
+from ..runs.sweep import Listener, Step, ignore
 from ..vlms.in_llm import Decoder
 from .stage_result import StageBench, StageRow
 from .stages import Footprint, Times, count_macs, peak_memory, time_stages
@@ -105,7 +105,7 @@ class Job:
     new_tokens: int
     rounds: int
     out: Path
-    shelf: Shelf
+    store: ResultStore
 
     @staticmethod
     def make(
@@ -116,7 +116,7 @@ class Job:
         facts = [source.name, source.config.to_json_string(), weights_on_disk(source.path), prompts.images, ids.tolist()]
         versions = [sorted(versions_in_use(source.shell).items()), device_name(settings.device), torch.get_num_threads()]
         key = digest(*facts, repr(settings), new_tokens, rounds, versions)
-        return Job(source, prompts, recipes, settings, new_tokens, rounds, out, Shelf(out / "rows", key))
+        return Job(source, prompts, recipes, settings, new_tokens, rounds, out, ResultStore(out / "rows", key))
 
     @property
     def total(self) -> int:
@@ -127,12 +127,12 @@ class Job:
         return PRECISIONS[self.settings.precision]
 
     def run(self, listen: Listener) -> StageBench:
-        """All rows, those on the shelf taken from there; then the files in `out`."""
+        """All rows, those in the store taken from there; then the files in `out`."""
         rows: list[StageRow] = []
         bench: Bench | None = None
         for index, recipe in enumerate([None, *self.recipes]):
             name = UNPRUNED if recipe is None else str(recipe)
-            row = self.shelf.find(name, StageRow.from_dict)
+            row = self.store.find(name, StageRow.from_dict)
             restored = row is not None
             if row is None:
                 if bench is None:
@@ -140,7 +140,7 @@ class Job:
                     model = self.source.load(self.settings.device, self.dtype, self.settings.seed)
                     bench = Bench.make(model, self.prompts.to(self.settings.device, self.dtype), self.new_tokens, self.rounds)
                 row = bench.measure(recipe, self.prompts.visual, partial(self.tell, listen, index, name))
-                write_text(self.shelf.row_file(name), json.dumps(row.to_dict()) + "\n")
+                self.store.keep(name, row.to_dict())
             listen(Step(index + 1, self.total, name, row, restored))
             rows.append(row)
         done = self.sum_up(rows)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import open_folder
+from ..demo import demo_images
 from ..errors import PruneError
-from ..evaluation.measure import versions_in_use
-from ..load.models import Loaded, demo_images, load_model
+from ..load.models import Loaded, load_model
 from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
+from ..runs.settings import versions_in_use
 from .runtimes import Runner, need_module, open_exported
 from .tracing import Format, quantise, strip, write_file
 

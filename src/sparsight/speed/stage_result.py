@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import PruneError
 from ..runs.comparison import UNPRUNED
-from ..runs.stored import read_result
+from ..runs.store import read_result
 from .stages import Footprint, Macs, Times
 from .timing import Spread, spread
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ..runs.intervals import Spread as Spread
+from ..runs.intervals import spread as spread
 
 Forward = Callable[[Tensor], object]
 
@@ -39,19 +42,6 @@ GAINS = (
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of a number measured several times."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f}, {self.runs} runs)"
-
-
-@dataclass(frozen=True)
 class Pairs:
     """Seconds of one way and the other, run by run; the i-th of both were measured right beside each other."""
 
@@ -70,13 +60,6 @@ class Pairs:
 
     def __str__(self) -> str:
         return f"speed-up {self.speedup}"
-
-
-def spread(values: Iterable[float]) -> Spread:
-    """Median and quartiles of at least two values."""
-    found = list(values)
-    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
-    return Spread(middle, low, high, len(found))
 
 
 def race(first: Forward, second: Forward, images: Tensor, seconds: float = 4.0) -> Pairs:

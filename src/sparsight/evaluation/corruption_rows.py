@@ -11,12 +11,12 @@ from typing import Any
 
 from ..pages.plots import COLOURS
 from ..runs.intervals import Interval
-from ..runs.stored import read_result
+from ..runs.store import read_result
 from .result import SHOWN, columns
 
 
 @dataclass(frozen=True)
-class Damage:
+class CorruptionRow:
     """One corruption at one severity under one recipe; the clean images have severity 0.
 
     top1_change: against the same recipe on the clean images; rank: mean effective rank; rank_change: mean absolute difference per
@@ -47,9 +47,11 @@ class Damage:
         return [self.corruption, str(self.severity or ""), self.recipe, top1, move, f"{self.rank:.2f}", *change, kept]
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> Damage:
+    def from_dict(data: dict[str, Any]) -> CorruptionRow:
         """Read what `asdict` made."""
-        return Damage(**{**data, **{name: Interval(**data[name]) if data[name] else None for name in ("top1", "top1_change")}})
+        return CorruptionRow(
+            **{**data, **{name: Interval(**data[name]) if data[name] else None for name in ("top1", "top1_change")}}
+        )
 
 
 HEADS = ["corruption", "severity", "recipe", "top-1 %", "change", "rank", "rank diff.", "rel. %", "kept again %"]
@@ -70,7 +72,7 @@ class Robustness:
     interval_method: str
     notes: list[str]
     skipped: list[tuple[str, str]]
-    rows: list[Damage]
+    rows: list[CorruptionRow]
 
     @property
     def recipes(self) -> list[str]:
@@ -108,7 +110,7 @@ class Robustness:
     def from_json(text: str) -> Robustness:
         """Read what `to_json` wrote."""
         data = json.loads(text)
-        rows, skipped = [Damage.from_dict(row) for row in data.pop("rows")], [tuple(pair) for pair in data.pop("skipped")]
+        rows, skipped = [CorruptionRow.from_dict(row) for row in data.pop("rows")], [tuple(pair) for pair in data.pop("skipped")]
         return Robustness(**data, skipped=skipped, rows=rows)
 
     @staticmethod
@@ -160,7 +162,7 @@ def draw_bars(panel: Any, done: Robustness, severity: int, measure: str, names: 
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def value_of(row: Damage, measure: str) -> float | None:
+def value_of(row: CorruptionRow, measure: str) -> float | None:
     """A number of the row; None where it was not measured."""
     value = getattr(row, measure)
     return value.value if isinstance(value, Interval) else value
