@@ -1,5 +1,6 @@
 """Statistics of attention against a plain float64 softmax, on every back end that runs here."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -72,44 +73,43 @@ def reference_entropy(a, order):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("order", ORDERS)
-def test_column_norms(rng, backend, order, mask):
-    q, k, given = problem(rng, mask, groups=2)
-    a = matrix(q, k, **given)
-    for heads, rows, diagonal in (("mean", "patches", True), ("joint", "all", False), ("average", "patches", False)):
+def test_column_norms(rng, backend, order):
+    cases = (("mean", "patches", True), ("joint", "all", False), ("average", "patches", False))
+    for mask, (heads, rows, diagonal) in itertools.product(MASKS, cases):
+        q, k, given = problem(rng, mask, groups=2)
+        a = matrix(q, k, **given)
         got = attention.column_norm(q, k, PREFIX, SCALE, order, heads, rows, diagonal, **given)
         torch.testing.assert_close(got.double(), reference_norm(a, order, heads, rows, diagonal), rtol=1e-5, atol=1e-12)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("order", ORDERS)
-def test_row_entropies(rng, backend, order, mask):
-    q, k, given = problem(rng, mask, groups=2)
-    got = attention.row_entropy(q, k, PREFIX, SCALE, order, **given)
-    want = reference_entropy(matrix(q, k, PREFIX, **given)[:, :, PREFIX:], order).mean(1)
-    if "valid" in given:
-        want = want.masked_fill(~given["valid"][:, PREFIX:], math.inf)
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-12)
+def test_row_entropies(rng, backend, order):
+    for mask in MASKS:
+        q, k, given = problem(rng, mask, groups=2)
+        got = attention.row_entropy(q, k, PREFIX, SCALE, order, **given)
+        want = reference_entropy(matrix(q, k, PREFIX, **given)[:, :, PREFIX:], order).mean(1)
+        if "valid" in given:
+            want = want.masked_fill(~given["valid"][:, PREFIX:], math.inf)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-12)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spread", [1.0, 6.0])
-@pytest.mark.parametrize("mask", MASKS)
-def test_normalisers_and_chosen_rows(rng, backend, mask, spread):
-    q, k, given = problem(rng, mask, groups=2, spread=spread)
-    a = matrix(q, k, **given)
-    rows = torch.tensor([0, 5, LENGTH - 12])
-    got = attention.query_rows(q, k, SCALE, rows, **given)
-    torch.testing.assert_close(got.double(), a[:, :, rows], rtol=1e-4 if spread > 1 else 1e-5, atol=1e-9)
-    torch.testing.assert_close(attention.class_row(q, k, PREFIX, SCALE, **given), got[:, :, 0, PREFIX:])
-    lse = attention.row_normalisers(q, k, SCALE, **given)
-    if not given:
-        logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-2, -1) * SCALE
-        torch.testing.assert_close(lse.double(), logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
-    if "valid" in given:
-        assert torch.equal(lse.isneginf(), ~given["valid"][:, None].expand_as(lse))
+def test_normalisers_and_chosen_rows(rng, backend):
+    for spread, mask in itertools.product((1.0, 6.0), MASKS):
+        q, k, given = problem(rng, mask, groups=2, spread=spread)
+        a = matrix(q, k, **given)
+        rows = torch.tensor([0, 5, LENGTH - 12])
+        got = attention.query_rows(q, k, SCALE, rows, **given)
+        torch.testing.assert_close(got.double(), a[:, :, rows], rtol=1e-4 if spread > 1 else 1e-5, atol=1e-9)
+        torch.testing.assert_close(attention.class_row(q, k, PREFIX, SCALE, **given), got[:, :, 0, PREFIX:])
+        lse = attention.row_normalisers(q, k, SCALE, **given)
+        if not given:
+            logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-2, -1) * SCALE
+            torch.testing.assert_close(lse.double(), logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
+        if "valid" in given:
+            assert torch.equal(lse.isneginf(), ~given["valid"][:, None].expand_as(lse))
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """A statistic and the attention's output in one pass: both as the float64 softmax has them, and only where that is possible."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -38,34 +40,32 @@ STATISTICS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", STATISTICS)
-@pytest.mark.parametrize("prefix", [0, 1, 5])
-@pytest.mark.parametrize("spread", [0.5, 3.0], ids=["flat", "peaked"])
-@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("piece", [1 << 11, 1 << 15, 1 << 19], ids=["rows-cut", "heads-together", "images-together"])
-def test_both_agree_with_float64(rng, monkeypatch, name, prefix, spread, piece, batch):
+def test_both_agree_with_float64(rng, monkeypatch, name, piece):
+    """With few and many prefix tokens, of flat and peaked attention, an image alone and a batch."""
     monkeypatch.setattr(attention_torch, "PIECE", piece)
-    q, k, v = problem(rng, prefix, spread, batch=batch)
-    box = Attended(q, k, v, SCALE)
-    found = STATISTICS[name](q, k, prefix, attended=box)
-    wanted = STATISTICS[name](q.double(), k.double(), prefix)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=float(wanted.abs().max()) * 1e-5)
-    torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-5, atol=2e-5)
+    for prefix, spread, batch in itertools.product((0, 1, 5), (0.5, 3.0), (1, 3)):
+        q, k, v = problem(rng, prefix, spread, batch=batch)
+        box = Attended(q, k, v, SCALE)
+        found = STATISTICS[name](q, k, prefix, attended=box)
+        wanted = STATISTICS[name](q.double(), k.double(), prefix)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=float(wanted.abs().max()) * 1e-5)
+        torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-5, atol=2e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["shannon", "renyi"])
-@pytest.mark.parametrize("sink", [1.0, 3.0, 5.0, 12.0], ids=lambda sink: f"sink{sink:g}")
-@pytest.mark.parametrize("piece", [1 << 11, 1 << 15, 1 << 19], ids=["rows-cut", "heads-together", "images-together"])
-def test_prefix_tokens_that_take_all_attention(rng, monkeypatch, name, sink, piece):
+def test_prefix_tokens_that_take_all_attention(rng, monkeypatch, name):
     """Patches' logits tens to hundreds below those of the prefix: their entropy is still that of a softmax over patches alone."""
-    monkeypatch.setattr(attention_torch, "PIECE", piece)
-    q, k, v = problem(rng, 2, spread=6.0, sink=sink)
-    box = Attended(q, k, v, SCALE)
-    found = STATISTICS[name](q, k, 2, attended=box)
-    wanted = STATISTICS[name](q.double(), k.double(), 2)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-4, atol=1e-3)
+    for sink, piece in itertools.product((1.0, 3.0, 5.0, 12.0), (1 << 11, 1 << 15, 1 << 19)):
+        monkeypatch.setattr(attention_torch, "PIECE", piece)
+        q, k, v = problem(rng, 2, spread=6.0, sink=sink)
+        box = Attended(q, k, v, SCALE)
+        found = STATISTICS[name](q, k, 2, attended=box)
+        wanted = STATISTICS[name](q.double(), k.double(), 2)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-4, atol=1e-3)
 
 
 @torch.no_grad()
@@ -81,23 +81,22 @@ def test_one_patch_far_below_the_prefix_and_far_above_the_others(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("many", [False, True], ids=["shifted", "bounded"])
 @pytest.mark.parametrize("name", STATISTICS)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_output_of_some_rows(rng, monkeypatch, name, batch, many):
+def test_output_of_some_rows(rng, monkeypatch, name):
     """Rows of all images one after the other, in any order; a single image's values are mixed for them alone."""
-    monkeypatch.setattr(attention_streamed, "MANY", 1 if many else 16)
-    q, k, v = problem(rng, 2, 0.5, batch=batch)
-    box = Attended(q, k, v, SCALE)
-    STATISTICS[name](q, k, 2, attended=box)
-    assert (box.softmax is not None) == (batch == 1)
-    assert (box.whole is None) == (batch == 1)
-    if batch == 1:
-        assert bool((box.softmax[0].amax(dim=-1) == 1).all()) != many  # each row's largest has come off, or nothing
-    rows = torch.stack([image * 72 + torch.randperm(72, generator=rng)[:9] for image in range(batch)])
-    wanted = expected(q, k, v).flatten(0, 1)[rows]
-    torch.testing.assert_close(box.output(rows.flatten()).double(), wanted, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-5, atol=2e-5)  # and all of them afterwards
+    for batch, many in itertools.product((1, 3), (False, True)):
+        monkeypatch.setattr(attention_streamed, "MANY", 1 if many else 16)
+        q, k, v = problem(rng, 2, 0.5, batch=batch)
+        box = Attended(q, k, v, SCALE)
+        STATISTICS[name](q, k, 2, attended=box)
+        assert (box.softmax is not None) == (batch == 1)
+        assert (box.whole is None) == (batch == 1)
+        if batch == 1:
+            assert bool((box.softmax[0].amax(dim=-1) == 1).all()) != many  # each row's largest has come off, or nothing
+        rows = torch.stack([image * 72 + torch.randperm(72, generator=rng)[:9] for image in range(batch)])
+        wanted = expected(q, k, v).flatten(0, 1)[rows]
+        torch.testing.assert_close(box.output(rows.flatten()).double(), wanted, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(whole(box).double(), expected(q, k, v), rtol=1e-5, atol=2e-5)  # and all of them afterwards
 
 
 @torch.no_grad()
