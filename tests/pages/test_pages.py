@@ -128,6 +128,7 @@ def test_an_analysis_shows_a_picture_for_dark_pages():
 def test_axis_has_round_ticks():
     assert axis([1.0, 1.9], 0, 100).ticks == [1.0, 1.2, 1.4, 1.6, 1.8]
     assert max(axis([97.0, 100.0], 0, 100, most=100).ticks) <= 100
+    assert max(axis([100.0, 100.0], 0, 100, most=100).ticks) <= 100
     assert len(axis([3.0, 3.0], 0, 100).ticks) >= 3
 
 

@@ -56,12 +56,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """Numbers from `low` to `high` on a line from `start` to `end`."""
+    """Numbers from `low` to `high` on a line from `start` to `end`; none above `most` has a tick."""
 
     low: float
     high: float
     start: float
     end: float
+    most: float = math.inf
 
     def at(self, value: float) -> float:
         """Where a number lies, to a tenth of a unit."""
@@ -73,15 +74,15 @@ class Axis:
         raw = (self.high - self.low) / 6
         size = 10 ** math.floor(math.log10(raw))
         step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(index * step, 10) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(min(self.high, self.most) / step + 1e-9)
+        return [round(index * step, 10) for index in range(first, last + 1)]
 
 
 def axis(values: list[float], start: float, end: float, most: float = math.inf) -> Axis:
     """An axis that leaves a little air around the values; `most` is the highest that can be."""
     low, high = min(values), max(values)
     air = 0.07 * (high - low) or max(abs(high) * 0.05, 0.5)
-    return Axis(low - air, min(high + air, most + 0.2 * air), start, end)
+    return Axis(low - air, min(high + air, most + 0.2 * air), start, end, most)
 
 
 @dataclass(frozen=True)
