@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sparsight.evaluation.damage import Damage, Robustness
-
+from sparsight.evaluation.corruption_rows import CorruptionRow, Robustness
 from sparsight.look.analysis import Agreement, Analysis, Head, Histogram, Left
 from sparsight.runs.comparison import UNPRUNED, Comparison, Outcomes, Row
 from sparsight.runs.intervals import Interval
@@ -114,7 +113,7 @@ def analysis(name: str = HOSTILE, blocks: int = 12) -> Analysis:
 def robustness() -> Robustness:
     """Three corruptions at two severities, unpruned and under one recipe."""
     rows = [
-        Damage(
+        CorruptionRow(
             name,
             severity,
             recipe,

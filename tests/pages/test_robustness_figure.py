@@ -2,7 +2,8 @@
 
 import made_up
 import pytest
-from sparsight.evaluation.damage import figure_of
+
+from sparsight.evaluation.corruption_rows import figure_of
 
 pytest.importorskip("matplotlib")
 
