@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from .fingerprint import digest
 from .reading import decode
 
@@ -98,14 +98,23 @@ def read_line(file: Path, number: int, line: str) -> Item:
         raise PruneError(f"{place} is no JSON object ({error}); expected {FORMAT}") from None
     except KeyError as error:
         raise PruneError(f"{place} has no {error}; expected {FORMAT}") from None
-    paths = tuple(file.parent / name for name in (images if isinstance(images, list) else [images]))
-    missing = [path for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise PruneError(f"{place}: no image file {missing[0] if missing else ''}; paths are relative to {file.parent}")
+    names = images if isinstance(images, list) else [images]
+    missing = [name for name in names if not isinstance(name, str) or not is_file(file.parent / name)]
+    if missing or not names:
+        raise PruneError(f"{place}: no image file {shown(missing[0]) if missing else ''}; paths are relative to {file.parent}")
+    paths = tuple(file.parent / name for name in names)
     answers = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
     if not answers or not str(question).strip():
         raise PruneError(f"{place} has an empty question or no answer; expected {FORMAT}")
     return Item(str(data.get("id", number)), paths, str(question), answers, str(data.get("category", "")))
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def plain(text: str) -> str:

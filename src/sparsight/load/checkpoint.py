@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 HUB_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -95,4 +95,4 @@ def pickled(path: str) -> PruneError:
 
 def one_line(error: Exception) -> str:
     """The kind of the error and the first line of its text."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no text').splitlines()[0]}"[:300]
+    return shown(f"{type(error).__name__}: {(str(error).strip() or 'no text').splitlines()[0]}", 300)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..data.fingerprint import digest
 from ..data.reading import Transform
 from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from .checkpoint import PICKLED, Shapes, check_reach, check_shapes, complain, one_line, pickled, read_shapes, weight_files
 
 HUB = ("hf_hub:", "hf-hub:")
@@ -265,7 +265,12 @@ def load_folder(folder: Path) -> Loaded:
 def load_transformers(folder: Path, config: dict[str, Any]) -> Loaded:
     """A classifier, a bare encoder or the vision tower of CLIP and SigLIP from a folder that transformers saved."""
     transformers = need("transformers", str(folder), extra="hf")
-    kind = ", ".join(config.get("architectures") or []) or config["model_type"]
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in [*names, config["model_type"]]):
+        raise PruneError(
+            f"{folder / 'config.json'}: model_type={shown(config['model_type'])}, architectures={shown(names)}: a name and a list of names are needed"
+        )
+    kind = shown(", ".join(names) or config["model_type"])
     classifier, tower = "ForImageClassification" in kind, TOWERS.get(config["model_type"])
     if "image_size" not in config and not (classifier or tower):
         raise PruneError(f"{folder} holds a {kind}; this tool loads image classifiers and vision towers only")
@@ -310,7 +315,12 @@ def timm_transform(model: nn.Module, **changes: Any) -> Transform:
 
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     arguments = {"input_size": (3, *size)} if size else {}
-    transform: Transform = create_transform(**{**resolve_model_data_config(model, args=arguments), **changes}, is_training=False)
+    try:
+        transform: Transform = create_transform(
+            **{**resolve_model_data_config(model, args=arguments), **changes}, is_training=False
+        )
+    except Exception as error:  # whatever timm meets in a configuration that it cannot use
+        raise PruneError(f"the preprocessing of {type(model).__name__} cannot be made: {one_line(error)}") from error
     return transform
 
 
@@ -328,7 +338,10 @@ def real_names(names: list[str]) -> list[str] | None:
 def finish(name: str, model: nn.Module, transform: Transform, classes: list[str] | None) -> Loaded:
     """Put the parts together; image_size is what the transform makes of a picture. Raises PruneError for a transform of several sizes
     or of numbers that are not finite."""
-    made = [transform(Image.new("RGB", size, "gray")) for size in ((320, 240), (240, 320))]
+    try:
+        made = [transform(Image.new("RGB", size, "gray")) for size in ((320, 240), (240, 320))]
+    except Exception as error:  # whatever a processor meets in a configuration that it cannot use
+        raise PruneError(f"the preprocessing of {name} fails: {one_line(error)}; look at its configuration") from error
     if not all(isinstance(image, Tensor) for image in made):
         raise PruneError(f"the preprocessing of {name} makes {type(made[0]).__name__} of a picture; a tensor [3, H, W] is needed")
     if not all(image.isfinite().all() for image in made):
