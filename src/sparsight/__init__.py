@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .prune import Handle, families, prune
     from .recipe import Recipe
     from .registry import methods, parse, register_family
+    from .speed.compile import compile
     from .speed.macs import macs
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Reduced": "apply",
     "calibrate": "look.calibrate",
+    "compile": "speed.compile",
     "families": "prune",
     "macs": "speed.macs",
     "methods": "registry",
@@ -41,7 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Handle", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "families", "macs", "methods", "parse", "prune", "reduce",
+    "Handle", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "macs", "methods", "parse", "prune", "reduce",
     "register_family", "register_score",
 ]  # fmt: skip
 

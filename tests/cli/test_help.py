@@ -6,11 +6,12 @@ import pytest
 import typer
 from typer.main import get_command
 
+from sparsight.cli.macs import sort_out
 from sparsight.cli.main import app
 from sparsight.cli.words import one_model
 
 PROGRAM = get_command(app)
-VERBS = sorted(set(PROGRAM.commands) - {"bench", "export", "macs"})
+VERBS = sorted(PROGRAM.commands)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -29,13 +30,26 @@ def values(verb, *words):
     return PROGRAM.commands[verb].make_context(verb, list(words)).params
 
 
-@pytest.mark.parametrize("verb", ["compare", "evaluate", "robustness", "analyse", "rank", "calibrate", "evaluate-vlm", "bench-vlm"])
+@pytest.mark.parametrize(
+    "verb", ["compare", "evaluate", "robustness", "analyse", "rank", "calibrate", "evaluate-vlm", "bench", "bench-vlm", "export"]
+)
 def test_a_model_is_a_word_or_an_option(verb):
     needed = {"rank": ["--data", "D"], "calibrate": ["--data", "D"], "evaluate-vlm": ["--tasks", "pope"]}.get(verb, [])
     found = values(verb, "some_model", *needed)
     assert one_model(found["word"], found["model"]) == "some_model"
     found = values(verb, "--model", "some_model", *needed)
     assert one_model(found["word"], found["model"]) == "some_model"
+
+
+def test_macs_takes_words_and_options():
+    for words, model, recipe, wanted in (
+        (["m", "r"], None, None, ("m", "r")), (["r"], None, None, ("demo", "r")), (["r"], "m", None, ("m", "r")),
+        (["m"], None, "r", ("m", "r")), ([], "m", "r", ("m", "r")),
+    ):  # fmt: skip
+        assert sort_out(words, model, recipe) == wanted
+    for words in ([], ["m", "r", "more"]):
+        with pytest.raises(typer.BadParameter):
+            sort_out(words, None, None)
 
 
 def test_two_models_or_none():
@@ -46,7 +60,7 @@ def test_two_models_or_none():
         one_model(None, None, None)
 
 
-@pytest.mark.parametrize("verb", ["rank", "calibrate", "bench-vlm"])
+@pytest.mark.parametrize("verb", ["rank", "calibrate", "bench", "bench-vlm", "export"])
 def test_images_are_data_everywhere_and_the_old_word_works(verb):
     assert values(verb, "--data", "D")["data"] == values(verb, "--images", "D")["data"]
 

@@ -17,7 +17,6 @@ from sparsight.runs.comparison import UNPRUNED
 from sparsight.runs.sweep import Step
 from sparsight.speed.bench import bench
 from sparsight.speed.bench_result import Bench, BenchRow, Timing
-from sparsight.speed.timing import GAINS
 
 SIDE = 32
 RECIPES = ("col_ln:keep=0.5,layers=0/1", "tome:remove=3,layers=1")
@@ -62,9 +61,8 @@ def test_model_is_as_it_was(loaded: Loaded, done: tuple[Bench, Path]) -> None:
 def test_file_and_page(done: tuple[Bench, Path]) -> None:
     result, out = done
     assert Bench.load(out) == result
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text().replace("<wbr>", "")
     assert all(recipe in page for recipe in RECIPES)
-    assert GAINS in page, "readers learn what is not due to fewer tokens"
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
@@ -76,11 +74,13 @@ def test_finished_rows_are_taken_up(loaded: Loaded, done: tuple[Bench, Path]) ->
     assert [step.restored for step in heard if step.row is not None] == [True, True, True, False]
 
 
-def test_compiled_engine(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine that is compiled runs; inductor itself is left to the benchmark, it needs a C++ compiler and time."""
+@pytest.mark.parametrize("backend", ["inductor", "onnxruntime-int8", "openvino"])
+def test_engines(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Compiled engines run beside the unpruned model in the same engine; inductor itself needs a C++ compiler and time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    result = bench(loaded, RECIPES[:1], tmp_path, backends=("compile",), batch_sizes=(2,), seconds=0.0)
-    assert [row.backend for row in result.rows] == ["compile", "compile"]
+    result = bench(loaded, RECIPES[:1], tmp_path, backends=(backend,), batch_sizes=(2, 1), seconds=0.0)
+    assert [row.backend for row in result.rows] == ["compile" if backend == "inductor" else backend] * 2
+    assert result.rows[1].tokens == [8, 4]
     assert result.rows[1].peak_memory is None
 
 
@@ -88,6 +88,7 @@ def test_numbers_of_a_row() -> None:
     timing = Timing(4, [1.0, 2.0, 3.0], [2.0, 4.0, 12.0])
     row = BenchRow("r", "fp32", "eager", [], 10, 4.0, [Timing(1, [1.0, 1.0], [1.0, 1.0]), timing], None, None)
     assert timing.speedup.median == 2
+    assert (timing.seconds, timing.unpruned) == (2, 4)
     assert timing.images_per_second == 2
     assert row.throughput is timing
     assert row.share(timing) == 0.5
@@ -100,6 +101,7 @@ def test_numbers_of_a_row() -> None:
         ({"backends": ("tensorrt",)}, "choose eager, compile, onnxruntime"),
         ({"precisions": ("int4",)}, "choose fp32, bf16, fp16"),
         ({"backends": ("onnxruntime",), "precisions": ("bf16",)}, "add fp32"),
+        ({"backends": ("openvino",), "recipes": ("ats:keep=0.5,layers=1",)}, "openvino cannot hold"),
         ({"batch_sizes": (0,)}, "batch_size=0 must be at least 1"),
         ({"recipes": ("col_ln:layers=9",)}, "out of range"),
         ({"recipes": ("fastv:layer=2,keep=0.5",)}, "language model"),
@@ -118,12 +120,3 @@ def test_damaged_result(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(PruneError, match="no result of bench"):
         Bench.load(tmp_path)
-
-
-@pytest.mark.slow
-def test_many_compiled_recipes(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dynamo keeps eight graphs of one forward by default, and these are ten; what makes code of a graph does not matter here."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    recipes = [f"col_ln:keep=0.{digit},layers=0/1" for digit in (2, 4, 6, 8)]
-    found = bench(loaded, recipes, tmp_path, backends=("compile",), batch_sizes=(1, 2), seconds=0.0)
-    assert [row.tokens[0] for row in found.rows[1:]] == [4, 7, 10, 13]

@@ -1,6 +1,8 @@
-"""Exported files: the same logits and the same kept patches as PyTorch, at any batch size; nothing stays behind if it fails."""
+"""Exported files: the same logits and the same kept patches as PyTorch, at any batch size; what they say about themselves; nothing stays
+behind if it fails."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,13 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_tensor
+from torchvision.transforms.functional import normalize, to_tensor
 
 import sparsight
 from sparsight.errors import PruneError
 from sparsight.load.models import Loaded
-from sparsight.speed.export import check_target, export
-from sparsight.speed.runtimes import open_exported
+from sparsight.speed.engines import open_exported
+from sparsight.speed.export import check_target, export, metadata
 
 SIDE = 32
 
@@ -25,11 +27,11 @@ def small(image: Image.Image) -> Tensor:
 
 
 def timm_vit() -> nn.Module:
-    return timm.create_model("vit_tiny_patch16_224", img_size=SIDE, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5)
+    return timm.create_model("vit_tiny_patch16_224", img_size=SIDE, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5)
 
 
 def hf_vit() -> nn.Module:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.ViTConfig(**sizes, image_size=SIDE, patch_size=8, num_labels=5)
     return transformers.ViTForImageClassification(config)
 
@@ -80,6 +82,45 @@ def test_torch_export_equals_pytorch(loaded: Loaded, tmp_path: Path) -> None:
     assert torch.allclose(wanted[0], got[0], atol=1e-4)
 
 
+def test_openvino_equals_pytorch(loaded: Loaded, tmp_path: Path) -> None:
+    recipe = "evit:keep=0.6,layers=0/1"
+    done = export(loaded, recipe, tmp_path / "m.xml", format="openvino", limit=4, kept=True)
+    assert done.outputs == ["logits", "kept_0", "kept_1"]
+    assert done.bytes == sum((tmp_path / name).stat().st_size for name in ("m.xml", "m.bin"))
+    wanted, got = both(loaded, recipe, tmp_path / "m.xml")
+    assert torch.allclose(wanted[0], got[0], atol=1e-5), "float32, also on a CPU that could do bf16"
+    assert all(torch.equal(a, b) for a, b in zip(wanted[1:], got[1:], strict=True))
+    export(loaded, recipe, tmp_path / "m.xml", format="openvino", limit=4)
+    assert len(open_exported(tmp_path / "m.xml")(torch.rand(2, 3, SIDE, SIDE))) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+
+
+FILES = {"onnx": "m.onnx", "openvino": "m.xml", "torch-export": "m.pt2"}
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_files_say_what_they_are(loaded: Loaded, format: str, tmp_path: Path) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    classes = ['a "quoted" one', "<b> & c", "d\u00fc", "e.f", ""]
+    normal = replace(loaded, transform=lambda image: normalize(small(image), mean, std), classes=classes)
+    file = tmp_path / FILES[format]
+    export(normal, "col_ln:keep=0.6,layers=1", file, format=format, limit=2)  # type: ignore[arg-type]
+    session = open_exported(file)
+    assert session.size == (3, SIDE, SIDE)
+    found = session.metadata
+    assert found.pop("mean") == pytest.approx(mean, abs=1e-4)
+    assert found.pop("std") == pytest.approx(std, abs=1e-4)
+    assert found == {"sparsight": sparsight.__version__, "model": "tiny", "recipe": "col_ln:keep=0.6,layers=1",
+                     "image_size": [SIDE, SIDE], "classes": classes}  # fmt: skip
+    with pytest.raises(PruneError, match=r"images \[B, 3, 32, 32\], got \[1, 3, 40, 40\]"):
+        session(torch.rand(1, 3, 40, 40))
+
+
+def test_preprocessing_that_is_no_normalisation_has_no_mean(loaded: Loaded) -> None:
+    odd = replace(loaded, transform=lambda image: small(image).square())
+    assert (metadata(odd, None)["mean"], metadata(odd, None)["std"]) == (None, None)
+
+
 def test_int8_is_near(loaded: Loaded, tmp_path: Path) -> None:
     """Quantised weights change the outputs, but not by much; the model itself is as it was."""
     images = torch.rand(2, 3, SIDE, SIDE)
@@ -88,6 +129,7 @@ def test_int8_is_near(loaded: Loaded, tmp_path: Path) -> None:
         done = export(loaded, None, tmp_path / "q.onnx", limit=4, int8=True)
         assert torch.equal(loaded.model(images), before)
     assert 1e-5 * done.scale < done.difference < 0.2 * done.scale
+    assert open_exported(tmp_path / "q.onnx").metadata["recipe"] == "unpruned"
 
 
 def test_wrong_output_is_refused(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +145,9 @@ def test_wrong_output_is_refused(loaded: Loaded, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "tflite"}, "choose onnx or torch-export"),
+        ({"format": "tflite"}, "choose onnx, openvino, torch-export"),
         ({"format": "torch-export", "int8": True, "out": "m.pt2"}, "int8 is for format onnx"),
+        ({"format": "openvino", "int8": True, "out": "m.xml"}, "nncf"),
         ({"out": "m.bin"}, r"must end in \.onnx"),
         ({"out": "nowhere/m.onnx"}, "cannot be written"),
         ({"recipe": "fastv:layer=2,keep=0.5"}, "no decoder"),
@@ -129,17 +172,33 @@ def test_name_of_the_file_follows_the_model() -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"nonsense")
     (tmp_path / "m.pt2").write_bytes(b"nonsense")
-    for name, message in (("m.onnx", "onnxruntime"), ("m.pt2", "torch.export"), ("no.onnx", "no file"), ("", "no file")):
+    (tmp_path / "m.xml").write_bytes(b"nonsense")
+    for name, message in (
+        ("m.onnx", "onnxruntime"),
+        ("m.xml", "OpenVINO"),
+        ("m.pt2", "torch.export"),
+        ("no.onnx", "no file"),
+        ("", "no file"),
+    ):
         with pytest.raises(PruneError, match=message):
             open_exported(tmp_path / name)
 
 
-def test_distances_in_onnx(loaded: Loaded, tmp_path: Path) -> None:
-    """Clustering needs the stable sort and the distances that the exporter does not know by itself."""
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_distances_and_ties(loaded: Loaded, format: str, tmp_path: Path) -> None:
+    """Clustering needs distances and stable sorts that exporters do not know by themselves; all patches of a blank image are alike."""
     recipe = "dpc_knn:keep=0.6,layers=1"
-    assert export(loaded, recipe, tmp_path / "m.onnx", limit=4).same_kept == 1
-    wanted, got = both(loaded, recipe, tmp_path / "m.onnx")
+    assert export(loaded, recipe, tmp_path / FILES[format], format=format, limit=4).same_kept == 1  # type: ignore[arg-type]
+    wanted, got = both(loaded, recipe, tmp_path / FILES[format])
     assert torch.allclose(wanted[0], got[0], atol=1e-4)
+    nn.init.zeros_(loaded.model.pos_embed)  # type: ignore[arg-type]
+    recipe = "similarity:keep=0.5,layers=0/1"
+    export(loaded, recipe, tmp_path / FILES[format], format=format, limit=4, kept=True)  # type: ignore[arg-type]
+    blank = torch.ones(3, 3, SIDE, SIDE)
+    with torch.no_grad(), sparsight.prune(loaded.model, recipe) as handle:
+        loaded.model(blank)
+        kept = [plan.keep for plan in handle.sources()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, open_exported(tmp_path / FILES[format])(blank)[1:], strict=True))
 
 
 def test_adaptive_counts_are_refused(loaded: Loaded, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torchvision.transforms.functional import to_tensor
 
 import sparsight
 from sparsight.load.models import Loaded
+from sparsight.speed.engines import open_exported
 from sparsight.speed.export import export
-from sparsight.speed.runtimes import open_exported
 
 SIDE = 32
 RECIPE = "col_ln:keep=0.6,layers=0/1"
@@ -53,7 +53,10 @@ def logits(out: object) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize(("format", "ending"), [("onnx", "onnx"), ("torch-export", "pt2")])
+pytestmark = pytest.mark.product
+
+
+@pytest.mark.parametrize(("format", "ending"), [("onnx", "onnx"), ("openvino", "xml"), ("torch-export", "pt2")])
 @pytest.mark.parametrize("name", MODELS)
 def test_same_as_pytorch(name: str, format: str, ending: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -7,16 +7,21 @@ from typing import Annotated
 
 import typer
 
+from .words import Vision, Word, one_model
+
 
 def bench(
-    model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
+    word: Word = None,
+    model: Vision = None,
     recipe: Annotated[
         list[str] | None, typer.Option(help="Recipe; may be given several times. [default: eight usual ones]")
     ] = None,
-    backend: Annotated[str, typer.Option(help="eager, compile, onnxruntime, onnxruntime-int8, joined by commas.")] = "eager",
+    backend: Annotated[
+        str, typer.Option(help="eager, compile, onnxruntime, onnxruntime-int8, openvino, joined by commas.")
+    ] = "eager",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, joined by commas.")] = "fp32",
     batch_size: Annotated[str, typer.Option(help="Images per forward, joined by commas. [default: 1,8,32]")] = "",
-    data: Annotated[Path | None, typer.Option(help="Folder of images. [default: the embedded ones]")] = None,
+    data: Annotated[Path | None, typer.Option("--data", "--images", help="Folder of images. [default: the embedded ones]")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for the paired runs at each batch size. [default: 4]")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer recipes, batches and runs: about two minutes.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -25,6 +30,11 @@ def bench(
     """Time recipes in every engine (precision x backend), beside the unpruned model in the same engine.
 
     Interrupted and started again with the same arguments, it goes on after the last finished row.
+
+    \b
+    Examples:
+      sparsight bench --quick
+      sparsight bench --backend eager,openvino --recipe col_ln:keep=0.7,layers=3/6/9 --batch-size 1,16
     """
     from ..speed.bench import bench as measure
     from .compare import items
@@ -37,7 +47,7 @@ def bench(
         raise typer.BadParameter(f"--batch-size {batch_size}: give whole numbers joined by commas, such as 1,32") from None
     with Watch(out) as watch:
         done = measure(
-            model, recipe or (), out, backends=items(backend), precisions=items(precision), batch_sizes=sizes, data=data,
+            one_model(word, model), recipe or (), out, backends=items(backend), precisions=items(precision), batch_sizes=sizes, data=data,
             seconds=seconds, quick=quick, device=device, listen=watch,
         )  # fmt: skip
     print_bench(done, out)

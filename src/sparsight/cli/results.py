@@ -39,7 +39,8 @@ ROBUSTNESS = (
     Column("rank", 4), Column("rank diff.", 5), Column("rel. %", 3), Column("kept again %", 2),
 )  # fmt: skip
 BENCH = (
-    Column("recipe", name=True), Column("engine", 4, name=True), Column("MACs x", 2), Column("p50 ms"), Column("p95 ms", 8),
+    Column("recipe", name=True), Column("engine", 4, name=True), Column("MACs x", 2), Column("p50 ms", 1), Column("unpruned", 1),
+    Column("p95 ms", 8),
     Column("speed-up"), Column("quartiles", 10), Column("of MACs", 6), Column("img/s", 3), Column("at batch", 3),
     Column("speed-up there", 3), Column("quartiles there", 10), Column("of MACs there", 5), Column("sites %", 9), Column("MB", 7),
 )  # fmt: skip
@@ -125,7 +126,8 @@ def print_bench(done: Bench, out: Path) -> None:
     for row in done.rows:
         one, best = row.latency, row.throughput
         lines.append([
-            row.recipe, f"{row.backend} {row.precision}", f"{row.mac_ratio:.2f}", f"{1e3 * one.seconds:.1f}", f"{1e3 * one.p95:.1f}",
+            row.recipe, f"{row.backend} {row.precision}", f"{row.mac_ratio:.2f}", f"{1e3 * one.seconds:.1f}",
+            f"{1e3 * one.unpruned:.1f}", f"{1e3 * one.p95:.1f}",
             f"{one.speedup.median:.2f}", quartiles(one.speedup), f"{row.share(one):.2f}", f"{best.images_per_second:.1f}",
             str(best.batch), f"{best.speedup.median:.2f}", quartiles(best.speedup), f"{row.share(best):.2f}",
             "-" if row.site_share is None else f"{100 * row.site_share:.0f}",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +16,34 @@ from torch import Tensor, nn
 from ..data.images import Folder, batches, open_folder
 from ..demo import demo_images
 from ..errors import PruneError
-from ..load.models import Loaded, load_model
-from ..prune import Handle, family_of, plan_sites, resolve
+from ..load.models import Loaded, load_model, twin
+from ..prune import Handle, family_of, plan_sites, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
 from ..runs.store import ResultStore, claim, digest, fingerprint_model, release, write_text
 from ..runs.sweep import Listener, Step, ignore
 from .bench_result import Bench, BenchRow, Timing
-from .engines import build, check_backends, quiet
+from .compile import Compiled, check_engine, compile
 from .macs import macs, mean_counts
-from .site_cost import site_share
-from .timing import Forward, memory_method, peak_memory, race
+from .timing import memory_method, peak_memory, race, site_share
 
 USUAL = ("class_attention", "col_ln", "evit", "tome")
 BUDGETS = ("keep=0.7,layers=3/6/9", "keep=0.5,layers=3/6/9")
 BATCHES = (1, 8, 32)
 QUICK_BATCHES = (1, 8)
 QUICK_RECIPES = ("class_attention:keep=0.7", "col_ln:keep=0.7", "col_ln:keep=0.5")
+
+BACKENDS = {
+    "eager": "the model as it is",
+    "compile": "torch.compile, that is sparsight.compile(engine='inductor')",
+    "onnxruntime": "sparsight.compile(engine='onnxruntime')",
+    "onnxruntime-int8": "the same with int8 weights in the matrix products",
+    "openvino": "sparsight.compile(engine='openvino')",
+}
+ENGINES = {"compile": "inductor", "onnxruntime": "onnxruntime", "onnxruntime-int8": "onnxruntime", "openvino": "openvino"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+"""Names of OpenVINO's precisions."""
 
 
 def bench(
@@ -59,7 +71,8 @@ def bench(
     sizes = sorted(set(batch_sizes or (QUICK_BATCHES if quick else BATCHES)))
     lasting = seconds if seconds is not None else 1.0 if quick else 4.0
     found = [check_settings(Settings(sizes[0], precision, device, 0, lasting), 0) for precision in dict.fromkeys(precisions)]
-    check_backends(list(backends), list(precisions), found[0].device)
+    backends = ["compile" if name == "inductor" else name for name in backends]
+    check_backends(backends, list(precisions), found[0].device, wanted)
     folder = open_folder(demo_images() if data is None else data, sizes[-1])
     made = claim(Path(out).expanduser())
     try:
@@ -80,6 +93,26 @@ def spell(recipes: Sequence[str | Recipe], quick: bool) -> list[Recipe]:
     """The recipes, each once; the usual ones if there are none."""
     usual = QUICK_RECIPES if quick else [f"{name}:{budget}" for budget in BUDGETS for name in USUAL]
     return list({str(found): found for found in (resolve(recipe, {}) for recipe in recipes or usual)}.values())
+
+
+def check_backends(backends: Sequence[str], precisions: Sequence[str], device: str, recipes: Sequence[Recipe]) -> None:
+    """Raise a PruneError for names that are not known and combinations that cannot run."""
+    unknown = [name for name in backends if name not in BACKENDS]
+    if unknown:
+        raise PruneError(f"backend {', '.join(unknown)} is not known; choose {', '.join(BACKENDS)}")
+    for name in backends:
+        if name in ("eager", "compile"):
+            continue
+        check_engine(ENGINES[name], None)
+        if name != "openvino" and "fp32" not in precisions:
+            raise PruneError(f"{name} runs fp32 files; add fp32 to the precisions, or leave it out")
+        if device != "cpu":
+            raise PruneError(f"{name} is timed on the CPU only; give device=cpu, or leave it out")
+        for recipe in recipes:
+            if recipe.adaptive:
+                raise PruneError(
+                    f"{recipe} keeps another number of tokens in every image, which {name} cannot hold; leave one of them out"
+                )
 
 
 def pairs(settings: Sequence[Settings], backends: Sequence[str]) -> list[tuple[str, str]]:
@@ -144,24 +177,30 @@ class Job:
         return done
 
     def engine(self, recipe: Recipe | None, precision: str, backend: str) -> Engine:
-        """The model on its device in its precision, built for the backend."""
-        model = self.loaded.model
-        if precision != "fp32" or self.settings.device != "cpu":
-            model = copy.deepcopy(model).to(self.settings.device, PRECISIONS[precision])
-        return Engine(precision, backend, *build(replace(self.loaded, model=model.eval()), recipe, backend, self.out))
+        """The model, pruned, on its device and in its precision, in the engine of the backend."""
+        cast = precision != "fp32" and backend != "openvino"
+        model = copy.deepcopy(self.loaded.model) if cast or self.settings.device != "cpu" else twin(self.loaded.model)
+        model = model.to(self.settings.device, PRECISIONS[precision] if cast else None).eval()
+        # what a learned method has learned does not change its speed
+        handle = None if recipe is None else prune(model, recipe, weights="random" if recipe.weights and not recipe.file else None)
+        if backend == "eager":
+            return Engine(precision, backend, model, handle)
+        images = self.images[: self.sizes[0]].to(next(model.parameters()))
+        hint = "int8" if backend.endswith("int8") else HINTS[precision] if backend == "openvino" else None
+        return Engine(precision, backend, compile(model, images, ENGINES[backend], precision=hint, batch_sizes=self.sizes), None)
 
     def measure(self, recipe: Recipe | None, base: Engine, whole: int, step: Callable[[float], object]) -> BenchRow:
         """One row: all batch sizes, then what can be seen inside."""
         mine = base if recipe is None else self.engine(recipe, base.precision, base.backend)
-        images = self.images.to(self.settings.device, PRECISIONS[base.precision])
+        images = self.images.to(self.settings.device, torch.float32 if base.backend == "openvino" else PRECISIONS[base.precision])
         timings = []
         for index, size in enumerate(self.sizes):
-            with quiet(base.backend):
+            with torch.inference_mode() if base.backend == "eager" else nullcontext():
                 found = race(base.run, mine.run, images[:size], self.settings.seconds)
             timings.append(Timing(size, found.second, found.first))
             step((index + 1) / (len(self.sizes) + 1))
         inside = mine.look(images)
-        tokens = [] if mine.handle is None else mean_counts(mine.handle.counts)
+        tokens = mean_counts(mine.counts)
         work = macs(self.loaded.model, recipe, self.loaded.image_size, counts=tokens)
         return BenchRow(
             UNPRUNED if recipe is None else str(recipe), base.precision, base.backend, tokens, work, whole / work, timings, *inside
@@ -193,18 +232,23 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A way to run the model, and where it is plain PyTorch the module and its handle."""
+    """A way to run the model: itself with its handle, or compiled."""
 
     precision: str
     backend: str
-    run: Forward
-    module: nn.Module | None
+    run: nn.Module | Compiled
     handle: Handle | None
+
+    @property
+    def counts(self) -> list[Any]:
+        """Tokens after each site in the last forward."""
+        if isinstance(self.run, Compiled):
+            return self.run.counts
+        return [] if self.handle is None else self.handle.counts
 
     def look(self, images: Tensor) -> tuple[int | None, float | None]:
         """Peak memory, and the sites' share of their blocks' time; None where nothing can be seen."""
-        if self.module is None or self.backend != "eager":
+        if isinstance(self.run, Compiled):
             return None, None
         with torch.inference_mode():
-            memory = peak_memory(self.module, images, 0 if self.handle is None else self.handle.packed)
-            return memory, None if self.handle is None else site_share(self.module, self.handle, images)
+            return peak_memory(self.run, images), None if self.handle is None else site_share(self.run, self.handle, images)

@@ -27,6 +27,11 @@ class Timing:
         return statistics.median(self.runs)
 
     @property
+    def unpruned(self) -> float:
+        """Seconds of the unpruned forwards beside."""
+        return statistics.median(self.beside)
+
+    @property
     def images_per_second(self) -> float:
         return self.batch / self.seconds
 
@@ -40,7 +45,7 @@ class Timing:
         return spread(before / after for before, after in zip(self.beside, self.runs, strict=True))
 
     def __str__(self) -> str:
-        return f"batch {self.batch}: {1e3 * self.seconds:.1f} ms, {self.images_per_second:.1f} images/s, speed-up {self.speedup}"
+        return f"batch {self.batch}: {1e3 * self.seconds:.1f} ms ({1e3 * self.unpruned:.1f} unpruned), {self.images_per_second:.1f} images/s, speed-up {self.speedup}"
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,14 @@ class BenchRow:
     def __str__(self) -> str:
         return (
             f"{self.recipe}, {self.precision}, {self.backend}: {1e3 * self.latency.seconds:.1f} ms at batch {self.latency.batch} (p95 "
-            f"{1e3 * self.latency.p95:.1f}), {self.throughput.images_per_second:.1f} images/s at batch {self.throughput.batch}, speed-up "
+            f"{1e3 * self.latency.p95:.1f}, unpruned {1e3 * self.latency.unpruned:.1f}), {self.throughput.images_per_second:.1f} images/s at batch {self.throughput.batch}, speed-up "
             f"{self.latency.speedup.median:.2f} and {self.throughput.speedup.median:.2f} of {self.mac_ratio:.2f} in MACs"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, and what follows from it for readers of the file."""
         summary = [
-            {"batch": t.batch, "p50": t.seconds, "p95": t.p95, "images_per_second": t.images_per_second, "speedup": asdict(t.speedup),
+            {"batch": t.batch, "p50": t.seconds, "p95": t.p95, "unpruned_p50": t.unpruned, "images_per_second": t.images_per_second, "speedup": asdict(t.speedup),
              "share": self.share(t)}
             for t in self.timings
         ]  # fmt: skip

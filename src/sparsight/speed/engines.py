@@ -1,80 +1,184 @@
-"""Ways to run an image model: eagerly, compiled, as an ONNX file, as an int8 ONNX file."""
+"""Exported models as functions of images: onnxruntime, OpenVINO, torch.export."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import importlib
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ..errors import PruneError
-from ..load.models import Loaded, twin
-from ..prune import Handle, prune
-from ..recipe import Recipe
-from .export import export
-from .runtimes import need_module, open_exported
-from .timing import Forward
 
-BACKENDS = {
-    "eager": "the model as it is",
-    "compile": "torch.compile(fullgraph=True)",
-    "onnxruntime": "an ONNX file made by sparsight export",
-    "onnxruntime-int8": "the same with int8 weights in the matrix products",
-}
+Runner = Callable[[Tensor], list[Tensor]]
+"""Images [B, 3, H, W] -> the outputs of an exported model."""
 
-GRAPHS = 1024
-"""How many graphs torch.compile may keep of one forward, in place of 8: each recipe and batch size has its own. The setting goes by its
-older name, which every torch knows."""
+EXTRA = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino"}
+
+SECTION = "sparsight"
+"""Under this name a file keeps its metadata."""
 
 
-def check_backends(backends: list[str], precisions: list[str], device: str) -> None:
-    """Raise a PruneError for names that are not known and combinations that cannot run."""
-    unknown = [name for name in backends if name not in BACKENDS]
-    if unknown:
-        raise PruneError(f"backend {', '.join(unknown)} is not known; choose {', '.join(BACKENDS)}")
-    by_file = [name for name in backends if name.startswith("onnx")]
-    if by_file:
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            need_module(name)
-        if "fp32" not in precisions:
-            raise PruneError(f"{by_file[0]} runs fp32 files; add fp32 to the precisions, or leave it out")
-        if device != "cpu":
-            raise PruneError(f"{by_file[0]} is timed on the CPU only; give device=cpu, or leave it out")
+@dataclass(frozen=True, eq=False)
+class Session:
+    """An exported model, ready to run: images [B, 3, H, W] float32 -> its outputs. May be called by several threads at once.
+
+    metadata: what `sparsight export` wrote into the file (sparsight, recipe, model, image_size, mean, std, classes, outputs); empty if
+    others made it.
+    """
+
+    engine: str
+    size: tuple[int, ...]
+    run: Runner = field(repr=False)
+    metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        check_images(images, self.size)
+        return [found.to(images.device) for found in self.run(images)]
 
 
-def build(loaded: Loaded, recipe: Recipe | None, backend: str, folder: Path) -> tuple[Forward, nn.Module | None, Handle | None]:
-    """The engine, and where it is PyTorch's own the module and its handle. Exported files are kept in the folder."""
-    if backend.startswith("onnxruntime"):
-        return exported(loaded, recipe, backend.endswith("int8"), folder), None, None
-    model = twin(loaded.model)
-    # what a learned method has learned does not change its speed
-    handle = None if recipe is None else prune(model, recipe, weights="random" if recipe.weights and not recipe.file else None)
-    run: Forward = torch.compile(model, fullgraph=True) if backend == "compile" else model
-    return run, model, handle
+def check_images(images: Tensor, size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """Raise a PruneError for anything but a batch of images of this size (3, H, W) and type."""
+    if not isinstance(images, Tensor) or images.dim() != 4 or tuple(images.shape[1:]) != size or not len(images):
+        found = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        wanted = ", ".join(map(str, ("B", *size)))
+        raise PruneError(f"this model was compiled for images [{wanted}], got {found}; resize them, or compile it for that size")
+    if images.dtype != dtype:
+        raise PruneError(f"this model takes images in {dtype}, got {images.dtype}; give images.to({dtype})")
 
 
-def exported(loaded: Loaded, recipe: Recipe | None, int8: bool, folder: Path) -> Forward:
-    """A session on a file of its own, gone as soon as the session has read it."""
-    file = folder / "engine.onnx"
+def need_module(name: str) -> None:
+    """Raise a PruneError that names the install command if the module is missing."""
     try:
-        export(loaded, recipe, file, int8=int8)
-        run = open_exported(file)
-    finally:
-        file.unlink(missing_ok=True)
-        file.with_name(f"{file.name}.data").unlink(missing_ok=True)
-    return run
+        importlib.import_module(name)
+    except ImportError:
+        raise PruneError(f"{name} is needed here; install it with: pip install 'sparsight[{EXTRA[name]}]'") from None
 
 
-@contextmanager
-def quiet(backend: str) -> Iterator[None]:
-    """Where engines run: without gradients. A compiled graph for inference tensors differs from the one without gradients."""
-    if backend == "compile":
-        from torch._dynamo import config
+def open_exported(file: str | Path, threads: int = 0) -> Session:
+    """An exported file as a function, by its ending (.onnx, .xml of OpenVINO, or .pt2), with its metadata.
 
-        with torch.no_grad(), config.patch(cache_size_limit=GRAPHS):
-            yield
-    else:
-        with torch.inference_mode() if backend == "eager" else nullcontext():
-            yield
+    threads 0 = as many as torch uses. OpenVINO computes in float32. Raises PruneError for a file that is missing or cannot be read.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise PruneError(f"no file {path}; make one with sparsight export")
+    if path.suffix == ".onnx":
+        return open_onnx(path, threads)
+    if path.suffix == ".xml":
+        return open_openvino(path, threads)
+    if path.suffix == ".pt2":
+        return open_program(path)
+    raise PruneError(f"{path} is no exported model; expected .onnx, .xml or .pt2")
+
+
+def open_onnx(path: Path, threads: int = 0) -> Session:
+    """An onnxruntime session on the GPU if there is one, else on the CPU."""
+    need_module("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    able = onnxruntime.get_available_providers()
+    wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in able]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+    except Exception as error:
+        raise PruneError(f"{path} cannot be read by onnxruntime: {str(error).splitlines()[0]}") from None
+    entry = session.get_inputs()[0]
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(found) for found in session.run(None, {entry.name: as_array(images)})]
+
+    kept = session.get_modelmeta().custom_metadata_map
+    found = {name.partition(".")[2]: json.loads(text) for name, text in kept.items() if name.startswith(f"{SECTION}.")}
+    return Session("onnxruntime", tuple(entry.shape[1:]), run, found)
+
+
+def open_openvino(path: Path, threads: int = 0) -> Session:
+    """A file of OpenVINO's, an .xml with its .bin beside it, in float32."""
+    need_module("openvino")
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(path)
+    except Exception as error:
+        raise PruneError(f"{path} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
+    found = {}
+    if model.has_rt_info([SECTION]):
+        found = {name: json.loads(value.astype(str)) for name, value in model.get_rt_info([SECTION]).astype(dict).items()}
+    size = tuple(int(length.get_length()) for length in list(model.inputs[0].partial_shape)[1:])
+    return Session("openvino", size, OpenVINO(model, threads=threads), found)
+
+
+class OpenVINO:
+    """A model of OpenVINO's on the CPU: a graph of its own for each of the given batch sizes, one with a free batch size for the others."""
+
+    def __init__(self, model: Any, batch_sizes: Iterable[int] = (), precision: str = "f32", threads: int = 0) -> None:
+        self.model = model
+        self.batch_sizes = frozenset(batch_sizes)
+        # on CPUs with AMX the default would be bf16, which changes kept tokens
+        self.settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        }
+        self.graphs: dict[int, tuple[Any, list[Any]]] = {}
+        self.lock = threading.Lock()
+
+    def graph(self, batch: int) -> tuple[Any, list[Any]]:
+        """The compiled graph for a batch size, and its requests that nobody is using."""
+        import openvino
+
+        batch = batch if batch in self.batch_sizes else -1
+        with self.lock:
+            if batch not in self.graphs:
+                model = self.model.clone()
+                model.reshape([batch, *list(model.inputs[0].partial_shape)[1:]])
+                self.graphs[batch] = openvino.Core().compile_model(model, "CPU", self.settings), []
+            return self.graphs[batch]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        graph, idle = self.graph(len(images))
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = graph.create_infer_request()
+        try:
+            found = request.infer({0: as_array(images)}, share_inputs=True, share_outputs=False)
+            return [torch.from_numpy(found[index]) for index in range(len(graph.outputs))]
+        finally:
+            idle.append(request)
+
+
+def as_array(images: Tensor) -> Any:
+    """The images as a NumPy array in one piece."""
+    return images.detach().cpu().contiguous().numpy()
+
+
+def open_program(path: Path) -> Session:
+    """A torch.export program."""
+    extra = {f"{SECTION}.json": ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except Exception as error:
+        raise PruneError(f"{path} cannot be read by torch.export: {str(error).splitlines()[0]}") from None
+    module = program.module()
+    entry = next(
+        node
+        for node in program.graph.nodes
+        if node.op == "placeholder" and "val" in node.meta and node.name == program.graph_signature.user_inputs[0]
+    )
+
+    def run(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(module(images))
+
+    found = json.loads(extra[f"{SECTION}.json"] or "{}")
+    return Session("torch-export", tuple(entry.meta["val"].shape[1:]), run, found)

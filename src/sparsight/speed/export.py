@@ -1,4 +1,4 @@
-"""export(model, recipe, out): a pruned model as one ONNX or torch.export file, checked on real images."""
+"""export(model, recipe, out): a pruned model as an ONNX, OpenVINO or torch.export file, checked on real images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from .. import __version__
 from ..data.images import open_folder
 from ..demo import demo_images
 from ..errors import PruneError
@@ -23,10 +25,11 @@ from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import versions_in_use
-from .runtimes import Runner, need_module, open_exported
-from .tracing import Format, quantise, strip, write_file
+from .engines import Runner, need_module, open_exported
+from .tracing import Format, quantise, save, strip, trace
 
-ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
+ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch-export": ()}
 
 TOLERANCE = 1e-4
 """Largest difference of an output that passes, as a share of the largest output (of 1 if that is smaller)."""
@@ -83,10 +86,11 @@ def export(
 ) -> Exported:
     """Write the pruned model (recipe None: the unpruned one) as a file that takes images [B, 3, H, W] float32 of any batch size.
 
-    out: the file, by default MODEL.onnx or MODEL.pt2. data: folder of images for the check, by default the embedded ones, at most
+    out: the file, by default MODEL.onnx, MODEL.xml (OpenVINO, with the weights in MODEL.bin) or MODEL.pt2. data: folder of images for the check, by default the embedded ones, at most
     `limit`. int8: weights of the matrix products quantised (ONNX only; onnxruntime's dynamic quantisation). kept: one more output
     per site, int64 [B, K], the kept patches as indices into the image's grid. The file appears only after it has passed the check:
-    the same outputs as PyTorch within 1e-4 at batch sizes 1 and more. listen: called with a word on what takes long, once the
+    the same outputs as PyTorch within 1e-4 at batch sizes 1 and more. It carries recipe, model, classes, image size, mean and std of the
+    preprocessing and the version of Sparsight (`open_exported(file).metadata`). listen: called with a word on what takes long, once the
     arguments have been checked. Raises PruneError.
     """
     check_format(format, int8)
@@ -99,8 +103,8 @@ def export(
         if listen is not None:
             listen(f"tracing {loaded.name}, half a minute or more ...")
         names = ["logits", *(f"kept_{site}" for site in sites)]
-        with torch.no_grad():
-            write_file(wrapper, images[:2], room / target.name, format, names)
+        program = trace(wrapper, images[:2])
+        save(program, room / target.name, format, names, metadata(loaded, recipe))
         found, names = finish(wrapper, room / target.name, images, names, int8, kept)
         size = sum(part.stat().st_size for part in room.iterdir())
         for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):
@@ -117,7 +121,7 @@ def finish(
     if int8:
         quantise(file)
     found = check(wrapper, open_exported(file), images, loose=int8)
-    if kept or len(names) == 1 or file.suffix != ENDINGS["onnx"]:
+    if kept or len(names) == 1 or file.suffix == ENDINGS["torch-export"]:
         return found, names
     strip(file)
     return found, names[:1]
@@ -135,11 +139,37 @@ def fixed(recipe: Recipe) -> Recipe:
 def check_format(format: str, int8: bool) -> None:
     """Raise a PruneError for a format that is not known or lacks a package."""
     if format not in ENDINGS:
-        raise PruneError(f"format={format!r} is not known; choose {' or '.join(ENDINGS)}")
+        raise PruneError(f"format={format!r} is not known; choose {', '.join(ENDINGS)}")
     if int8 and format != "onnx":
-        raise PruneError("int8 is for format onnx; quantise a torch.export file with torchao instead")
-    for name in ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ():
+        other = {"openvino": "an OpenVINO file with nncf", "torch-export": "a torch.export file with torchao"}[format]
+        raise PruneError(f"int8 is for format onnx; quantise {other} instead")
+    for name in NEEDED[format]:
         need_module(name)
+
+
+def metadata(loaded: Loaded, recipe: Recipe | None) -> dict[str, Any]:
+    """What a file says about itself; mean and std of the preprocessing only where it has some (of pixels from 0 to 1, channel by channel)."""
+    mean, std = normalisation(loaded)
+    return {
+        "sparsight": __version__,
+        "model": loaded.name,
+        "recipe": UNPRUNED if recipe is None else str(recipe),
+        "image_size": list(loaded.image_size),
+        "mean": mean,
+        "std": std,
+        "classes": loaded.classes,
+    }
+
+
+def normalisation(loaded: Loaded) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and std of the preprocessing, read off what it makes of black, grey and white; None where it is not (pixel - mean) / std."""
+    black, grey, white = (loaded.transform(Image.new("RGB", loaded.image_size[::-1], (level,) * 3)) for level in (0, 51, 255))
+    slope = (white - black)[:, 0, 0]
+    straight = torch.allclose(grey, black + 0.2 * (white - black), atol=1e-3)
+    flat = all(torch.allclose(image, image[:, :1, :1].expand_as(image), atol=1e-3) for image in (black, white))
+    if not (straight and flat and bool((slope > 0).all())):
+        return None, None
+    return [[round(float(value), 6) for value in found] for found in (-black[:, 0, 0] / slope, 1 / slope)]  # type: ignore[return-value]
 
 
 class WithKept(nn.Module):
@@ -234,8 +264,6 @@ def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tup
 
 def runtime_versions(format: Format) -> dict[str, str]:
     """Versions of what made the file, beside the model's."""
-    if format != "onnx":
-        return {}
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
+    return {name: version(name) for name in NEEDED[format]}

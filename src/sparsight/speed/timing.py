@@ -1,12 +1,14 @@
-"""Speed and memory of two ways to run the same batch: paired runs, median and quartiles."""
+"""Speed and memory of two ways to run the same batch: paired runs, median and quartiles; what the sites of a pruned model cost."""
 
 from __future__ import annotations
 
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..prune import Handle
 from ..runs.intervals import Spread as Spread
 from ..runs.intervals import spread as spread
 
@@ -22,23 +25,16 @@ Forward = Callable[[Tensor], object]
 LEAST, MOST = 6, 50
 """Pairs; both even, because the order within a pair alternates."""
 
-WARM, MOMENT = 12, 3.0
-"""Runs of each way before the first pair, or seconds after which fewer do: a pruned model packs weights in its second forward and records
-its blocks in its tenth."""
+WARM, MOMENT = 4, 3.0
+"""Runs of each way before the first pair, or seconds after which fewer do."""
 
 LONG = 60.0
 """Seconds after which two pairs are enough: whatever takes that long averages over what else the machine does."""
 
 MEMORY = {
     "cuda": "weights, batch and torch.cuda.max_memory_allocated during one forward",
-    "others": "weights, packed copies of them, batch and the tensors alive between the operations of one forward; scratch space inside an operation is not seen",
+    "others": "weights, batch and the tensors alive between the operations of one forward; scratch space inside an operation is not seen",
 }
-
-GAINS = (
-    "Part of the speed-up of an eager model on a CPU is not due to fewer tokens: pruned, it also runs its blocks with packed weights, large "
-    "batches in parts, and without calling every module. A recipe that drops nothing (random:keep=1.0 with the number of the last block as layers) shows how large that part is."
-)
-"""What readers of speed-ups on a CPU have to know."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +114,9 @@ def memory_method(device: str) -> str:
     return MEMORY["cuda" if torch.device(device).type == "cuda" else "others"]
 
 
-def peak_memory(model: nn.Module, images: Tensor, packed: int = 0) -> int:
-    """Bytes at the highest point of one forward, as `memory_method` says for the device; packed: what the model keeps besides its weights."""
-    resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes + packed
+def peak_memory(model: nn.Module, images: Tensor) -> int:
+    """Bytes at the highest point of one forward, as `memory_method` says for the device."""
+    resting: int = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + images.nbytes
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
         before = torch.cuda.memory_allocated(images.device)
@@ -164,3 +160,44 @@ def key(tensor: Tensor) -> int:
     """Identity of the tensor's storage."""
     identity: int = tensor.untyped_storage()._cdata
     return identity
+
+
+def site_share(module: nn.Module, handle: Handle, images: Tensor, rounds: int = 5) -> float:
+    """Part of the time of the blocks with sites that scoring, choosing and reducing takes: the median over some forwards."""
+    shares = []
+    with clocked(handle, images.device) as spent:
+        for _ in range(rounds):
+            spent.update(sites=0.0, blocks=0.0)
+            module(images)
+            shares.append(spent["sites"] / spent["blocks"])
+    return sorted(shares)[rounds // 2]
+
+
+@contextmanager
+def clocked(handle: Handle, device: torch.device) -> Iterator[dict[str, float]]:
+    """Seconds spent in the steps of the handle's sites and in the blocks around them, growing with every forward."""
+    spent = {"sites": 0.0, "blocks": 0.0}
+
+    def timed(work: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @wraps(work)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            kept: list[Any] = []
+            spent[name] += clock(lambda: kept.append(work(*args, **kwargs)), device)
+            return kept[0]
+
+        return run
+
+    blocks = {id(block): block for block in (handle.family.blocks[max(0, layer)] for layer in handle.layers)}.values()
+    forwards = [block.forward for block in blocks]
+    steps = [site.step for site in handle.sites]
+    try:
+        for site in handle.sites:
+            site.step = timed(site.step, "sites")
+        for block in blocks:
+            block.forward = timed(block.forward, "blocks")
+        yield spent
+    finally:
+        for site, step in zip(handle.sites, steps, strict=True):
+            site.step = step
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = forward
