@@ -40,7 +40,7 @@ def class_row(
     valid: Tensor | None = None,
     attended: Attended | None = None,
 ) -> Tensor:
-    """Attention that the class token (position 0) pays to every patch, of the softmax over all keys; not renormalised.
+    """Return the class token's (position 0) attention row over the patches, from the softmax over all keys, not renormalised.
     q, k [B, H, P+N, D] -> [B, H, N]. attended: may begin what norms of its columns go on with."""
     first = None
     if attended is not None and attended.takes(q, k, scale, 2, mask, valid):
@@ -54,14 +54,14 @@ def class_row(
 def query_rows(
     q: Tensor, k: Tensor, scale: float, index: Tensor, mask: Tensor | None = None, valid: Tensor | None = None
 ) -> Tensor:
-    """Softmax rows over all keys of the queries at positions `index` [T]; 0 for a query that may look at nothing. -> [B, H, T, P+N]"""
+    """Return the softmax rows of the queries at positions `index` [T]; fully masked queries give zeros. -> [B, H, T, P+N]"""
     valid = real(valid, k)
     mask = visible(q, k, mask, valid)
     return chosen_rows(q.index_select(2, index), k, scale, None if mask is None else mask.index_select(2, index))
 
 
 def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """Rows that are few enough to be made at once. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
+    """Compute a few softmax rows explicitly. q [B, H, T, D], mask [B, H, T, K] -> [B, H, T, K]"""
     rows = Work(exact(q), exact(k), scale).full_keys()
     logits = plain.products(rows.q * scale, rows.k)
     if mask is None:
@@ -85,7 +85,7 @@ def column_norm(
     valid: Tensor | None = None,
     attended: Attended | None = None,
 ) -> Tensor:
-    """p-norm of the attention column of every patch: ||A_:j||_p, columns not normalised. q, k [B, H, P+N, D] -> [B, N].
+    """Compute the p-norm of every patch's attention column, ||A_:j||_p, columns not normalised. q, k [B, H, P+N, D] -> [B, N].
 
     order: any number above 0, infinity too. heads: "mean" of the per-head norms, "joint" norm over heads and rows, norm of the
     "average" matrix. rows: query rows of the "patches" alone or of "all" tokens. diagonal: whether A_jj counts.
@@ -121,7 +121,7 @@ def column_mean(
     mask: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Mean attention that each patch receives from the rows that count, mean over heads. q, k [B, H, P+N, D] -> [B, N]."""
+    """Compute the mean attention that each patch receives from the chosen rows, averaged over heads. q, k [B, H, P+N, D] -> [B, N]."""
     start = prefix if rows == "patches" else 0
     valid = real(valid, k)
     count = q.shape[2] - start if valid is None else valid[:, start:].sum(dim=1, keepdim=True).clamp(min=1)
@@ -139,7 +139,7 @@ def row_entropy(
     valid: Tensor | None = None,
     attended: Attended | None = None,
 ) -> Tensor:
-    """Renyi entropy (nats) of every patch's attention over the patches, mean over heads; order 1 is Shannon's.
+    """Compute the Renyi entropy (nats) of every patch's attention row, averaged over heads; order 1 is Shannon entropy.
 
     The row is the softmax over the patch keys alone, the diagonal included. q, k [B, H, P+N, D] -> [B, N]. attended: as above.
     """
@@ -152,7 +152,7 @@ def row_entropy(
 def head_entropy(
     q: Tensor, k: Tensor, prefix: int, scale: float, order: float, mask: Tensor | None = None, valid: Tensor | None = None
 ) -> Tensor:
-    """`row_entropy` of every head: -> [B, H, N]."""
+    """Compute `row_entropy` without averaging over heads: -> [B, H, N]."""
     valid = real(valid, k)
     mask = visible(q, k, mask, valid)
     work = cut(setting(q, k[:, :, prefix:], scale, mask, valid), prefix, 1)
@@ -171,7 +171,7 @@ def head_entropy(
 
 
 def row_normalisers(q: Tensor, k: Tensor, scale: float, *, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-    """log of the softmax denominator of every row (lse), -inf for padding. q, k [B, H, P+N, D] -> [B, H, P+N]."""
+    """Compute the log-sum-exp of every row of logits, -inf for padding. q, k [B, H, P+N, D] -> [B, H, P+N]."""
     valid = real(valid, k)
     return lse(setting(q, k, scale, visible(q, k, mask, valid), valid))
 
@@ -188,7 +188,7 @@ def lse(work: Work) -> Tensor:
 
 
 def columns(work: Work, order: float, diagonal: bool, average: bool) -> Tensor:
-    """Norms of all columns, [B, H, P+N], or [B, 1, P+N] of the average over heads, which every back end leaves to `explicit`."""
+    """Dispatch column norms to a back end: [B, H, P+N], or [B, 1, P+N] of the head average (always explicit)."""
     if average:
         return plain.columns(replace(work, q=exact(work.q), k=exact(work.k)), order, diagonal, True)
     match backend(work):
@@ -202,7 +202,7 @@ def columns(work: Work, order: float, diagonal: bool, average: bool) -> Tensor:
 
 
 def sampled_columns(work: Work, start: int, stride: int, order: float, diagonal: bool, average: bool) -> Tensor:
-    """Column norms from every stride-th row from `start` on, and the diagonal of all rows from there."""
+    """Estimate column norms from every stride-th query row from `start` on, plus the exact diagonal."""
     some = cut(work, start, stride)
     rows, taken = work.q.shape[2] - start, some.q.shape[2]
     others = columns(some, order, False, average)
@@ -217,8 +217,8 @@ def sampled_columns(work: Work, start: int, stride: int, order: float, diagonal:
 
 
 def own_attention(work: Work, start: int, stride: int) -> Tensor:
-    """Diagonal A_jj, 0 before `start`; the denominator is estimated from every stride-th key, all before `start`, and the own one.
-    -> [B, H, P+N]"""
+    """Estimate the diagonal A_jj (0 before `start`): exact logits, denominators from every stride-th key, all prefix keys and the key
+    itself. -> [B, H, P+N]"""
     full = work.full_keys()
     logit = (full.q * full.k).sum(-1) * full.scale
     if full.mask is not None:
@@ -237,19 +237,19 @@ def own_attention(work: Work, start: int, stride: int) -> Tensor:
 
 
 def sampled_places(work: Work, start: int, stride: int) -> Tensor:
-    """Positions of which every stride-th one from `start` on is True. [P+N]"""
+    """Mask [P+N] of every stride-th position from `start` on."""
     place = torch.arange(work.q.shape[2], device=work.q.device)
     return (place >= start) & ((place - start) % stride == 0)
 
 
 def weighed(mask: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-    """The mask of some keys with a logarithmic weight for each."""
+    """Add a log weight per key to the mask of some keys."""
     mask = mask.index_select(-1, keys)
     return torch.where(mask, weight, plain.FLOOR) if mask.dtype == torch.bool else mask + weight
 
 
 def together(norms: Tensor, order: float) -> Tensor:
-    """p-norm over dimension 1 of norms, whose largest is divided out so that no power underflows."""
+    """Combine norms over dimension 1 into one p-norm, scaled by the largest so that no power underflows."""
     if math.isinf(order):
         return norms.amax(dim=1)
     top = norms.amax(dim=1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)
@@ -257,7 +257,7 @@ def together(norms: Tensor, order: float) -> Tensor:
 
 
 def cut(work: Work, start: int, step: int) -> Work:
-    """Every step-th row from `start` on."""
+    """Slice the query rows: every step-th from `start` on."""
     return Work(
         work.q[:, :, start::step],
         work.k,
@@ -270,13 +270,13 @@ def cut(work: Work, start: int, step: int) -> Work:
 
 
 def setting(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, valid: Tensor | None) -> Work:
-    """All queries as rows. Half precision stays only for the kernels, which multiply it without loss."""
+    """Collect the inputs; cast to float32 unless the Triton kernels take half precision as it is."""
     work = Work(q, k, scale, mask, valid)
     return work if q.dtype == k.dtype and backend(work) == "triton" else replace(work, q=exact(q), k=exact(k))
 
 
 def backend(work: Work) -> Backend:
-    """Which code computes a statistic; docs/attention.md has the measurements behind the rules."""
+    """Choose the back end; docs/attention.md has the measurements behind the rules."""
     traced = torch.compiler.is_compiling() or work.q.device.type == "meta"
     learning = torch.is_grad_enabled() and (work.q.requires_grad or work.k.requires_grad)
     if traced or learning:
@@ -292,5 +292,5 @@ def has_triton() -> bool:
 
 
 def kernels_fit(work: Work) -> bool:
-    """Whether the Triton kernels take these tensors."""
+    """Whether the Triton kernels support these tensors."""
     return has_triton() and work.q.dtype != torch.float64 and work.q.shape[3] <= 128

@@ -1,4 +1,4 @@
-"""What callers give to attention statistics, in the form that the code works on."""
+"""Normalise the inputs of attention statistics: masks, padding, precision."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from . import attention_torch as plain
 
 
 def real(valid: Tensor | None, k: Tensor) -> Tensor | None:
-    """valid [B, P+N]; from [B, N] with real prefix tokens in front."""
+    """Expand a padding mask [B, N] to [B, P+N]; prefix tokens are never padding."""
     if valid is None or valid.dim() != 2:
         return valid
     return torch.nn.functional.pad(valid, (max(0, k.shape[2] - valid.shape[1]), 0), value=True)
 
 
 def visible(q: Tensor, k: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor | None:
-    """Mask and padding as one mask, expanded (not copied) to [B, H, P+N, P+N]. Raises PruneError if it does not fit."""
+    """Merge attention mask and padding mask into one, expanded (not copied) to [B, H, P+N, P+N]. Raises PruneError if it does not fit."""
     if q.shape[1] % k.shape[1]:
         raise PruneError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads: not a multiple")
     shape = (*q.shape[:3], k.shape[2])
@@ -35,5 +35,5 @@ def visible(q: Tensor, k: Tensor, mask: Tensor | None, valid: Tensor | None) -> 
 
 
 def exact(x: Tensor) -> Tensor:
-    """float32, or float64 if it is that already."""
+    """Cast to float32; float32 and float64 stay as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -46,15 +46,15 @@ class Block(NamedTuple):
     masked: bool
 
     def of(self, x: Tensor) -> Tensor:
-        """Of x [B, H, ...] what belongs to these heads: [n, ...]. A view if they are of one image or x is contiguous."""
+        """Select this block's heads from x [B, H, ...]: [n, ...]; a view for one image or contiguous x."""
         return x[self.images, self.heads].flatten(0, 1)
 
     def place(self, x: Tensor) -> Tensor:
-        """Where in x [B, H, R, ...] these rows are."""
+        """View of this block's rows in x [B, H, R, ...]."""
         return x[self.images, self.heads, self.rows]
 
     def put(self, found: Tensor, x: Tensor) -> Tensor:
-        """x [B, H, R] with found [n, r] in its place."""
+        """Write found [n, r] to its place in x [B, H, R]."""
         if self.only:
             return found.view(x.shape)
         place = self.place(x)
@@ -62,7 +62,7 @@ class Block(NamedTuple):
         return x
 
     def shift(self, least: float = DEEP) -> Tensor | None:
-        """Take their row's largest [n, r, 1] off the logits where they can be large, and raise them to `least`; None where they cannot."""
+        """Subtract the row maximum [n, r, 1] in place and clamp at `least`; None, unchanged, if the block is bounded."""
         if self.bounded:
             return None
         top = self.logits.amax(dim=-1, keepdim=True)
@@ -72,17 +72,17 @@ class Block(NamedTuple):
         return top
 
     def exponentials(self, spare: bool = False) -> Tensor:
-        """Two to the power of the logits as they are now, [n, r, K], in their place or in the spare buffer."""
+        """exp2 of the logits [n, r, K], in place or into the spare buffer."""
         return torch.exp2(self.logits, out=self.spare if spare else self.logits)
 
     def column_weights(self, order: float) -> tuple[Tensor, Tensor]:
-        """Exponentials whose powers 1 or 2 are summed, and what makes softmax of them in each row, [n, r]."""
+        """Unnormalised softmax weights and the reciprocal row sums [n, r]."""
         self.shift(deep(order))
         weight = self.exponentials()
         return weight, weight.sum(dim=-1).reciprocal_()
 
     def add_columns(self, weight: Tensor, normal: Tensor, order: float, total: Tensor, spare: bool = False) -> Tensor:
-        """total [B, H, K] and powers 1 or 2 of some rows' weight [n, r, K] times normal [n, r]. Squares stand in the weight's place or in
+        """Add the (squared) attention of some rows, weight [n, r, K] * normal [n, r], to total [B, H, K]. Squares stand in the weight's place or in
         the spare buffer."""
         if order == 2:
             normal, weight = normal.square(), torch.square(weight, out=self.spare[:, : weight.shape[1]] if spare else weight)
@@ -93,12 +93,12 @@ class Block(NamedTuple):
 
 
 def deep(order: float) -> float:
-    """Where logits end whose exponentials, or these to the power of `order`, are summed."""
+    """Lower clamp of logits whose exponentials, to the power of `order`, are summed."""
     return DEEP_SQUARED if order == 2 else DEEP / min(1.0, order)
 
 
 def blocks(rows: Rows, power: float) -> Iterator[Block]:
-    """Logits block by block, to base 2; `bounded` for those and for `power` times those."""
+    """Iterate over blocks of base-2 logits; `bounded` says that sums of exp(logits) and exp(power * logits) are safe without a shift."""
     rows = rows.full_keys()
     batch, heads, total, depth = rows.q.shape
     keys, room = rows.k.shape[2], 2 * plain.PIECE
@@ -127,17 +127,17 @@ def blocks(rows: Rows, power: float) -> Iterator[Block]:
 
 
 def at_once(heads: int, rows: int, keys: int) -> bool:
-    """Whether all rows of all heads of a single image are one block."""
+    """Whether the whole matrix of one image fits in one block."""
     return heads * rows * keys <= 2 * plain.PIECE
 
 
 def even(total: int, most: int) -> int:
-    """The size of parts that are as equal as can be, none larger than `most`."""
+    """Split `total` into near-equal parts of at most `most`; return the part size."""
     return math.ceil(total / math.ceil(total / max(1, min(total, most))))
 
 
 def heads_at_once(heads: int, fitting: int, threads: int) -> int:
-    """As many heads as fit, in equal groups if all do not; groups that threads can share, or one of them waits for the last head."""
+    """Heads per block: all if they fit, else equal groups that are a multiple of the thread count."""
     group = even(heads, fitting)
     if group == heads or group < threads:
         return group
@@ -167,7 +167,7 @@ def hide(logits: Tensor, mask: Tensor) -> None:
 
 
 def dead_rows(rows: Rows, block: Block) -> Tensor | None:
-    """Which rows of a block do not count: those that are not alive or may look at nothing. [n, r], or None if all do."""
+    """Mask [n, r] of padding rows and fully masked rows; None if there are none."""
     blind = None if rows.mask is None else block.logits.amax(dim=-1) <= FLOOR / 2
     if rows.alive is None:
         return blind
@@ -208,7 +208,7 @@ def root(x: Tensor, order: float) -> Tensor:
 
 
 def put_own(rows: Rows, block: Block, matrix: Tensor, diagonal: bool, value: float) -> None:
-    """Unless the diagonal counts, put the value in its places."""
+    """Overwrite the diagonal unless it counts."""
     if not diagonal:
         count = matrix.shape[-2]
         matrix[:, torch.arange(count), rows.own(block.rows.start, count)] = value
@@ -226,7 +226,7 @@ def row_pass(rows: Rows, order: float | None) -> Tensor:
 
 
 def row_values(block: Block, order: float | None) -> Tensor:
-    """What is asked of each row: its entropy, or the log of its normaliser for order None. Uses the logits up. -> [n, r]"""
+    """Compute each row's entropy, or its log-sum-exp for order None; overwrites the logits. -> [n, r]"""
     top = block.shift(deep(order or 1.0))
     weight = block.exponentials(spare=order not in (None, 2))
     total = weight.sum(dim=-1)

@@ -42,17 +42,17 @@ class Rows:
     step: int = 1
 
     def full_keys(self) -> Rows:
-        """With a key head for every query head."""
+        """Repeat key heads so that every query head has its own (grouped queries)."""
         repeat = self.q.shape[1] // self.k.shape[1]
         return self if repeat == 1 else replace(self, k=self.k.repeat_interleave(repeat, dim=1))
 
     def own(self, start: int, rows: int) -> Tensor:
-        """Key of the same position for each of `rows` rows from row `start` on."""
+        """Key index of each query row's own position."""
         return self.first + self.step * torch.arange(start, start + rows, device=self.q.device)
 
 
 def pieces(rows: Rows) -> Iterator[tuple[int, slice, Tensor]]:
-    """Logits in pieces [b, H, r, K]: (first image, rows, logits), images outside, rows inside."""
+    """Iterate over pieces of logits [b, H, r, K]: (first image, rows, logits)."""
     batch, heads, total, _ = rows.q.shape
     size = heads * rows.k.shape[2]
     eager = rows.q.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -81,7 +81,7 @@ def masked(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def counted(rows: Rows, image: int, here: slice, logits: Tensor) -> Tensor | None:
-    """Which rows of a piece count: those that are alive and may look at something. [b, H, r, 1]"""
+    """Mask [b, H, r, 1] of rows that are neither padding nor fully masked; None if all count."""
     seeing = None if rows.mask is None else logits.detach().amax(-1, keepdim=True) > FLOOR / 2
     if rows.alive is None:
         return seeing
@@ -101,7 +101,7 @@ def columns(rows: Rows, order: float, diagonal: bool, average: bool) -> Tensor:
 
 
 def column_part(rows: Rows, image: int, here: slice, logits: Tensor, order: float, diagonal: bool, average: bool) -> Tensor:
-    """Sum of powers down the columns of a piece; its logarithm for orders other than 1 and 2, the largest for infinity."""
+    """Reduce a piece over its rows: sum of powers (its log for orders other than 1 and 2), or the maximum for infinity."""
     matrix = logits.softmax(-1)
     counts = counted(rows, image, here, logits)
     if counts is not None:
@@ -120,7 +120,7 @@ def column_part(rows: Rows, image: int, here: slice, logits: Tensor, order: floa
 
 
 def joined(a: Tensor, b: Tensor, order: float) -> Tensor:
-    """The results of two pieces as one."""
+    """Combine the results of two pieces."""
     return torch.maximum(a, b) if math.isinf(order) else a + b if order in (1, 2) else torch.logaddexp(a, b)
 
 

@@ -44,13 +44,13 @@ def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None, neighbo
 
 
 def in_order(centres: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """Clusters renumbered so that their centres [B, c] ascend; member [B, N] follows."""
+    """Renumber clusters by ascending centre index [B, c]; member [B, N] follows."""
     keep, order = centres.sort(dim=1, stable=True)
     return keep, order.argsort(dim=1).gather(1, member)
 
 
 def shares(member: Tensor, clusters: int, weight: Tensor, floor: float) -> Tensor:
-    """Weights of the mean over every cluster: weight / (sum of the cluster's weights + floor), 0 for other tokens.
+    """Averaging weights per cluster: weight / (sum of the cluster's weights + floor), 0 elsewhere.
     member, weight [B, N], weight > 0 -> [B, c, N]."""
     own = member.unsqueeze(1) == torch.arange(clusters, device=member.device).unsqueeze(-1)
     weighed = weight.unsqueeze(1).where(own, 0)
@@ -58,7 +58,7 @@ def shares(member: Tensor, clusters: int, weight: Tensor, floor: float) -> Tenso
 
 
 def medoids(x: Tensor, first: Tensor, weight: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """K-medoids from the tokens `first` [B, K] on: medoids [B, K], and the cluster of every token [B, N].
+    """Run k-medoids from the tokens `first` [B, K]: medoids [B, K], and the cluster of every token [B, N].
 
     Each round gives every token to its nearest medoid, and each cluster the member with the least weight * (sum of distances to ALL
     tokens), token 0 if it has no member. x [B, N, C], weight [B, N]. Token Reduction benchmark, arXiv:2308.04657.
@@ -74,7 +74,7 @@ def medoids(x: Tensor, first: Tensor, weight: Tensor, rounds: int) -> tuple[Tens
 
 
 def coreset(x: Tensor, first: Tensor, centres: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres far from one another, and weights of the tokens around them. x [B, N, C], first [B] -> centres [B, c], the cluster of each
+    """Pick centres by farthest-point sampling and weight the tokens around them. x [B, N, C], first [B] -> centres [B, c], the cluster of each
     token [B, N], and its weight there [B, N].
 
     From `first` on, always the token farthest from its nearest centre, and none twice. A centre is in its own cluster. Weights are 1 / distance to the centre (1 at distance 0),
@@ -103,7 +103,7 @@ def apart(x: Tensor, index: Tensor) -> Tensor:
 
 
 def nearest_of(distance: Tensor, chosen: Tensor) -> Tensor:
-    """For every token, which of the chosen [B, K] is nearest, by distance [B, N, N]: [B, N]."""
+    """Index of the nearest chosen token [B, K] for every token, by distance [B, N, N]: [B, N]."""
     return distance.gather(1, chosen.unsqueeze(-1).expand(-1, -1, distance.shape[2])).argmin(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Back to the grid: a value for every patch from the tokens that are left, for segmentation, depth and feature maps."""
+"""Scatter the remaining tokens back to the full patch grid, for segmentation, depth and feature maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..plan import Plan
 
 
 def restore(plan: Plan, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Spread the tokens that a plan leaves over the patches it started from: x [B, slots, C] -> [B, N, C].
+    """Scatter the tokens of a plan back to the patches it started from: x [B, slots, C] -> [B, N, C].
 
     A token that was merged or fused gets its slot's value, a dropped one that of its nearest survivor on the grid (h, w) with
     h * w = N: Euclidean distance, ties to the survivor of the lower index. Where slots are mixtures (plan.mix), every patch gets
@@ -28,7 +28,7 @@ def restore(plan: Plan, x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def nearest(plan: Plan, grid: tuple[int, int]) -> Tensor:
-    """The slot of the survivor nearest to every patch on the grid: [B, N]."""
+    """Slot of the nearest kept patch on the grid, for every patch: [B, N]."""
     h, w = grid
     if h * w != plan.total:
         raise PruneError(f"a grid of {h} x {w} does not hold the {plan.total} tokens that the plan started from")

@@ -16,20 +16,20 @@ PIECE = (1 << 15) - 1
 
 
 def cosine(x: Tensor) -> Tensor:
-    """Cosine of every pair; 0 where a vector is zero. x [B, N, D] -> [B, N, N]."""
+    """Pairwise cosine similarity; 0 for zero vectors. x [B, N, D] -> [B, N, N]."""
     gram = x @ x.transpose(-2, -1)
     norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
     return symmetric(gram.mul_(norm.unsqueeze(-1)).mul_(norm.unsqueeze(-2)))
 
 
 def symmetric(matrix: Tensor) -> Tensor:
-    """Mean of a matrix and its transpose. Products round i, j otherwise than j, i, and two tokens that are each other's nearest would
+    """Average a matrix with its transpose. Products round i, j otherwise than j, i, and two tokens that are each other's nearest would
     not tie."""
     return matrix.add(matrix.transpose(-2, -1)).mul_(0.5)
 
 
 def distance(x: Tensor) -> Tensor:
-    """Euclidean distance of every pair, exactly symmetric and exactly 0 to oneself. x [B, N, D] -> [B, N, N].
+    """Pairwise Euclidean distance, exactly symmetric with an exactly zero diagonal. x [B, N, D] -> [B, N, N].
 
     In float64 where there is one: differences of squares lose half the digits, and near neighbours would be ranked by rounding."""
     itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
@@ -37,7 +37,7 @@ def distance(x: Tensor) -> Tensor:
 
 
 def squared_distance(x: Tensor) -> Tensor:
-    """Squared Euclidean distance of every pair. x [B, N, D] -> [B, N, N]."""
+    """Pairwise squared Euclidean distance, symmetric. x [B, N, D] -> [B, N, N]."""
     x = x - x.mean(dim=1, keepdim=True)  # distances stay, cancellation shrinks
     gram = symmetric(x @ x.transpose(-2, -1))
     length = gram.diagonal(dim1=-2, dim2=-1)
@@ -45,7 +45,7 @@ def squared_distance(x: Tensor) -> Tensor:
 
 
 def loneliest(similarity: Tensor) -> Tensor:
-    """The token whose nearest neighbour is farthest. [B, N, N] -> [B, 1]."""
+    """Index of the token whose nearest neighbour is farthest. [B, N, N] -> [B, 1]."""
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
     return similarity.masked_fill(itself, float("-inf")).amax(dim=-1).argmin(dim=-1, keepdim=True)
 

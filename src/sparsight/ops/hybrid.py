@@ -16,7 +16,7 @@ Budget = Literal["kept", "removed"]
 
 
 def rescue_slots(rescue: float, count: int, total: int, budget: Budget) -> int:
-    """Slots that a second score gets of `count`: a share of those kept, or of the number of tokens removed."""
+    """Number of the `count` slots that the second score fills: a share of the kept, or of the removed, tokens."""
     share = rescue * (count if budget == "kept" else total - count)
     return min(count, math.floor(share + 0.5))
 
@@ -33,13 +33,13 @@ def rescued_by_columns(
     order: float,
     attended: Attended | None = None,
 ) -> Plan:
-    """First by class attention s [B, N], then round(rescue * (kept or removed)) slots by Col-Ln among the rest."""
+    """Select by class attention s [B, N], then fill round(rescue * (kept or removed)) slots by Col-Ln among the rest."""
     slots = rescue_slots(rescue, count, s.shape[1], budget)
     return select.rescued(s, score.column_norm(q, k, prefix, scale, order, attended=attended), count, slots)
 
 
 def descending(s: Tensor, taken: Tensor) -> Tensor:
-    """Tokens that are not in `taken` [B, T], by descending score: [B, N - T]."""
+    """Indices of the tokens not in `taken` [B, T], by descending score: [B, N - T]."""
     ranked = s.scatter(1, taken, float("inf")).sort(dim=1, descending=True, stable=True).indices
     return ranked[:, taken.shape[1] :]
 
@@ -80,7 +80,7 @@ def top_and_clusters(s: Tensor, x: Tensor, count: int, top: int) -> Plan:
 
 
 def stacked(plans: list[Plan]) -> Plan:
-    """Plans of single images with equal counts as the plan of a batch."""
+    """Concatenate plans of single images with equal counts into a batch."""
     first = plans[0]
     merged = [plan.merged for plan in plans if plan.merged is not None]
     mix = [plan.mix for plan in plans if plan.mix is not None]

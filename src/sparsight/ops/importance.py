@@ -22,7 +22,7 @@ def column_mean(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
 
 
 def named(kind: Importance, order: float = 2.0) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """The score function of that name and its numbers, for a recipe's step."""
+    """Look up a score function and its numbers by name, for a recipe's Step."""
     if kind == "class":
         return class_attention, {}
     if kind == "column_mean":
@@ -31,12 +31,12 @@ def named(kind: Importance, order: float = 2.0) -> tuple[Callable[..., Tensor], 
 
 
 def joined(x: Tensor) -> Tensor:
-    """All heads side by side as one, as before the split into heads. x [B, H, L, D] -> [B, 1, L, H*D]."""
+    """Merge all heads into one, undoing the split into heads. x [B, H, L, D] -> [B, 1, L, H*D]."""
     return x.transpose(1, 2).flatten(2).unsqueeze(1)
 
 
 def single_head(q: Tensor, k: Tensor, prefix: int, kind: Importance, order: float = 2.0) -> Tensor:
-    """The named score of the attention matrix of all heads joined into one of width C, logits times C^-0.5.
+    """Compute the named score with all heads merged into one of width C, logits scaled by C^-0.5.
     q, k [B, H, P+N, D] -> [B, N]. PruMerge, arXiv:2403.15388."""
     scale = (q.shape[1] * q.shape[3]) ** -0.5
     if kind == "column_mean":

@@ -30,7 +30,7 @@ TOKENS = {
 
 
 def by_count(work: Callable[[dict[str, Any]], Outcome], given: dict[str, Any]) -> Outcome:
-    """Do the work on unpadded signals, for all images with equal counts at once, so that each image gets what it gets alone.
+    """Apply `work` to unpadded signals, grouped by token count, so that an image gets what it gets alone.
     given["valid"] [B, N] is taken out; everything else is cut to the images' own tokens."""
     valid: Tensor = given["valid"]
     counts = valid.sum(dim=1)
@@ -41,7 +41,7 @@ def by_count(work: Callable[[dict[str, Any]], Outcome], given: dict[str, Any]) -
 
 
 def cut(name: str, value: Any, rows: Tensor, n: int, valid: Tensor) -> Any:
-    """The rows of some images, without padding. q, k, v and attn begin with prefix tokens, which stay."""
+    """Select some images and strip their padding; the prefix tokens of q, k, v and attn stay."""
     batch, padded = valid.shape
     if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != batch:
         return value
@@ -55,7 +55,7 @@ def cut(name: str, value: Any, rows: Tensor, n: int, valid: Tensor) -> Any:
 
 
 def together(done: list[tuple[Tensor, Outcome]], batch: int, total: int) -> Outcome:
-    """Outcomes of groups of images (their rows first) as the outcome of the batch, padded to the largest count."""
+    """Merge the outcomes of groups of images into one batch, padded to the largest count."""
     rows = torch.cat([rows for rows, _ in done]).argsort()
     plans = [outcome[1] for _, outcome in done]
     slots = max(plan.slots for plan in plans)
@@ -80,14 +80,14 @@ def together(done: list[tuple[Tensor, Outcome]], batch: int, total: int) -> Outc
 
 
 def real(plan: Plan) -> Tensor:
-    """Which slots of a plan are real: [B, slots]."""
+    """Mask [B, slots] of the slots that are not padding."""
     if plan.valid is not None:
         return plan.valid
     return torch.ones(plan.keep.shape[0], plan.slots, dtype=torch.bool, device=plan.keep.device)
 
 
 def padded(part: Tensor, width: int, fill: float) -> Tensor:
-    """The tensor [b, n, ...] with rows of `fill` behind it: [b, width, ...]."""
+    """Pad [b, n, ...] with rows of `fill` to [b, width, ...]."""
     spare = width - part.shape[1]
     if not spare:
         return part

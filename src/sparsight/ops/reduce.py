@@ -11,12 +11,12 @@ Tokens = tuple[Tensor, Tensor | None]
 
 
 def drop(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
-    """Survivors as they are; the others vanish. -> [B, K, C], [B, K, 1]; size None (every token one patch) stays None."""
+    """Keep the selected tokens unchanged and drop the others. -> [B, K, C], [B, K, 1]; size None (every token one patch) stays None."""
     return plan.gather(x), None if size is None else plan.gather(size)
 
 
 def fuse_rest(x: Tensor, plan: Plan, size: Tensor | None, s: Tensor) -> Tokens:
-    """Survivors, then one token that is the sum of the others weighted by their (not normalised) scores s [B, N].
+    """Keep the selected tokens and append the score-weighted (not normalised) sum of the others. s [B, N].
     EViT eq. 4, arXiv:2202.07800. -> [B, K+1, C], [B, K+1, 1]."""
     kept, kept_size = plan.gather(x), plan.gather(sizes(x, size))
     if not plan.fused:
@@ -27,14 +27,14 @@ def fuse_rest(x: Tensor, plan: Plan, size: Tensor | None, s: Tensor) -> Tokens:
 
 
 def rest_size(plan: Plan, size: Tensor | None, kept_size: Tensor) -> Tensor:
-    """How many patches the tokens without a slot of their own stand for. kept_size: of those that have one, [B, K, 1] -> [B, 1, 1]."""
+    """Total size of the fused tokens. kept_size: sizes of the kept ones, [B, K, 1] -> [B, 1, 1]."""
     if size is None:
         return kept_size.new_full((kept_size.shape[0], 1, 1), plan.total - kept_size.shape[1])
     return size.sum(dim=1, keepdim=True) - kept_size.sum(dim=1, keepdim=True)
 
 
 def fuse_rest_evenly(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
-    """Survivors, then one token that is the mean of the others, weighted by size. -> [B, K+1, C], [B, K+1, 1]."""
+    """Keep the selected tokens and append the size-weighted mean of the others. -> [B, K+1, C], [B, K+1, 1]."""
     known = sizes(x, size)
     rest = rest_size(plan, size, plan.gather(known)) if plan.fused else known.sum(dim=1, keepdim=True)
     return fuse_rest(x, plan, size, (known / rest).squeeze(-1))
@@ -46,19 +46,19 @@ def fuse_rest_by_class(x: Tensor, plan: Plan, size: Tensor | None, class_attn: T
 
 
 def merge_sized(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
-    """Mean of the tokens in every slot, weighted by how many tokens each one stands for. -> [B, K, C], [B, K, 1]."""
+    """Average the tokens of every slot, weighted by size. -> [B, K, C], [B, K, 1]."""
     rows, weighed = plan.rows(), x if size is None else x * size.to(x.dtype)
     total = plan.fold(sizes(x, size), rows)
     return plan.fold(weighed, rows).div_(total.to(x.dtype)), total
 
 
 def representatives(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
-    """Survivors as they are; each one stands for all tokens of its cluster. -> [B, K, C], [B, K, 1]."""
+    """Keep the selected tokens unchanged; each one's size is that of its whole cluster. -> [B, K, C], [B, K, 1]."""
     return plan.gather(x), plan.fold(sizes(x, size))
 
 
 def sizes(x: Tensor, size: Tensor | None) -> Tensor:
-    """How many patches each token stands for; one each if nothing has been merged yet. x [B, N, C] -> [B, N, 1]."""
+    """Token sizes, ones if nothing has been merged yet. x [B, N, C] -> [B, N, 1]."""
     if size is not None:
         return size
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
@@ -66,7 +66,7 @@ def sizes(x: Tensor, size: Tensor | None) -> Tensor:
 
 
 def mixture(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
-    """Every slot the sum of tokens by the weights in plan.mix; survivors as they are if there are none.
+    """Mix tokens by the weights in plan.mix; keep the selected tokens unchanged without weights.
     -> [B, slots, C], [B, slots, 1]."""
     if plan.mix is None:
         return drop(x, plan, size)

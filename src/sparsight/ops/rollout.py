@@ -20,7 +20,7 @@ Normalise = Literal["rows", "columns"]
 
 @dataclass(frozen=True, eq=False)
 class LazyAttention(Sequence[Tensor]):
-    """Attention matrices [B, H, P+N, P+N] of several blocks, each computed from its queries and keys when it is asked for."""
+    """Attention matrices [B, H, P+N, P+N] of several blocks, computed from queries and keys on access."""
 
     queries: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
@@ -53,7 +53,7 @@ def accumulated(
 
 
 def mixing(attn: Tensor, heads: Heads, discard: float, residual: bool, normalise: Normalise) -> Tensor:
-    """What a block with its residual mixes: attn [B, H, L, L] -> [B, L, L].
+    """Fuse heads, discard small entries and add the residual: attn [B, H, L, L] -> [B, L, L].
 
     Heads are fused by mean, max or min; the share `discard` of the smallest entries of each image becomes 0, the first entry excepted; then
     the identity is added and rows are brought to sum 1. "columns" divides column j by the sum of row j instead, as vit-explain's
@@ -74,7 +74,7 @@ def mixing(attn: Tensor, heads: Heads, discard: float, residual: bool, normalise
 
 
 def class_row(mixings: Iterator[Tensor], moves: Sequence[Plan | None], prefix: int) -> Tensor:
-    """The class token's row of the product of all mixings, last block first, on the tokens that the LAST block sees: -> [B, N].
+    """Class token's row of the product of all mixing matrices, over the tokens that the LAST block sees: -> [B, N].
 
     Where tokens left between two blocks, a survivor's row goes on as its own, that of a merged token as the mean of its tokens'. The row
     times the product is computed from the left, so no product of two matrices is needed. mixings: last block first; moves: the plan of
@@ -96,13 +96,13 @@ def class_row(mixings: Iterator[Tensor], moves: Sequence[Plan | None], prefix: i
 
 
 def before(row: Tensor, plan: Plan, prefix: int) -> Tensor:
-    """A row over the tokens behind a site, spread over those in front of it: [B, 1, P+K] -> [B, 1, P+N]."""
+    """Spread a row over the tokens after a site to the tokens before it: [B, 1, P+K] -> [B, 1, P+N]."""
     patches = row[:, 0, prefix:].unsqueeze(-1)
     spread = plan.spread(patches / members(plan, patches))
     return torch.cat([row[:, :, :prefix], spread.transpose(1, 2)], dim=2)
 
 
 def members(plan: Plan, like: Tensor) -> Tensor:
-    """How many tokens each slot is made of, at least 1: [B, slots, 1]."""
+    """Number of tokens merged into each slot, at least 1: [B, slots, 1]."""
     ones = torch.ones(like.shape[0], plan.total, 1, dtype=like.dtype, device=like.device)
     return plan.fold(ones).clamp(min=1)

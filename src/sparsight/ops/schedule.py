@@ -163,7 +163,7 @@ def once(tokens: Amount | None = None, keep: Amount | None = None, rounding: Rou
 
 
 def rounded(value: float, rounding: Rounding) -> int:
-    """The whole number; "down" forgives the error of a product such as 0.29 * 100 = 28.999999999999996."""
+    """Round to an integer; "down" tolerates floating-point error such as 0.29 * 100 = 28.999999999999996."""
     if rounding == "nearest":
         return round(value)
     return math.ceil(value) if rounding == "up" else math.floor(value + 1e-9)
@@ -181,7 +181,7 @@ def removals(remove: int, inflect: float, sites: int) -> list[int]:
 
 
 def as_tuple(value: Amount | None) -> tuple[float, ...]:
-    """One amount or several, as a tuple."""
+    """Wrap a single amount in a tuple."""
     if value is None:
         return ()
     return value if isinstance(value, tuple) else (value,)
@@ -194,7 +194,7 @@ def spell(value: float) -> str:
 
 
 def check_amount(word: str, value: float) -> None:
-    """Raise a PruneError unless the number makes sense for the budget word."""
+    """Validate one number of a budget word."""
     if word == "keep":
         if not 0 < value <= 1:
             raise PruneError(f"keep={value:g} is outside (0, 1]: it is the fraction of tokens kept at each site")
@@ -204,14 +204,14 @@ def check_amount(word: str, value: float) -> None:
 
 
 def check_share(word: str, value: float) -> float:
-    """The number, if it is a share between 0 and 1."""
+    """Validate a share (between 0 and 1)."""
     if not 0 <= value <= 1:
         raise PruneError(f"{word}={value:g} is outside [0, 1]: it is a share")
     return value
 
 
 def show(value: object) -> str:
-    """A value as it is written in a recipe string: lists joined by '/'."""
+    """Format a value for a recipe string: lists joined by '/'."""
     if isinstance(value, tuple):
         return "/".join(show(item) for item in value)
     if isinstance(value, bool):

@@ -57,7 +57,7 @@ def register_score(name: str, **numbers: Any) -> Callable[[Function], Function]:
 
 
 def check_order(order: float) -> float:
-    """The order of a norm or an entropy, if it is one: any positive number, infinity too."""
+    """Validate the order of a norm or entropy (> 0, infinity allowed)."""
     if not order > 0:
         raise PruneError(f"order={order:g} must be above 0 (inf is allowed)")
     return order
@@ -72,7 +72,7 @@ def check_stride(stride: int) -> int:
 
 @register_score("class_attention")
 def class_attention(class_attn: Tensor) -> Tensor:
-    """Mean over heads of the attention that the class token pays. class_attn [B, H, N] -> [B, N]."""
+    """Average the class token's attention over heads. class_attn [B, H, N] -> [B, N]."""
     return class_attn.mean(dim=1)
 
 
@@ -141,13 +141,13 @@ def local_distinctness(
 
 
 def pieces(n: int) -> Iterator[slice]:
-    """Rows of an N x N matrix, as many at once as `PAIRS` says."""
+    """Iterate over row slices of an N x N matrix of at most `PAIRS` elements."""
     step = max(1, PAIRS // n)
     return (slice(start, start + step) for start in range(0, n, step))
 
 
 def nearness(place: Tensor, sigma: float, here: slice) -> Tensor:
-    """Gaussian of the distance on the grid between some tokens and all; 1 for those without a place (row -1), 0 for a token and itself.
+    """Gaussian of grid distance between some tokens and all; 1 for tokens without a position (row -1), 0 on the diagonal.
     place [B, N, 2] -> [B, rows, N]"""
     nowhere = place[..., 0] < 0
     apart = torch.cdist(place[:, here], place).square()
@@ -157,7 +157,7 @@ def nearness(place: Tensor, sigma: float, here: slice) -> Tensor:
 
 
 def comparable(feats: Tensor, metric: Metric) -> Tensor:
-    """Unit vectors for the cosine, the features themselves otherwise."""
+    """Normalise features for the cosine; leave them unchanged otherwise."""
     return torch.nn.functional.normalize(feats, dim=-1) if metric == "cosine" else feats
 
 

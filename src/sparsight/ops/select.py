@@ -15,7 +15,7 @@ def best(s: Tensor, count: int) -> Tensor:
 
 
 def everything(x: Tensor) -> Plan:
-    """Keep all tokens, for methods that would change tokens where there is nothing to remove. x [B, N, ...]."""
+    """Plan that keeps all tokens unchanged. x [B, N, ...]."""
     n = x.shape[1]
     return Plan(torch.arange(n, device=x.device).expand(x.shape[0], n), n)
 
@@ -26,7 +26,7 @@ def topk(s: Tensor, count: int) -> Plan:
 
 
 def chosen(mask: Tensor) -> Plan:
-    """Keep the tokens that are marked, as many as each image has: at least one. mask [B, N] bool.
+    """Keep the masked tokens, a different number per image (at least one). mask [B, N] bool.
 
     Waits for the device: the number of slots is the largest count of the batch.
     """
@@ -40,7 +40,7 @@ def chosen(mask: Tensor) -> Plan:
 
 
 def topk_fused(s: Tensor, count: int) -> Plan:
-    """Keep the highest scores and give the rest one common slot (none if nothing is left over). s [B, N]."""
+    """Keep the highest scores and fuse the rest into one slot (none if nothing is left). s [B, N]."""
     return Plan(best(s, count), s.shape[1], fused=count < s.shape[1])
 
 
@@ -95,7 +95,7 @@ def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
 
 
 def directions(k: Tensor, prefix: int) -> Tensor:
-    """Means over heads of the patches' keys, at length 1, in float32 or better. k [B, H, P+N, D] -> [B, N, D]."""
+    """Average the patches' keys over heads and L2-normalise them, in float32 or better. k [B, H, P+N, D] -> [B, N, D]."""
     mean = k.mean(dim=1, dtype=torch.promote_types(k.dtype, torch.float32))[:, prefix:]
     length: Tensor = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
     return mean / length.clamp_min(1e-12)

@@ -80,7 +80,7 @@ def row_attention(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> Tensor:
 
 
 def raters(vision: Tensor, text: Tensor) -> Tensor:
-    """Text tokens that the image speaks to: those whose share of softmax(V T^T), mean over visual tokens, is above average.
+    """Select the text tokens whose mean share of softmax(V T^T) over visual tokens is above average.
     All of them if none stands out. vision [B, N, C], text [B, T, C] -> bool [B, T]. SparseVLM eq. 4, arXiv:2410.04417."""
     share = rater_score(vision, text)
     chosen = share > share.mean(dim=1, keepdim=True)
@@ -88,7 +88,7 @@ def raters(vision: Tensor, text: Tensor) -> Tensor:
 
 
 def rater_score(vision: Tensor, text: Tensor) -> Tensor:
-    """Share of the image's attention that each text token gets: [B, T]."""
+    """Mean attention of visual tokens to each text token: [B, T]."""
     return (exact(vision) @ exact(text).transpose(-2, -1)).softmax(dim=-1).mean(dim=1)
 
 
