@@ -1,7 +1,13 @@
 """sparsight analyse: options arrive, lines are printed, errors are one line, Ctrl-C leaves nothing."""
 
 import errno
+import json
+import os
 import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
 from compare_data import ARCHITECTURE, make_images, make_model
@@ -46,7 +52,7 @@ def test_a_full_disk_leaves_no_half_file(sparsight, given, tmp_path, monkeypatch
     code, _, news = sparsight("analyse", *given, "--recipe", "random:keep=0.5", "--orders", "2", "--out", tmp_path / "out")
     assert code == 2
     assert "no room for scores0.png" in news
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["rows"]
 
 
 @pytest.mark.parametrize(
@@ -67,11 +73,40 @@ def test_bad_input_is_one_line_and_leaves_nothing(sparsight, given, tmp_path, ar
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_run_leaves_nothing(sparsight, given, tmp_path, monkeypatch):
+def test_an_interrupted_run_says_how_to_go_on(sparsight, given, tmp_path, monkeypatch):
     from sparsight.look import analyse
 
-    monkeypatch.setattr(analyse, "sum_up", lambda *_: signal.raise_signal(signal.SIGINT))
-    code, _, news = sparsight("analyse", *given, "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(analyse, "sum_up", lambda *_: signal.raise_signal(signal.SIGINT))
+        code, _, news = sparsight("analyse", *given, "--out", tmp_path)
     assert code == 130
-    assert news.splitlines()[-1] == "stopped: nothing was written"
-    assert not list(tmp_path.iterdir())
+    assert news.splitlines()[-1] == f"stopped: what is finished is in {tmp_path}; give the same command again to go on from there"
+    assert [file.name for file in tmp_path.iterdir()] == ["rows"]
+    assert sparsight("analyse", *given, "--out", tmp_path)[0] == 0
+
+
+def test_a_killed_run_goes_on_where_it_was(sparsight, given, tmp_path):
+    """kill -9 in the middle: what was kept is taken up, and the result is that of a run in one go."""
+    words = ["analyse", *given, "--limit", "6", "--batch-size", "1", "--recipe", "random:keep=0.5", "--orders", "2"]
+    slow = (
+        "import time; from sparsight.look import analyse; analyse.KEEP_EVERY = 0; run = analyse.Probe.run;"
+        "analyse.Probe.run = lambda *a: (time.sleep(0.4), run(*a));"
+        "from sparsight.cli.main import run as start; start()"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", slow, *words, "--out", str(tmp_path / "killed")],
+        stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while program.poll() is None and not list((tmp_path / "killed" / "rows").glob("analysis-*.json")):
+        time.sleep(0.02)
+    assert program.poll() is None
+    program.kill()
+    program.wait()
+    kept = json.loads(next((tmp_path / "killed" / "rows").glob("analysis-*.json")).read_text())
+    assert 0 < kept["done"] < 6
+    assert not (tmp_path / "killed" / "report.html").exists()
+    for name in ("killed", "whole"):
+        assert sparsight(*words, "--out", tmp_path / name)[0] == 0
+    first, second = (Analysis.load(tmp_path / name) for name in ("killed", "whole"))
+    assert replace(first, date="", maps=second.maps) == replace(second, date="")
+    assert not list(tmp_path.rglob("*.part"))

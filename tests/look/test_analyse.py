@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,8 +129,6 @@ def test_agreement(done):
 
 
 def test_correlations_of_an_analysis(done):
-    from dataclasses import replace
-
     heads = [
         Head(block, head, 10.0 * head + block, [0.0, 2.0 * head - 5 * block, 0.0], None) for block in (0, 2) for head in (0, 1, 2)
     ]
@@ -142,7 +141,7 @@ def test_correlations_of_an_analysis(done):
 def test_files(done, out, folder):
     figures = {"agreement.png", "distance.png", "entropy.png", "rank.png", "scores0.png", "scores1.png"}
     tables = {"agreement.csv", "entropy.csv", "heads.csv", "rank.csv", "scores.csv"}
-    assert {file.name for file in out.iterdir()} == figures | tables | {"analysis.json", "report.html"}
+    assert {file.name for file in out.iterdir()} == figures | tables | {"analysis.json", "report.html", "rows"}
     for name in figures:
         with Image.open(out / name) as picture:
             assert min(picture.size) > 250, name
@@ -184,6 +183,40 @@ def test_the_model_is_left_alone(loaded, folder, tmp_path):
     (tmp_path / "a" / "scores_of_mine.png").unlink()
     analyse(loaded, folder, ["random:keep=0.5"], tmp_path / "a", orders=[2], layers=[1], shown=0, limit=1)
     assert not list((tmp_path / "a").glob("scores*.png"))
+
+
+def test_finished_work_is_taken_up(loaded, folder, tmp_path, monkeypatch):
+    """An interruption after some images, one of them unreadable: the rest alone is read again; a damaged file is no obstacle."""
+    from sparsight.look import analyse as module
+
+    monkeypatch.setattr(module, "KEEP_EVERY", 0)
+    given = {"recipes": RECIPES, "layers": [0, 2], "orders": (1, 2), "batch_size": 2}
+    broken = folder / "cat" / "0a.png"
+    broken.write_bytes(b"no image")
+    seen, run = [], module.Probe.run
+
+    def counted(self, images, batch):
+        if len(seen) == 2:
+            seen.append(None)
+            raise KeyboardInterrupt
+        seen.append(batch.places)
+        run(self, images, batch)
+
+    try:
+        whole = analyse(loaded, folder, out=tmp_path / "whole", **given)
+        monkeypatch.setattr(module.Probe, "run", counted)
+        with pytest.raises(KeyboardInterrupt):
+            analyse(loaded, folder, out=tmp_path / "out", **given)
+        done = analyse(loaded, folder, out=tmp_path / "out", **given)
+        assert replace(done, date=whole.date) == whole
+        assert [place for places in seen if places for place in places] == [place for place in range(7) if place != 1]
+        analyse(loaded, folder, out=tmp_path / "out", **given)
+        assert len(seen) == 4  # nothing was left to do
+        next((tmp_path / "out" / "rows").iterdir()).write_text("{")
+        assert replace(analyse(loaded, folder, out=tmp_path / "out", **given), date=whole.date) == whole
+        assert len(seen) == 7
+    finally:
+        broken.unlink()
 
 
 @pytest.mark.parametrize(

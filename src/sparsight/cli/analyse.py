@@ -29,6 +29,8 @@ def analyse(
 ) -> None:
     """Entropy and reach of the attention, score heat maps, agreement of kept tokens and their effective rank, block by block.
 
+    Interrupted and started again with the same arguments, it goes on from there.
+
     \b
     Example:
       sparsight analyse --recipe col_ln:keep=0.5 --recipe class_attention:keep=0.5 --layers 0/3/6/9
@@ -42,7 +44,7 @@ def analyse(
         wanted = [float(order) for order in items(orders)]
     except ValueError:
         raise typer.BadParameter(f"{orders!r} is no list of numbers", param_hint="--orders") from None
-    with Watch(out, resumes=False) as watch:
+    with Watch(out) as watch:
         done = measure(
             one_model(word, model), data, recipe or (), out, orders=wanted, layers=layers, limit=limit, shown=shown, batch_size=batch_size,
             device=device, seed=seed, listen=watch,

@@ -19,10 +19,10 @@ QUIET = 10.0
 
 class Watch:
     """Listens to a run, in the first process only. On a terminal it draws a bar; elsewhere it writes a line for each finished row and,
-    where images are counted, one now and then. resumes: whether the same command goes on from what is finished."""
+    where images are counted, one now and then."""
 
-    def __init__(self, out: Path, resumes: bool = True) -> None:
-        self.out, self.resumes = out, resumes
+    def __init__(self, out: Path) -> None:
+        self.out = out
         self.console = Console(stderr=True, highlight=False)
         self.plain = leads() and not self.console.is_terminal
         self.bar = Progress(
@@ -88,8 +88,6 @@ class Watch:
 
     def left(self) -> str:
         """What an interrupted run leaves."""
-        if not self.resumes:
-            return "nothing was written"
         if self.last is None:
             return "nothing was measured yet"
         rows = f"{self.finished} of {self.last.total} rows are finished" if self.last.unit == "rows" else "what is finished is"

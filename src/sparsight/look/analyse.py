@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ..data.images import Batches, Folder, batches, even, open_folder
+from .. import __version__
+from ..data.images import Folder, Skipped, batches, even, open_folder
+from ..data.reading import Transform
 from ..errors import PruneError
-from ..load.models import Loaded, data_folder, load_model
+from ..load.models import Loaded, data_folder, load_model, look_of
 from ..ops.distance import uniform_distance
 from ..ops.schedule import Schedule, show
 from ..ops.score import check_order
 from ..prune import resolve
 from ..recipe import Recipe
 from ..runs.settings import Settings, check_settings, device_name, versions_in_use
-from ..runs.store import claim, release
+from ..runs.store import ResultStore, claim, digest, fingerprint_model, release
 from ..runs.sweep import Listener, Step, ignore
 from .analysis import Agreement, Analysis, Head, Histogram, Left
 from .block_probe import Asked, Batch, Probe, Tally, ask
@@ -29,6 +34,10 @@ from .watch import unpruned
 ORDERS = (1.0, 2.0, 4.0, float("inf"))
 USUAL = ("class_attention:keep=0.5", "col_ln:keep=0.5", "renyi:keep=0.5")
 """Recipes where none are given; the first needs a class token."""
+
+KEEP_EVERY = 5.0
+"""Seconds after which what was seen is kept, so that a killed run loses no more."""
+KEPT_AS = "analysis"
 
 
 def analyse(
@@ -52,13 +61,14 @@ def analyse(
     The model is not pruned: every recipe is asked in every block what it would keep of all tokens, by its own budget. orders: of the
     Renyi row entropy, 1 is Shannon's; the first of them, or 1 if it is there, goes with the attention distance. layers: block numbers,
     as a list or as in "0/3/6". shown: images with heat maps. Figures 1, 4, 5 of the Col-Ln paper and 3, 5, 6 of the Renyi entropy
-    paper are made of these. Raises PruneError before any heavy work.
+    paper are made of these. Called again with the same arguments it goes on after the last images that were kept in OUT/rows. Raises
+    PruneError before any heavy work.
     """
     settings = check_settings(Settings(batch_size, "fp32", device, seed, 0), shown)
     need_plot("analyse")
     wanted = check_orders(orders)
     folder, target = open_folder(data_folder(model, data), limit), Path(out).expanduser()
-    made = claim(target, "")
+    made = claim(target)
     try:
         loaded = load_model(model) if isinstance(model, str) else replace(model, model=copy.deepcopy(model.model))
         loaded = replace(loaded, model=loaded.model.to(settings.device, torch.float32).eval())
@@ -70,10 +80,14 @@ def analyse(
 
 def run(loaded: Loaded, folder: Folder, probe: Probe, settings: Settings, shown: int, out: Path, listen: Listener) -> Analysis:
     """Look at all images, then write."""
+    names = [name_of(asked.recipe) for asked in probe.asked]
+    key = digest(
+        __version__, fingerprint_model(loaded.model), look_of(loaded), folder.fingerprint(times=True), names, list(map(str, probe.orders)), probe.layers,
+        str(settings), shown,
+    )  # fmt: skip
     drawn = set(even(range(len(folder)), min(shown, len(folder))))
-    files = batches(folder, loaded.transform, settings.batch_size)
-    pass_through(probe, files, drawn, listen)
-    done = sum_up(loaded, folder, files, probe, settings)
+    skipped = pass_through(probe, folder, loaded.transform, settings.batch_size, drawn, ResultStore(out / "rows", key), listen)
+    done = sum_up(loaded, folder, skipped, probe, settings)
     publish(done, loaded, folder, probe, out, listen)
     return done
 
@@ -119,23 +133,47 @@ def check_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
     return found
 
 
-def pass_through(probe: Probe, files: Batches, drawn: set[int], listen: Listener) -> None:
-    """All images through the model. Raises PruneError if none can be read."""
-    like, total, done = next(probe.model.parameters()), len(files.folder), 0
-    listen(Step(0, total, "reading", unit="images"))
+def pass_through(
+    probe: Probe, folder: Folder, transform: Transform, size: int, drawn: set[int], store: ResultStore, listen: Listener
+) -> list[Skipped]:
+    """All images through the model, from where an earlier run was: those that cannot be read. Raises PruneError if none can."""
+    like, total = next(probe.model.parameters()), len(folder)
+    start, skipped = store.find(KEPT_AS, partial(go_on, probe, folder)) or (0, [])
+    files = batches(replace(folder, paths=folder.paths[start:], labels=None), transform, size)
+    listen(Step(start, total, "reading", restored=start > 0, unit="images"))
+    kept = time.monotonic()
     with torch.inference_mode():
-        for images, places in files:
+        for images, chosen in files:
+            places = [start + place for place in chosen]
             shown = {item: place for item, place in enumerate(places) if place in drawn}
-            size = (int(images.shape[-2]), int(images.shape[-1]))
-            probe.run(images.to(like), Batch(places, size, shown))
-            done += len(places)
-            listen(Step(done, total, "looking into blocks", unit="images"))
-    if not done:
-        first = files.skipped[0]
-        raise PruneError(f"none of the {total} images in {files.folder.path} can be read; {first.path.name}: {first.reason}")
+            probe.run(images.to(like), Batch(places, (int(images.shape[-2]), int(images.shape[-1])), shown))
+            listen(Step(places[-1] + 1, total, "looking into blocks", unit="images"))
+            if time.monotonic() - kept >= KEEP_EVERY:
+                keep(probe, folder, places[-1] + 1, [*skipped, *files.skipped], store)
+                kept = time.monotonic()
+    skipped += files.skipped
+    if len(skipped) == total:
+        first = skipped[0]
+        raise PruneError(f"none of the {total} images in {folder.path} can be read; {first.path.name}: {first.reason}")
+    keep(probe, folder, total, skipped, store)
+    return skipped
 
 
-def sum_up(loaded: Loaded, folder: Folder, files: Batches, probe: Probe, settings: Settings) -> Analysis:
+def keep(probe: Probe, folder: Folder, done: int, skipped: Sequence[Skipped], store: ResultStore) -> None:
+    """Keep what the first `done` images have shown. Images are read ahead, so some that are skipped may lie behind those."""
+    places = {path: place for place, path in enumerate(folder.paths)}
+    seen = [(places[item.path], item.reason) for item in skipped if places[item.path] < done]
+    store.keep(KEPT_AS, {"done": done, "skipped": seen, **probe.to_dict()})
+
+
+def go_on(probe: Probe, folder: Folder, data: dict[str, Any]) -> tuple[int, list[Skipped]]:
+    """Take up what `keep` kept: the images that are done, and those that were skipped."""
+    done, skipped = int(data["done"]), [Skipped(folder.paths[place], reason) for place, reason in data["skipped"]]
+    probe.restore(data)
+    return done, skipped
+
+
+def sum_up(loaded: Loaded, folder: Folder, skipped: Sequence[Skipped], probe: Probe, settings: Settings) -> Analysis:
     """The sums as means, with what has to be known about how they came about."""
     names = [name_of(asked.recipe) for asked in probe.asked]
     grid = probe.grid
@@ -144,7 +182,7 @@ def sum_up(loaded: Loaded, folder: Folder, files: Batches, probe: Probe, setting
     return Analysis(
         model=loaded.name,
         data=str(folder.path) if loaded.name != "demo" else folder.path.name,
-        images=len(folder) - len(files.skipped),
+        images=len(folder) - len(skipped),
         grid=grid,
         patch=patch,
         layers=list(probe.layers),
@@ -158,7 +196,7 @@ def sum_up(loaded: Loaded, folder: Folder, files: Batches, probe: Probe, setting
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions_in_use(loaded.model),
         notes=list(filter(None, [folder.note, *remarks(probe.asked, probe.layers)])),
-        skipped=[(item.path.relative_to(folder.path).as_posix(), item.reason) for item in files.skipped],
+        skipped=[(item.path.relative_to(folder.path).as_posix(), item.reason) for item in skipped],
         maps=[folder.paths[place].relative_to(folder.path).as_posix() for place in drawn],
         histograms=[
             Histogram(layer, order, tally.kept[index].astype(int).tolist(), tally.pruned[index].astype(int).tolist())

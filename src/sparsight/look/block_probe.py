@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -142,6 +142,41 @@ class Tally:
                 if a <= b:
                     self.pairs.setdefault((a, b), Pair()).add(first, second)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was added up, as JSON can hold it; `from_dict` is the inverse, to the last bit."""
+        return {
+            "kept": self.kept.tolist(),
+            "pruned": self.pruned.tolist(),
+            "entropies": [plain(total) for total in self.entropies],
+            "heads": {name: plain(value) for name, value in vars(self.heads).items()},
+            "pairs": [[*key, asdict(pair)] for key, pair in self.pairs.items()],
+            "ranks": [[number, asdict(ranks)] for number, ranks in self.ranks.items()],
+            "maps": [[*key, scores.tolist()] for key, scores in self.maps.items()],
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Tally:
+        """Read what `to_dict` made."""
+        made = Tally(len(data["kept"]))
+        made.kept, made.pruned = np.array(data["kept"]), np.array(data["pruned"])
+        made.entropies = [tensor(total) for total in data["entropies"]]
+        heads = dict(data["heads"])
+        made.heads = Sums(int(heads.pop("n")), **{name: tensor(value) for name, value in heads.items()})
+        made.pairs = {(a, b): Pair(**pair) for a, b, pair in data["pairs"]}
+        made.ranks = {number: Ranks(**ranks) for number, ranks in data["ranks"]}
+        made.maps = {(place, number): np.array(scores) for place, number, scores in data["maps"]}
+        return made
+
+
+def plain(value: Tensor | float) -> Any:
+    """A sum as numbers."""
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def tensor(value: Any) -> Tensor | float:
+    """A sum of several numbers as the tensor that it was."""
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else float(value)
+
 
 def mask_of(plan: Plan) -> Tensor:
     """Tokens that keep a slot, centres of clusters among them: [B, N] bool."""
@@ -217,6 +252,17 @@ class Probe:
     grid: tuple[int, int] = (0, 0)
     kept: int = 0
     chosen: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was seen so far, as JSON can hold it."""
+        tallies = {str(layer): tally.to_dict() for layer, tally in self.tallies.items()}
+        return {"size": self.batch.size, "grid": self.grid, "kept": self.kept, "tallies": tallies}
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Go on from what `to_dict` made."""
+        tallies = {layer: Tally.from_dict(data["tallies"][str(layer)]) for layer in self.layers}
+        (h, w), (rows, columns) = data["size"], data["grid"]
+        self.tallies, self.batch, self.grid, self.kept = tallies, Batch([], (h, w), {}), (rows, columns), int(data["kept"])
 
     def run(self, images: Tensor, batch: Batch) -> None:
         """One batch, once for each place in a block where a recipe works."""
