@@ -23,7 +23,7 @@ def test_evaluate(sparsight, given, tmp_path):
     assert news.splitlines() == ["test: 0 of 3 images", "test: 3 of 3 images"]
     assert "3 images, classify" in text
     assert "random:tokens=20,layers=2" in text
-    assert {file.name for file in tmp_path.iterdir()} >= {"rows", "predictions.csv", "results.json"}
+    assert {file.name for file in tmp_path.iterdir()} >= {"rows", "predictions.csv", "report.html", "results.json"}
 
 
 def test_robustness(sparsight, given, tmp_path):

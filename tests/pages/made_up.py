@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from sparsight.evaluation.corruption_rows import CorruptionRow, Robustness
+from sparsight.evaluation.result import Evaluation, Score
 from sparsight.look.analysis import Agreement, Analysis, Head, Histogram, Left
 from sparsight.runs.comparison import UNPRUNED, Comparison, Outcomes, Row
 from sparsight.runs.intervals import Interval
@@ -131,3 +132,18 @@ def robustness() -> Robustness:
     return Robustness(
         model="m", data="d", images=4, precision="fp32", interval_method="m", notes=[], skipped=[], rows=rows, **COMMON
     )
+
+
+def evaluation(name: str = HOSTILE) -> Evaluation:
+    """The unpruned model and two recipes."""
+    scores = []
+    for index, recipe in enumerate((UNPRUNED, name, LONG)):
+        share = Interval(0.9 - index / 50, 0.85, 0.95)
+        move = Interval(-index / 50, -0.1, 0.05) if index else None
+        scores.append(
+            Score(recipe, None, [137.0, 95.5][: 2 * index], 100, 100, share, move, share, move, share, int(4e9 / (1 + index)))
+        )
+    return Evaluation(
+        model=name, mode="zero-shot", data=name, data_fingerprint="0", preset=name, images=100, classes=10, image_size=(224, 224), processes=1,
+        precision="fp32", batch_size=32, interval_method="95%", notes=[name], skipped=[(name, "not an image")] * 60, scores=scores, **COMMON,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 
 from sparsight.pages.analysis_page import Figure, analysis_page
 from sparsight.pages.bench_report import bench_report
+from sparsight.pages.evaluation_page import evaluation_page
 from sparsight.pages.page import render
 from sparsight.pages.plots import Plot, Point, Series, axis
 from sparsight.pages.report import report
@@ -19,6 +20,7 @@ PAGES = {
     "report": lambda: report(made_up.comparison(), []),
     "bench": lambda: bench_report(made_up.bench()),
     "stages": lambda: stage_report(made_up.stages()),
+    "evaluation": lambda: evaluation_page(made_up.evaluation()),
     "analysis": lambda: analysis_page(made_up.analysis(), FIGURES),
 }
 EMPTY = ("meta", "img", "source", "wbr")
@@ -82,6 +84,12 @@ def test_names_are_text_and_nothing_else(page):
 
 def test_every_recipe_is_there_uncut(page):
     assert made_up.LONG in "".join(parsed(page).text)
+
+
+def test_file_names_need_not_be_text():
+    page = report(made_up.comparison("photo\udcff"), [])
+    assert "photo\\udcff" in page
+    page.encode("utf-8")
 
 
 def test_a_forgotten_value_is_an_error():

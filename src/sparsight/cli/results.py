@@ -97,7 +97,7 @@ def print_evaluation(done: Evaluation, out: Path) -> None:
     """Scores, notes, skipped images, files."""
     print_table(str(done).partition("\n")[0], EVALUATION, [score.cells() for score in done.scores], out / "results.json")
     print_skipped(done.skipped, out)
-    print_ends(done.notes, out, "results.json", "predictions.csv")
+    print_ends(done.notes, out, "report.html", "results.json", "predictions.csv")
 
 
 def print_robustness(done: Robustness, out: Path) -> None:

@@ -18,6 +18,7 @@ from ..data.reading import Transform
 from ..demo import demo_images
 from ..load.models import Loaded
 from ..load.zero_shot import Dual, Template
+from ..pages.evaluation_page import evaluation_page
 from ..recipe import Recipe
 from ..runs.intervals import METHOD
 from ..runs.settings import Settings, check_settings, device_name, versions_in_use
@@ -53,7 +54,7 @@ def evaluate(
     templates: Sequence[Template] | None = None,
     listen: Listener | None = None,
 ) -> Evaluation:
-    """Accuracy of the unpruned model and of every recipe; writes results.json and the predictions for every image into `out`.
+    """Accuracy of the unpruned model and of every recipe; writes results.json, report.html and the predictions for every image into `out`.
 
     model, transform, classes: see `open_model`; in zero-shot a name for `load_dual` or what it returned. data, split, limit: see
     `open_source`. preset: see `PRESETS`. mode: "classify", "zero-shot" (class names in `templates`), "knn" (`k` neighbours) or "probe", both on features of `train`.
@@ -98,6 +99,7 @@ class Job:
         done = self.sum_up(scores, tests[0])
         write_predictions(out, [score.recipe for score in scores], tests, self.study.names)
         write_text(out / "results.json", done.to_json())
+        write_text(out / "report.html", evaluation_page(done))
         return done
 
     def score(self, recipe: Recipe | None, chunk: Chunk, reference: Chunk) -> Score:

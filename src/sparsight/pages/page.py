@@ -21,7 +21,8 @@ TIMES, DASH, MINUS = "\u00d7", "\u2013", "\u2212"
 
 def render(template: str, **values: Any) -> str:
     """The page. Every value is escaped; a name that a template does not get is an error."""
-    return environment().get_template(template).render(**values)
+    text = environment().get_template(template).render(**values)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files need not be text
 
 
 @cache
