@@ -7,6 +7,7 @@ from PIL import Image
 
 import sparsight
 from sparsight import PruneError
+from sparsight.demo import demo_images
 from sparsight.evaluation import metrics
 from sparsight.look import complexity
 
@@ -143,5 +144,12 @@ def test_what_cannot_be_calibrated(llava, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(PruneError, match=r"no image can be read .*broken.png"):
         sparsight.calibrate(llava, tmp_path, processor=prepare)
-    with pytest.raises(PruneError, match="has no language model"):
-        sparsight.calibrate(llava.model.vision_tower, {"pixel_values": torch.zeros(1, 3, 16, 16)})
+
+
+def test_a_vision_model_by_name_is_measured():
+    """As `sparsight calibrate --model demo`: the averages of the encoder, which agile may be given in a model built on it."""
+    recipe = sparsight.calibrate("demo", demo_images())
+    values = dict(recipe.params)
+    assert recipe.name == "agile"
+    assert 1 < values["erank_avg"] < 256
+    assert 0 < values["entropy_avg"] < 5.6

@@ -10,7 +10,8 @@ from PIL import Image
 
 from sparsight import PruneError
 from sparsight.evaluation import metrics
-from sparsight.look.rank import pearson, places, rank, speaks, spearman
+from sparsight.load.vlms import speaks
+from sparsight.look.rank import pearson, places, rank, spearman
 
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from ..load.checkpoint import check_reach, one_line
 from .images import is_image, open_folder
-from .reading import reason
+from .reading import decode, readable, reason, stacked
 
 Call = Mapping[str, Any]
 Encode = Callable[[list[Image.Image]], Call]
@@ -56,11 +56,10 @@ class Feed:
         if isinstance(item, Image.Image):
             return f"image {place}", item.convert("RGB")
         try:
-            with Image.open(item) as image:
-                return str(item), image.convert("RGB")
+            return readable(str(item)), decode(Path(item).expanduser())
         except Exception as error:  # Pillow's decoders raise whatever their format meets
-            self.skipped.append((str(item), reason(error)))
-            return str(item), None
+            self.skipped.append((readable(str(item)), reason(error)))
+            return readable(str(item)), None
 
     def moved(self, call: Call) -> dict[str, Any]:
         """The call on the model's device and in its precision."""
@@ -76,7 +75,7 @@ def listed(images: Any) -> Iterable[Any]:
     """The single images or batches; a PruneError for what holds none."""
     if isinstance(images, (str, Path)):
         path = Path(images).expanduser()
-        return [path] if path.is_file() and is_image(path) else open_folder(path).paths
+        return [path] if os.path.isfile(path) and is_image(path) else open_folder(path).paths
     if isinstance(images, (Mapping, Image.Image)) or (isinstance(images, Tensor) and images.dim() == 4):
         images = [images]
     if not isinstance(images, Iterable) or isinstance(images, Tensor):
@@ -93,8 +92,8 @@ def listed(images: Any) -> Iterable[Any]:
 def check_item(item: Any) -> None:
     """Raise PruneError for something that is no image."""
     if isinstance(item, (str, Path)):
-        if not Path(item).expanduser().is_file():
-            raise PruneError(f"no image file {item}")
+        if not os.path.lexists(Path(item).expanduser()):
+            raise PruneError(f"no image file {shown(str(item))}")
     elif not isinstance(item, (Image.Image, Mapping)) and not (isinstance(item, Tensor) and item.dim() == 4):
         raise PruneError(f"an image must be a path, a PIL image or a batch of a processor, got {type(item).__name__}")
 
@@ -121,9 +120,9 @@ def encoder(processor: Any) -> Encode:
     return encode
 
 
-def stacked(transform: Callable[[Image.Image], Tensor]) -> Encode:
+def by_transform(transform: Callable[[Image.Image], Tensor]) -> Encode:
     """From pictures to a call, by a transform of single pictures."""
-    return lambda pictures: {"pixel_values": torch.stack([transform(picture) for picture in pictures])}
+    return lambda pictures: {"pixel_values": stacked([transform(picture) for picture in pictures])}
 
 
 def own_encoder(model: nn.Module, processor: Any = None) -> Encode:

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from .fingerprint import digest
 from .labels import correspond, sample
-from .reading import ImageRef, Transform, ahead, attempt, decode
+from .reading import ImageRef, Transform, ahead, attempt, decode, name_below, readable, stacked
 
 Item = TypeVar("Item")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
@@ -39,19 +38,22 @@ class Folder:
         """Fingerprint of names below the folder, sizes and labels; with the times of last change on request."""
         facts = []
         for path in self.paths:
-            stat = path.stat()
-            facts.append((path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns if times else 0))
+            found = stat_of(path)
+            facts.append((path.relative_to(self.path).as_posix(), found.st_size, found.st_mtime_ns if times else 0))
         return digest(facts, self.labels)
+
+    def name(self, place: int) -> str:
+        """What the image at a place is called."""
+        return name_below(self.paths[place], self.path)
 
     def ref(self, place: int) -> ImageRef:
         """The image at a place of the list."""
         path = self.paths[place]
-        name = path.relative_to(self.path).as_posix() if path.is_relative_to(self.path) else path.name
-        return ImageRef(place, name, None if self.labels is None else self.labels[place], partial(decode, path))
+        return ImageRef(place, self.name(place), None if self.labels is None else self.labels[place], partial(decode, path))
 
     def __str__(self) -> str:
         kinds = f" of {len(set(self.labels))} classes" if self.labels else ""
-        return f"{self.path}: {len(self)} images{kinds}" + (f" ({self.note})" if self.note else "")
+        return f"{readable(str(self.path))}: {len(self)} images{kinds}" + (f" ({self.note})" if self.note else "")
 
 
 def open_folder(path: str | Path, limit: int | None = None) -> Folder:
@@ -64,7 +66,10 @@ def open_folder(path: str | Path, limit: int | None = None) -> Folder:
     if limit is not None and limit < 1:
         raise PruneError(f"limit={limit} leaves no image; give 1 or more, or leave it out for all of {root}")
     folders, files = list_top(root)
-    groups = {folder.name: found for folder in folders if (found := images_below(folder))}
+    back = [readable(folder.name) for folder in folders if leads_back(folder, root)]
+    groups = {
+        readable(folder.name): found for folder in folders if not leads_back(folder, root) and (found := images_below(folder))
+    }
     flat = [file for file in files if is_image(file)]
     if not groups and not flat:
         raise PruneError(f"data folder {root} has no images ({describe(folders, files)}); expected {EXPECTED}")
@@ -74,18 +79,25 @@ def open_folder(path: str | Path, limit: int | None = None) -> Folder:
         return Folder(root, pick([flat], limit)[0])
     chosen = pick(list(groups.values()), limit)
     labels = [label for label, group in enumerate(chosen) for _ in group]
-    note = f"{len(flat)} images beside the class folders are not used" if flat else ""
+    notes = [f"{len(flat)} images beside the class folders are not used"] if flat else []
+    notes += [f"{', '.join(back)}: a link back to the folder is not followed"] if back else []
+    note = "; ".join(notes)
     return Folder(root, [file for group in chosen for file in group], labels, list(groups), note)
+
+
+def stat_of(path: Path) -> os.stat_result:
+    """Of a link to nothing, which is an image that cannot be read, that of the link."""
+    return path.stat() if os.path.exists(path) else path.lstat()
 
 
 EXPECTED = "one folder per class, or images directly inside (.jpg, .png, .webp, .bmp, .gif, .tif, .ppm)"
 
 
 def list_top(root: Path) -> tuple[list[Path], list[Path]]:
-    """Folders and files directly in the folder, by name, hidden ones left out."""
-    if not root.exists():
-        near = next((parent for parent in root.absolute().parents if parent.exists()), root)
-        raise PruneError(f"data folder {root} does not exist ({near} does); give a folder of images")
+    """Folders and everything else directly in the folder, by name, hidden ones left out."""
+    if not os.path.exists(root):
+        near = next((parent for parent in root.absolute().parents if os.path.exists(parent)), root)
+        raise PruneError(f"data folder {shown(str(root))} does not exist ({shown(str(near))} does); give a folder of images")
     if not root.is_dir():
         raise PruneError(f"data folder {root} is a file; give the folder that holds the images, such as {root.parent}")
     try:
@@ -94,13 +106,19 @@ def list_top(root: Path) -> tuple[list[Path], list[Path]]:
         raise PruneError(f"data folder {root} cannot be listed ({error.strerror}); check its permissions") from None
     if not entries:
         raise PruneError(f"data folder {root} is empty; expected {EXPECTED}")
-    return [entry for entry in entries if entry.is_dir()], [entry for entry in entries if entry.is_file()]
+    folders = [entry for entry in entries if os.path.isdir(entry)]
+    return folders, [entry for entry in entries if not os.path.isdir(entry)]
+
+
+def leads_back(folder: Path, root: Path) -> bool:
+    """Whether a folder is a link to where it lies, or above."""
+    return folder.is_symlink() and root.resolve().is_relative_to(folder.resolve())
 
 
 def describe(folders: list[Path], files: list[Path]) -> str:
     """What a folder without images holds instead."""
-    shown = ", ".join(entry.name for entry in (folders + files)[:3])
-    return f"it holds {len(folders)} folders and {len(files)} files: {shown}{', ...' if len(folders) + len(files) > 3 else ''}"
+    names = ", ".join(readable(entry.name) for entry in (folders + files)[:3])
+    return f"it holds {len(folders)} folders and {len(files)} files: {names}{', ...' if len(folders) + len(files) > 3 else ''}"
 
 
 def is_image(file: Path) -> bool:
@@ -188,7 +206,7 @@ class Skipped:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{readable(str(self.path))}: {self.reason}"
 
 
 @dataclass
@@ -212,10 +230,10 @@ class Batches:
             images.append(image)
             indices.append(index)
             if len(images) == self.size:
-                yield torch.stack(images), indices
+                yield stacked(images), indices
                 images, indices = [], []
         if images:
-            yield torch.stack(images), indices
+            yield stacked(images), indices
 
     def stream(self) -> Iterator[tuple[int, Tensor]]:
         """Readable images in order, loaded ahead by at most two batches."""

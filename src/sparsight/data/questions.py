@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ..errors import PruneError, shown
 from .fingerprint import digest
+from .images import stat_of
 from .reading import decode
 
 FORMAT = '{"image": "photo.jpg", "question": "Is there a dog in the image?", "answer": "no"}'
@@ -60,7 +62,7 @@ class LocalSet:
 
     def fingerprint(self) -> str:
         """Of the questions, and of the images by name, size and time of change."""
-        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for item in self.items for path in item.images]
+        files = [(str(path), stat_of(path).st_size, stat_of(path).st_mtime_ns) for item in self.items for path in item.images]
         return digest(files, [(item.key, item.text, item.answers, item.category) for item in self.items])
 
     def questions(self) -> list[Question]:
@@ -71,7 +73,7 @@ def read_set(path: str | Path, limit: int | None = None, most: int = 32) -> Loca
     """Read a JSONL file, or the one in a folder, and look that the images are there. The first `limit` questions. Raises PruneError
     with the line of a fault."""
     file = Path(path).expanduser()
-    if file.is_dir():
+    if os.path.isdir(file):
         inside = sorted(file.glob("*.jsonl"))
         if len(inside) != 1:
             raise PruneError(f"folder {file} holds {len(inside)} .jsonl files; it must hold one, with lines such as {FORMAT}")
@@ -99,7 +101,7 @@ def read_line(file: Path, number: int, line: str) -> Item:
     except KeyError as error:
         raise PruneError(f"{place} has no {error}; expected {FORMAT}") from None
     names = images if isinstance(images, list) else [images]
-    missing = [name for name in names if not isinstance(name, str) or not is_file(file.parent / name)]
+    missing = [name for name in names if not isinstance(name, str) or not os.path.lexists(file.parent / name)]
     if missing or not names:
         raise PruneError(f"{place}: no image file {shown(missing[0]) if missing else ''}; paths are relative to {file.parent}")
     paths = tuple(file.parent / name for name in names)
@@ -107,14 +109,6 @@ def read_line(file: Path, number: int, line: str) -> Item:
     if not answers or not str(question).strip():
         raise PruneError(f"{place} has an empty question or no answer; expected {FORMAT}")
     return Item(str(data.get("id", number)), paths, str(question), answers, str(data.get("category", "")))
-
-
-def is_file(path: Path) -> bool:
-    """Whether it is a file; a name that no file can have is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def plain(text: str) -> str:

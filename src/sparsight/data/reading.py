@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import stat
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -85,9 +87,35 @@ class Group:
         return min(ref.place for ref in (*self.refs, *(ref for ref, _ in self.skipped)))
 
 
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, whatever a file is called. Pillow knows more, and for some of them (EPS) it starts other programs."""
+MOST_RATIO = 200
+"""How many times longer one side of an image may be than the other: resized by its short side, a longer one needs gigabytes."""
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def decode(file: Path | IO[bytes]) -> Image.Image:
-    """The image as RGB."""
-    with Image.open(file) as image:
+    """The image as RGB; 16-bit grey is scaled to 8 bits. The one way by which every verb reads an image.
+
+    Raises OSError or ValueError for what is no regular file, no image of a known format, too long for its width, or of pixels
+    whose range is not known.
+    """
+    if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError("not a regular file")
+    with Image.open(file, formats=formats()) as image:
+        long, short = max(image.size), min(image.size)
+        if long > MOST_RATIO * short:
+            raise ValueError(f"{image.width} x {image.height} pixels: one side is over {MOST_RATIO} times the other")
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+            return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise ValueError("32-bit pixels, whose range is not known")
         return image.convert("RGB")
 
 
@@ -98,6 +126,25 @@ def attempt(read: Callable[[], Image.Image], transform: Transform) -> Tensor | s
     except Exception as error:  # Pillow's decoders raise whatever their format meets
         return reason(error)
     return transform(picture)
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images as one batch. Raises PruneError if the transform made different sizes of them."""
+    sizes = sorted({tuple(image.shape) for image in images})
+    if len(sizes) > 1:
+        raise PruneError(f"the transform makes {list(sizes[0])} of one image and {list(sizes[1])} of another; one size is needed")
+    return torch.stack(list(images))
+
+
+def readable(name: str) -> str:
+    """A name as text: bytes that are no UTF-8 and control characters are spelled out, as in caf\\xe9.jpg."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def name_below(path: Path, folder: Path) -> str:
+    """An image's name: the path below its folder."""
+    return readable(path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name)
 
 
 def reason(error: Exception) -> str:
@@ -140,7 +187,7 @@ def together(pairs: Sequence[tuple[ImageRef, Tensor | str]]) -> Group:
     """One group of the images that were read."""
     good = [(ref, image) for ref, image in pairs if isinstance(image, Tensor)]
     bad = [(ref, image) for ref, image in pairs if isinstance(image, str)]
-    images = torch.stack([image for _, image in good]) if good else None
+    images = stacked([image for _, image in good]) if good else None
     return Group([ref for ref, _ in good], images, bad)
 
 
@@ -183,4 +230,4 @@ def separate(pairs: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor |
     """What a worker sends back: one stacked tensor, as each tensor would cost an open file."""
     good = [(place, image) for place, image in pairs if isinstance(image, Tensor)]
     bad = [(place, image) for place, image in pairs if isinstance(image, str)]
-    return [place for place, _ in good], torch.stack([image for _, image in good]) if good else None, bad
+    return [place for place, _ in good], stacked([image for _, image in good]) if good else None, bad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..errors import PruneError
 from .imagenet import flat_labels
 from .images import SPLITS, Folder, align, list_top, open_folder, spread
-from .reading import ImageRef, Source, Wanted
+from .reading import ImageRef, Source, Wanted, readable
 
 HUB = "hf:"
 
@@ -57,7 +58,7 @@ def open_source(
         raise PruneError(f"limit={limit} leaves no image; give 1 or more, or leave it out for all of {data}")
     text = str(data)
     path = Path(text.removeprefix(HUB)).expanduser()
-    if text.startswith(HUB) and not path.exists():
+    if text.startswith(HUB) and not os.path.exists(path):
         from .hub import stream
 
         return stream(text.removeprefix(HUB), split, limit)
@@ -68,15 +69,15 @@ def open_source(
     folder = labelled_folder(path if split is None else split_folder(path, split))
     if nested or ignore:
         folder = regroup(folder, nested, ignore)
-    return FolderSource(folder if limit is None else limited(folder, limit), str(folder.path))
+    return FolderSource(folder if limit is None else limited(folder, limit), readable(str(folder.path)))
 
 
 def is_table(path: Path) -> bool:
     """Whether the path holds a saved data set or Parquet files."""
-    if path.is_file():
+    if os.path.isfile(path):
         return path.suffix == ".parquet"
     names = ("dataset_info.json", "dataset_dict.json", "state.json")
-    return path.is_dir() and (any((path / name).is_file() for name in names) or any(path.glob("*.parquet")))
+    return os.path.isdir(path) and (any((path / name).is_file() for name in names) or any(path.glob("*.parquet")))
 
 
 def split_folder(path: Path, split: str) -> Path:
@@ -100,7 +101,7 @@ def labelled_folder(path: Path) -> Folder:
 def regroup(folder: Folder, nested: bool, ignore: Sequence[str]) -> Folder:
     """The folder with classes by the whole path below it (or by its first part), without those to ignore."""
     parts = [path.relative_to(folder.path).parts[:-1] for path in folder.paths]
-    names = ["/".join(part if nested else part[:1]) for part in parts]
+    names = [readable("/".join(part if nested else part[:1])) for part in parts]
     kept = [place for place, name in enumerate(names) if name and name not in ignore]
     if not kept:
         raise PruneError(f"data folder {folder.path} has no class folders; this data set expects one folder per class")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -93,7 +94,7 @@ def find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], tup
     include = []
     for name in tasks:
         path = Path(name).expanduser()
-        if path.suffix == ".jsonl" or path.is_dir():
+        if path.suffix == ".jsonl" or os.path.isdir(path):
             found.append(read_set(path, limit))
         elif path.suffix in (".yaml", ".yml"):
             found.append(own_task(path))

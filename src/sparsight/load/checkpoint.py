@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from ..errors import PruneError, shown
 
+WEIGHTS = ("weight", "bias", "pos_embed", "cls_token")
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 HUB_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 Shapes = dict[str, tuple[int, ...]]
@@ -25,6 +28,42 @@ def read_shapes(path: Path) -> Shapes:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise PruneError(f"{path} is no readable safetensors file ({one_line(error)}); fetch or save it again") from None
+
+
+def check_floats(path: Path) -> None:
+    """Raise PruneError if the weights in a safetensors file are whole numbers: filled into a model, they would be nonsense."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        kinds = {key: str(file.get_slice(key).get_dtype()) for key in file.keys() if key.endswith(WEIGHTS)}  # noqa: SIM118
+    whole = [key for key, kind in kinds.items() if not kind.startswith(("F", "BF"))]
+    if whole:
+        raise PruneError(
+            f"{path} holds {kinds[whole[0]]} in {len(whole)} weights ({', '.join(whole[:3])}{', ...' if len(whole) > 3 else ''}); "
+            "floating point is needed: save the weights before they were quantised"
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json. Raises PruneError for what is none."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PruneError(
+            f"model folder {folder} has no config.json; save a model there with save_pretrained, or name a file as ARCH@FILE.safetensors"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise PruneError(f"{file} cannot be read: {one_line(error)}") from None
+    if not isinstance(config, dict):
+        raise PruneError(f"{file} is neither timm's (architecture) nor transformers' (model_type), but a {type(config).__name__}")
+    kinds = {"model_type": str, "architecture": str, "architectures": list, "num_classes": int}
+    for name, kind in kinds.items():
+        if config.get(name) is not None and not isinstance(config[name], kind):
+            raise PruneError(f"{file} has {name}={shown(config[name])}, which is no {kind.__name__}; save the model again")
+    if not all(isinstance(name, str) for name in config.get("architectures") or []):
+        raise PruneError(f"{file} has architectures={shown(config['architectures'])}; a list of names is needed")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,19 @@ from ..data.fingerprint import digest
 from ..data.reading import Transform
 from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
 from ..errors import PruneError, shown
-from .checkpoint import PICKLED, Shapes, check_reach, check_shapes, complain, one_line, pickled, read_shapes, weight_files
+from .checkpoint import (
+    PICKLED,
+    Shapes,
+    check_floats,
+    check_reach,
+    check_shapes,
+    complain,
+    one_line,
+    pickled,
+    read_config,
+    read_shapes,
+    weight_files,
+)
 
 HUB = ("hf_hub:", "hf-hub:")
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
@@ -134,7 +146,7 @@ def load(name: str = "demo") -> Loaded:
         raise PruneError("the model's name is empty; sparsight takes timm names, folders, ARCH@FILE.safetensors, and demo")
     if name.lower().endswith(PICKLED):
         raise pickled(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return load_folder(path)
     if name.startswith(HUB):
         return load_timm(name)
@@ -145,7 +157,7 @@ def load(name: str = "demo") -> Loaded:
         raise PruneError(f"{name} is a bare checkpoint; say which timm architecture it is for, as in vit_small_patch16_224@{name}")
     if re.search(r"[/\\:]", name) or name.startswith((".", "~")):
         raise PruneError(
-            f"no model folder {name!r}; for a repository of the Hugging Face Hub with timm weights write hf_hub:{name}"
+            f"no model folder '{shown(name)}'; for a repository of the Hugging Face Hub with timm weights write hf_hub:{shown(name)}"
         )
     return load_timm(name)
 
@@ -181,9 +193,9 @@ def check_timm_name(timm: Any, name: str, pretrained: bool) -> str:
     """The repository or address that the name's weights come from; a PruneError with the nearest names where timm does not know it."""
     base, dot, tag = name.partition(".")
     if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
+        near = nearest(base, timm.list_models())
         hint = f"did you mean {' or '.join(near)}?" if near else "sparsight takes timm names, folders, and ARCH@FILE.safetensors"
-        raise PruneError(f"timm has no model {base!r}; {hint}")
+        raise PruneError(f"timm has no model '{shown(base)}'; {hint}")
     tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", pretrained=True)]
     if dot and tag not in tags:
         known = f"known tags: {', '.join(tags)}" if tags else "it has no pretrained weights"
@@ -194,13 +206,24 @@ def check_timm_name(timm: Any, name: str, pretrained: bool) -> str:
     return str(getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or name)
 
 
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """The known names most like a mistaken one: its spelling first, then those that begin with the same word (vit_nope: vit_...)."""
+    close = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.8)
+    word = name.split("_")[0]
+    family = [other for other in known if other.split("_")[0] == word]
+    usual = [other for size in ("tiny", "small", "base") for other in family if other.startswith(f"{word}_{size}_patch16_224")]
+    others = difflib.get_close_matches(name[:100], family or known, n=3, cutoff=0.5)
+    return list(dict.fromkeys([*close, *usual, *others]))[:3]
+
+
 def load_file(architecture: str, path: Path) -> Loaded:
     """A safetensors checkpoint of a timm architecture; classes and image size are read off its shapes."""
     if path.name.lower().endswith(PICKLED):
         raise pickled(str(path))
-    if not path.is_file():
-        raise PruneError(f"no checkpoint file {path}; expected {architecture or 'ARCH'}@FILE.safetensors")
+    if not os.path.isfile(path):
+        raise PruneError(f"no checkpoint file {shown(str(path))}; expected {architecture or 'ARCH'}@FILE.safetensors")
     shapes = read_shapes(path)
+    check_floats(path)
     timm = need("timm", f"{architecture}@{path}")
     check_timm_name(timm, architecture, pretrained=False)
     return load_timm_weights(f"{architecture}@{path}", architecture, path, shapes, fit_arguments(timm, architecture, shapes))
@@ -241,18 +264,14 @@ def load_timm_weights(name: str, architecture: str, path: Path, shapes: Shapes, 
 
 def load_folder(folder: Path) -> Loaded:
     """A folder saved by timm or by transformers; which one, its config.json says."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PruneError(
-            f"model folder {folder} has no config.json; save a model there with save_pretrained, or name a file as ARCH@FILE.safetensors"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise PruneError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
-    if not isinstance(config, dict) or not ("architecture" in config or "model_type" in config):
+    config = read_config(folder)
+    if not ("architecture" in config or "model_type" in config):
         raise PruneError(f"{folder / 'config.json'} is neither timm's (architecture) nor transformers' (model_type)")
     files = weight_files(folder)
     headers = [read_shapes(file) for file in files]
+    if "quantization_config" not in config:
+        for file in files:
+            check_floats(file)
     if "model_type" in config:
         return load_transformers(folder, config)
     need("timm", str(folder))
@@ -265,15 +284,10 @@ def load_folder(folder: Path) -> Loaded:
 def load_transformers(folder: Path, config: dict[str, Any]) -> Loaded:
     """A classifier, a bare encoder or the vision tower of CLIP and SigLIP from a folder that transformers saved."""
     transformers = need("transformers", str(folder), extra="hf")
-    names = config.get("architectures") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in [*names, config["model_type"]]):
-        raise PruneError(
-            f"{folder / 'config.json'}: model_type={shown(config['model_type'])}, architectures={shown(names)}: a name and a list of names are needed"
-        )
-    kind = shown(", ".join(names) or config["model_type"])
+    kind = ", ".join(config.get("architectures") or []) or config["model_type"]
     classifier, tower = "ForImageClassification" in kind, TOWERS.get(config["model_type"])
     if "image_size" not in config and not (classifier or tower):
-        raise PruneError(f"{folder} holds a {kind}; this tool loads image classifiers and vision towers only")
+        raise PruneError(f"{folder} holds a {shown(kind)}; this tool loads image classifiers and vision towers only")
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise PruneError(f"{folder} has no preprocessor_config.json; save the model's image processor there with save_pretrained")
     auto = getattr(transformers, tower or "AutoModel") if not classifier else transformers.AutoModelForImageClassification
@@ -291,9 +305,9 @@ def load_transformers(folder: Path, config: dict[str, Any]) -> Loaded:
         if info["missing_keys"] and all("pooler." in key for key in info["missing_keys"]):
             model, info = auto.from_pretrained(folder, add_pooling_layer=False, **weights)
     except Exception as error:  # whatever transformers meets in a config that it cannot use
-        raise PruneError(f"transformers cannot load {folder} ({kind}): {one_line(error)}") from error
+        raise PruneError(f"transformers cannot load {folder} ({shown(kind)}): {one_line(error)}") from error
     differ = [f"{key} {list(found)} instead of {list(want)}" for key, found, want in sorted(info["mismatched_keys"])]
-    complain(f"{folder} ({kind})", sorted(info["missing_keys"]), [], differ)
+    complain(f"{folder} ({shown(kind)})", sorted(info["missing_keys"]), [], differ)
 
     labels = model.config.id2label if classifier else {}
     return finish(str(folder), model, processor_transform(processor), real_names([str(labels[index]) for index in sorted(labels)]))

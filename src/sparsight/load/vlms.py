@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..data.feed import Encode, by_transform, encoder, own_encoder
 from ..data.images import open_folder
-from ..data.reading import reason
-from ..errors import PruneError
-from ..prune import LVLM, family_of
-from .checkpoint import check_reach, complain, one_line
-from .models import need
+from ..data.reading import Transform, decode, name_below, reason
+from ..errors import PruneError, shown
+from ..prune import family_of
+from .checkpoint import check_reach, complain, one_line, read_config
+from .models import Loaded, need, open_model
 from .shapes import IMAGE, cut, random_model, shape_config, skeleton
 
 Inputs = dict[str, Any]
@@ -67,8 +68,7 @@ def find_source(model: str | None, config: str | None, layers: int | None) -> So
         found, processor = read_checkpoint(model)
     cut(found, layers)
     shell = skeleton(found)
-    if not isinstance(family_of(shell), LVLM):
-        raise PruneError(f"{type(shell).__name__} is no vision-language model; sparsight takes LLaVA and Qwen-VL models")
+    family_of(shell)
     return Source(str(model or config), found, shell, model, processor)
 
 
@@ -77,35 +77,33 @@ def read_checkpoint(name: str) -> tuple[Any, Any]:
     import transformers
 
     folder = Path(name).expanduser()
-    local = {"local_files_only": folder.is_dir(), "trust_remote_code": False}
-    if folder.is_dir():
+    local = {"local_files_only": os.path.isdir(folder), "trust_remote_code": False}
+    if os.path.isdir(folder):
         check_folder(folder)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise PruneError(f"no model folder {name!r}; for a repository of the Hugging Face Hub write OWNER/NAME")
+        raise PruneError(f"no model folder '{shown(name)}'; for a repository of the Hugging Face Hub write OWNER/NAME")
     try:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             check_reach(name)
-        config = transformers.AutoConfig.from_pretrained(str(folder if folder.is_dir() else name), **local)
+        config = transformers.AutoConfig.from_pretrained(str(folder if os.path.isdir(folder) else name), **local)
         if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             kind = ", ".join(config.architectures or [type(config).__name__])
-            raise PruneError(f"{name} holds a {kind}, which is no vision-language model; sparsight takes LLaVA and Qwen-VL models")
-        return config, transformers.AutoProcessor.from_pretrained(str(folder if folder.is_dir() else name), **local)
+            raise PruneError(
+                f"{shown(name)} holds a {kind}, which is no vision-language model; sparsight takes LLaVA and Qwen-VL models"
+            )
+        return config, transformers.AutoProcessor.from_pretrained(str(folder if os.path.isdir(folder) else name), **local)
     except PruneError:
         raise
     except Exception as error:  # whatever the hub client or transformers meets
         raise PruneError(
-            f"config and processor of {name} cannot be loaded ({one_line(error)}); without network give a local folder with both, "
+            f"config and processor of {shown(name)} cannot be loaded ({one_line(error)}); without network give a local folder with both, "
             "or measure random weights with --config"
         ) from error
 
 
 def check_folder(folder: Path) -> None:
     """Raise PruneError for a folder that transformers has not written."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PruneError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    if "model_type" not in read_config(folder):
         raise PruneError(f"{folder / 'config.json'} is not transformers' (it has no model_type)")
 
 
@@ -123,6 +121,34 @@ def load_weights(path: str, config: Any, device: str, dtype: torch.dtype) -> nn.
         raise PruneError(f"transformers cannot load {path}: {one_line(error)}") from error
     complain(path, sorted(info["missing_keys"]), [], [key for key, *_ in info.get("mismatched_keys", [])])
     return made
+
+
+def open_encoder(
+    model: str | Loaded | nn.Module, processor: Any = None, transform: Transform | None = None, device: str = "cpu"
+) -> tuple[str, nn.Module, Encode]:
+    """Name, module and preprocessing of a vision or a vision-language model, whichever a tool was given.
+
+    A module of one's own is used as it is. processor: of transformers; transform: of single pictures; by default those of the checkpoint.
+    """
+    given = encoder(processor) if processor is not None else by_transform(transform) if transform is not None else None
+    if isinstance(model, nn.Module):
+        return type(model).__name__, model, given or own_encoder(model)
+    if isinstance(model, str) and speaks(model):
+        source = find_source(model, None, None)
+        return model, source.load(device, torch.float32, 0), given or encoder(source.processor)
+    loaded = open_model(model, device=device)
+    return loaded.name, loaded.model, given or by_transform(loaded.transform)
+
+
+def speaks(name: str) -> bool:
+    """Whether a name is that of a vision-language model: a folder whose config.json says so, or a repository OWNER/NAME of the Hub."""
+    folder = Path(name).expanduser()
+    if not os.path.isdir(folder):
+        return name.count("/") == 1 and ":" not in name and "@" not in name and not name.startswith((".", "/", "~"))
+    try:
+        return any("ForConditionalGeneration" in str(kind) for kind in read_config(folder).get("architectures") or [])
+    except PruneError:  # said by who loads it
+        return False
 
 
 # ---- prompts ----------------------------------------------------------------------------------------------------------
@@ -177,11 +203,10 @@ def read_pictures(folder: str | Path, count: int) -> tuple[list[Image.Image], li
         if len(found) == count:
             break
         try:
-            with Image.open(path) as image:
-                found.append(image.convert("RGB"))
-            names.append(path.relative_to(listed.path).as_posix())
+            found.append(decode(path))
+            names.append(name_below(path, listed.path))
         except Exception as error:  # Pillow's decoders raise whatever their format meets
-            faults.append(f"{path.name} was skipped: {reason(error)}")
+            faults.append(f"{name_below(path, listed.path)} was skipped: {reason(error)}")
     if not found:
         raise PruneError(f"none of the {len(listed)} images in {listed.path} can be read; {faults[0]}")
     if len(found) < count:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from .answers import ranked
-from .checkpoint import check_reach, one_line, pickled
+from .checkpoint import check_reach, one_line, pickled, read_config
 from .models import Loaded, finish
 
 Template = str | Callable[[str], str]
@@ -72,11 +72,11 @@ def load_dual(name: str) -> Dual:
     Raises PruneError for everything that cannot be loaded.
     """
     path = Path(name).expanduser()
-    if name.startswith(OPEN_CLIP) or (path / "open_clip_config.json").is_file():
+    if name.startswith(OPEN_CLIP) or os.path.isfile(path / "open_clip_config.json"):
         return load_open_clip(name)
-    if not (path / "config.json").is_file():
+    if not os.path.isfile(path / "config.json"):
         raise PruneError(
-            f"zero-shot needs a model of images and texts, and {name!r} is no folder of one; give a folder of transformers' CLIP or "
+            f"zero-shot needs a model of images and texts, and '{shown(name)}' is no folder of one; give a folder of transformers' CLIP or "
             "SigLIP, or open_clip:ARCH@FILE.safetensors"
         )
     return load_transformers(path)
@@ -85,10 +85,7 @@ def load_dual(name: str) -> Dual:
 def load_transformers(folder: Path) -> Dual:
     """CLIP and SigLIP of transformers."""
     transformers = need("transformers", "hf")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise PruneError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
+    kind = read_config(folder).get("model_type")
     if kind not in ("clip", "siglip"):
         raise PruneError(f"{folder} holds a {kind}; zero-shot takes transformers' clip and siglip, whole, with tokenizer")
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -156,8 +153,8 @@ def open_clip_name(name: str) -> tuple[str, str | None]:
     if at:
         if not file.endswith(".safetensors"):
             raise pickled(file)
-        if not Path(file).expanduser().is_file():
-            raise PruneError(f"no checkpoint file {file}; expected {OPEN_CLIP}{architecture}@FILE.safetensors")
+        if not os.path.isfile(Path(file).expanduser()):
+            raise PruneError(f"no checkpoint file {shown(file)}; expected {OPEN_CLIP}{architecture}@FILE.safetensors")
         return architecture, str(Path(file).expanduser())
     architecture, colon, tag = rest.partition(":")
     if not colon:

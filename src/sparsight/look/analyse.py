@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import __version__
 from ..data.images import Folder, Skipped, batches, even, open_folder
-from ..data.reading import Transform
+from ..data.reading import Transform, name_below
 from ..errors import PruneError
-from ..load.models import Loaded, data_folder, load_model, look_of
+from ..load.models import Loaded, data_folder, look_of, open_model
 from ..ops.distance import uniform_distance
 from ..ops.schedule import Schedule, show
 from ..ops.score import check_order
@@ -41,11 +41,12 @@ KEPT_AS = "analysis"
 
 
 def analyse(
-    model: str | Loaded = "demo",
+    model: str | Loaded | nn.Module = "demo",
     data: str | Path | None = None,
     recipes: Sequence[str | Recipe] = (),
     out: str | Path = "runs/analyse",
     *,
+    transform: Transform | None = None,
     orders: Sequence[float] = ORDERS,
     layers: str | Sequence[int] = "all",
     limit: int | None = None,
@@ -58,8 +59,8 @@ def analyse(
     """Entropy and reach of the attention, scores, agreement of kept sets and effective rank, block by block; figures, tables and a page
     go into `out`.
 
-    The model is not pruned: every recipe is asked in every block what it would keep of all tokens, by its own budget. orders: of the
-    Renyi row entropy, 1 is Shannon's; the first of them, or 1 if it is there, goes with the attention distance. layers: block numbers,
+    model, transform: see `open_model`. The model is not pruned: every recipe is asked in every block what it would keep of all tokens,
+    by its own budget. orders: of the Renyi row entropy, 1 is Shannon's; the first of them, or 1 if it is there, goes with the attention distance. layers: block numbers,
     as a list or as in "0/3/6". shown: images with heat maps. Figures 1, 4, 5 of the Col-Ln paper and 3, 5, 6 of the Renyi entropy
     paper are made of these. Called again with the same arguments it goes on after the last images that were kept in OUT/rows. Raises
     PruneError before any heavy work.
@@ -70,8 +71,7 @@ def analyse(
     folder, target = open_folder(data_folder(model, data), limit), Path(out).expanduser()
     made = claim(target)
     try:
-        loaded = load_model(model) if isinstance(model, str) else replace(model, model=copy.deepcopy(model.model))
-        loaded = replace(loaded, model=loaded.model.to(settings.device, torch.float32).eval())
+        loaded = open_model(model, transform, device=settings.device)
         return run(loaded, folder, prepare(loaded, recipes, wanted, layers, seed), settings, shown, target, listen or ignore)
     except BaseException:
         release(made)
@@ -154,7 +154,9 @@ def pass_through(
     skipped += files.skipped
     if len(skipped) == total:
         first = skipped[0]
-        raise PruneError(f"none of the {total} images in {folder.path} can be read; {first.path.name}: {first.reason}")
+        raise PruneError(
+            f"none of the {total} images in {folder.path} can be read; {name_below(first.path, folder.path)}: {first.reason}"
+        )
     keep(probe, folder, total, skipped, store)
     return skipped
 

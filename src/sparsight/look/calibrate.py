@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..data.feed import Feed, own_encoder
+from ..data.feed import Feed
 from ..data.images import open_folder
+from ..data.reading import Transform
 from ..errors import PruneError
-from ..load.vlms import find_source
-from ..prune import family_of, resolve
+from ..load.models import Loaded
+from ..load.vlms import open_encoder
+from ..prune import resolve
 from ..recipe import Recipe
-from .complexity import Complexity, measure
+from .complexity import NOT_FINITE, Complexity, measure
 
 AVERAGES = ("erank_avg", "entropy_avg")
 SPANS = ("erank_span", "entropy_span")
@@ -42,16 +43,24 @@ class Calibration:
 
 
 def calibrate(
-    model: nn.Module, images: Any, recipe: Recipe | str = "agile", *, processor: Any = None, batch_size: int = 8, **options: Any
+    model: str | Loaded | nn.Module,
+    images: Any,
+    recipe: Recipe | str = "agile",
+    *,
+    processor: Any = None,
+    transform: Transform | None = None,
+    batch_size: int = 8,
+    **options: Any,
 ) -> Recipe:
     """The recipe with average effective rank and attention entropy of this model on these images.
 
-    images: a folder, paths, PIL images, or batches of the model's processor. recipe: `agile` or `mix`, whose score, place and
-    `rank_space` say what is measured; `mix` gets the ranges, too, where the images differ. processor: the model's, by default the one
-    saved beside its weights. The vision encoder runs, the language model does not. The averages of the paper are over LLaVA's
+    model: a name, what `load` returned, or a module; of a vision model the output of the last block but one is measured, which LLaVA
+    takes its features from. images: a folder, paths, PIL images, or batches of the model's processor. recipe: `agile` or `mix`, whose score, place and
+    `rank_space` say what is measured; `mix` gets the ranges, too, where the images differ. processor or transform: the
+    model's, by default those of its checkpoint. The vision encoder runs, the language model does not. The averages of the paper are over LLaVA's
     training images; any sample of the images to come serves. Section 4.3 of arXiv:2603.01236.
     """
-    done = calibration(model, images, recipe, processor=processor, batch_size=batch_size, **options)
+    done = calibration(model, images, recipe, processor=processor, transform=transform, batch_size=batch_size, **options)
     if done.skipped:
         name, reason = done.skipped[0]
         warnings.warn(f"{len(done.skipped)} images cannot be read and are left out; {name}: {reason}", stacklevel=2)
@@ -59,29 +68,41 @@ def calibrate(
 
 
 def calibration(
-    model: nn.Module, images: Any, recipe: Recipe | str = "agile", *, processor: Any = None, batch_size: int = 8, **options: Any
+    model: str | Loaded | nn.Module,
+    images: Any,
+    recipe: Recipe | str = "agile",
+    *,
+    processor: Any = None,
+    transform: Transform | None = None,
+    batch_size: int = 8,
+    device: str = "cpu",
+    **options: Any,
 ) -> Calibration:
     """What `calibrate` measures, with the recipe."""
     recipe = resolve(recipe, options)
     params = check_recipe(recipe)
     if batch_size < 1:
         raise PruneError(f"batch_size={batch_size} must be 1 or more")
-    family_of(model)
-    feed = Feed(images, own_encoder(model, processor), next(model.parameters()), batch_size)
+    _, module, encode = open_encoder(model, processor, transform, device)
+    feed = Feed(images, encode, next(module.parameters()), batch_size)
     assert recipe.score is not None
     score, space = recipe.steps[0], params["rank_space"]
     found: list[Complexity] = []
-    for _, call in feed:
-        found += measure(model, call, score, str(space), like=recipe)
+    skipped: list[tuple[str, str]] = []
+    for names, call in feed:
+        for name, one in zip(names, measure(module, call, score, str(space), like=recipe), strict=True):
+            found += [one] if one.finite else []
+            skipped += [] if one.finite else [(name, NOT_FINITE)]
+    skipped = [*feed.skipped, *skipped]
     if not found:
-        reason = f"{Path(feed.skipped[0][0]).name}: {feed.skipped[0][1]}" if feed.skipped else "none was given"
+        reason = f"{Path(skipped[0][0]).name}: {skipped[0][1]}" if skipped else "none was given"
         raise PruneError(f"no image can be read to calibrate with; {reason}")
     ranks, entropies = [one.erank for one in found], [one.entropy for one in found]
     values = [sum(ranks) / len(ranks), sum(entropies) / len(entropies)]
     spans = [max(ranks) - min(ranks), max(entropies) - min(entropies)]
     stored = dict(zip(AVERAGES, values, strict=True))
     stored |= {name: span for name, span in zip(SPANS, spans, strict=True) if name in params and span > 0}
-    return Calibration(resolve(recipe, stored), len(found), values[0], spans[0], values[1], spans[1], list(feed.skipped))
+    return Calibration(resolve(recipe, stored), len(found), values[0], spans[0], values[1], spans[1], skipped)
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -96,7 +117,4 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
 def calibrate_named(model: str, images: str | Path, recipe: str, batch_size: int, limit: int | None, device: str) -> Calibration:
     """`calibration` of a model by name on a folder of images."""
     check_recipe(resolve(recipe, {}))
-    paths = open_folder(images, limit).paths
-    source = find_source(model, None, None)
-    module = source.load(device, torch.float32, 0)
-    return calibration(module, paths, recipe, processor=source.processor, batch_size=batch_size)
+    return calibration(model, open_folder(images, limit).paths, recipe, batch_size=batch_size, device=device)

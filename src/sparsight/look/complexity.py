@@ -6,6 +6,7 @@ running the latter; a vision model after one of its blocks. Nothing is pruned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from ..vlms.family import LVLM
 from ..vlms.tiles import reduced
 
 SPACES = ("tokens", "features")
+NOT_FINITE = "tokens or attention are NaN or infinite"
 FROM_END = 2
 """The block whose output is measured in a vision model, counted from the end: the one that LLaVA takes its features from."""
 
@@ -36,6 +38,11 @@ class Complexity:
     tokens: int
     erank: float
     entropy: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether both numbers are; otherwise the model's weights or activations are not."""
+        return math.isfinite(self.erank) and math.isfinite(self.entropy)
 
 
 def score_of(model: nn.Module, score: str | None = None, order: float = 2.0) -> tuple[str, Step]:
@@ -76,7 +83,7 @@ def measure(
     """Complexity of every image of a call.
 
     call: what the model's image processor gives (pixel_values and what belongs to it). space: rank of the "tokens" that the language
-    model gets or of the encoder's "features". like: a recipe whose place and attention layer are used. layer: block of a vision model.
+    model gets or of the encoder's "features". like: a recipe whose place and attention layer are used in a vision-language model. layer: block of a vision model.
     Raises PruneError where the model does not offer what the score needs.
     """
     family = family_of(model)
@@ -89,10 +96,6 @@ def measure(
         if like is not None:
             probe = replace(probe, where=like.where, attention=like.attention, name=like.name)
         return of_language_model(family, probe, dict(call), found)
-    if like is not None:
-        raise PruneError(
-            f"{like.name} chooses the image tokens that a language model reads; {type(model).__name__} has no language model"
-        )
     return of_vision_model(family, probe, call["pixel_values"], layer, found)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
 from ..data.images import Skipped, load_image
+from ..data.reading import Transform, readable
 from ..errors import PruneError
-from ..load.models import Loaded, load_model
+from ..load.models import Loaded, open_model
 from ..prune import family_of, plan_sites, resolve
 from ..recipe import Recipe
 from ..runs.store import write
@@ -42,25 +45,32 @@ class Shown:
         return f"{self.path}: {self.recipe} on {self.model}, {self.patches} patches; {steps}"
 
 
-def show(image: str | Path, model: str | Loaded = "demo", recipe: str | Recipe = "col_ln", out: str | Path = "kept.png") -> Shown:
+def show(
+    image: str | Path,
+    model: str | Loaded | nn.Module = "demo",
+    recipe: str | Recipe = "col_ln",
+    out: str | Path = "kept.png",
+    *,
+    transform: Transform | None = None,
+) -> Shown:
     """Draw the heat map of the score and the kept patches of an image at each site, in the model's own crop.
 
-    Later sites show what all sites up to there have left. Raises PruneError for an image, model or recipe that cannot be used.
+    model, transform: see `open_model`. Later sites show what all sites up to there have left. Raises PruneError for an image, model or recipe that cannot be used.
     """
     recipe = resolve(recipe, {})
     file, target = Path(image).expanduser(), Path(out).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise PruneError(f"no image file {file}")
     if target.suffix.lower() != ".png":
         raise PruneError(f"out={target} must end in .png")
-    loaded = load_model(model) if isinstance(model, str) else model
+    loaded = open_model(model, transform)
     plan_sites(family_of(loaded.model), recipe)
     tensor = load_image(file, loaded.transform)
     if isinstance(tensor, Skipped):
         raise PruneError(f"image {file} cannot be read: {tensor.reason}")
     batch = tensor.unsqueeze(0)
     sites = look(loaded.model, recipe, batch.to(next(loaded.model.parameters())))[0]
-    sheet = draw(pictures(batch, loaded.transform)[0], sites, f"{recipe}", f"{loaded.name}, {file.name}")
+    sheet = draw(pictures(batch, loaded.transform)[0], sites, f"{recipe}", f"{loaded.name}, {readable(file.name)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, lambda part: sheet.save(part, "PNG", optimize=True))

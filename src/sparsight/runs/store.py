@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.fingerprint import digest as digest
 from ..data.reading import Group
-from ..errors import PruneError
+from ..errors import PruneError, shown
 
 Finished = TypeVar("Finished")
 
@@ -73,7 +73,7 @@ def claim(out: Path, inner: str = "rows") -> list[Path]:
     Returns the folders that were made, innermost first. Raises PruneError if OUT cannot be used.
     """
     rows = out / inner
-    made = [path for path in (rows, *rows.parents) if not path.exists()]
+    made = [path for path in (rows, *rows.parents) if not os.path.exists(path)]
     try:
         rows.mkdir(parents=True, exist_ok=True)
         for folder in (out, rows):
@@ -84,7 +84,9 @@ def claim(out: Path, inner: str = "rows") -> list[Path]:
             probe.unlink()
     except OSError as error:
         release(made)
-        raise PruneError(f"output folder {out} cannot be written ({error.strerror}); give another one with --out") from None
+        raise PruneError(
+            f"output folder {shown(str(out))} cannot be written ({error.strerror}); give another one with --out"
+        ) from None
     return made
 
 
