@@ -183,7 +183,7 @@ def sum_up(loaded: Loaded, folder: Folder, skipped: Sequence[Skipped], probe: Pr
     drawn = sorted({place for tally in probe.tallies.values() for place, _ in tally.maps})
     return Analysis(
         model=loaded.name,
-        data=str(folder.path) if loaded.name != "demo" else folder.path.name,
+        data=readable(str(folder.path)) if loaded.name != "demo" else folder.path.name,
         images=len(folder) - len(skipped),
         grid=grid,
         patch=patch,
@@ -198,8 +198,8 @@ def sum_up(loaded: Loaded, folder: Folder, skipped: Sequence[Skipped], probe: Pr
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions_in_use(loaded.model),
         notes=list(filter(None, [folder.note, *remarks(probe.asked, probe.layers)])),
-        skipped=[(item.path.relative_to(folder.path).as_posix(), item.reason) for item in skipped],
-        maps=[folder.paths[place].relative_to(folder.path).as_posix() for place in drawn],
+        skipped=[(name_below(item.path, folder.path), item.reason) for item in skipped],
+        maps=[folder.name(place) for place in drawn],
         histograms=[
             Histogram(layer, order, tally.kept[index].astype(int).tolist(), tally.pruned[index].astype(int).tolist())
             for index, order in enumerate(probe.orders)
