@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import __version__
 from ..data.images import Folder, Skipped, batches, even, open_folder
-from ..data.reading import Transform, name_below
+from ..data.reading import Transform, name_below, readable
 from ..errors import PruneError
 from ..load.models import Loaded, data_folder, look_of, open_model
 from ..ops.distance import uniform_distance
