@@ -154,6 +154,8 @@ def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, w
     """Raise PruneError for an argument of `prune` that is for other methods or models."""
     if recipe.per_tile and (recipe.where == "decoder" or not isinstance(family_of(model), LVLM)):
         raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
+    if recipe.fewer != "keep" and recipe.where != "decoder" and not isinstance(family_of(model), LVLM):
+        raise PruneError("fewer= is for the images of a vision-language model; leave it out")
     if weights is not None and recipe.weights is None:
         raise PruneError(f"weights= is for learned methods, and {recipe.name} has no weights; leave it out")
     if recipe.where != "decoder" and (visual is not None or noise is not None):

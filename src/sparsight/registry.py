@@ -39,10 +39,15 @@ SHARED: dict[str, Any] = {
     "remove": Amount,
     "where": Literal["before", "attn", "block"],
     "per_tile": bool,
+    "fewer": Literal["keep", "error"],
     "weights": str,
 }
 """Parameters that methods accept without declaring them: the budget words, the place within a block for methods with layers,
-whether the budget is each tile's (images cut into tiles by a vision-language model), and the file of a learned method's weights."""
+whether the budget is each tile's (images cut into tiles by a vision-language model), whether an image with fewer tokens than tokens=
+keeps them all or is an error there, and the file of a learned method's weights."""
+
+USUAL: dict[str, Value] = {"per_tile": False, "fewer": "keep"}
+"""Values of those that say nothing."""
 
 LARGEST = 2**63
 """Whole numbers are below it: they become indices and seeds."""
@@ -211,16 +216,21 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
         recipe = replace(recipe, where=str(values["where"]))
     if "weights" in values and recipe.weights is None:
         raise PruneError(f"{entry.name} has no learned weights with these parameters; leave weights= out")
-    recipe = replace(recipe, per_tile=bool(values.get("per_tile")), file=str(values.get("weights", "")))
+    usual = {**USUAL, **values}
+    recipe = replace(
+        recipe, per_tile=bool(usual["per_tile"]), fewer=typing.cast(Any, usual["fewer"]), file=str(values.get("weights", ""))
+    )
     full = {
-        key: value for key, value in {**declared, **values}.items() if key not in BUDGET and (key, value) != ("per_tile", False)
+        key: value
+        for key, value in {**declared, **values}.items()
+        if key not in BUDGET and (key not in USUAL or value != USUAL[key])
     }
     word = recipe.schedule.word
     if word:
         full = {word: getattr(recipe.schedule, word), **full}
     if movable:
         full["where"] = recipe.where
-    plain = {**declared, "where": place, "per_tile": False}
+    plain = {**declared, "where": place, **USUAL}
     shown_keys = [key for key in full if key in (word, "layers") or full[key] != plain.get(key)]
     return replace(recipe, name=entry.name, params=tuple(full.items()), shown=tuple(shown_keys))
 

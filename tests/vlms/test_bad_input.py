@@ -10,7 +10,7 @@ import sparsight
 from sparsight import PruneError
 
 SAMPLES = [[3, Size(), 4], [2, Size(seed=1), 3, Size(seed=2), 2]]
-INNER = ("fastv:layer=1,tokens={}", "pyramiddrop:layers=1/2,tokens={}/1")
+INNER = ("fastv:layer=1,tokens={},fewer=error", "pyramiddrop:layers=1/2,tokens={}/1,fewer=error")
 FAMILIES = ("llava", "llava-next", "onevision", "qwen2.5")
 
 
@@ -47,7 +47,7 @@ def test_the_count_is_per_image():
         model(**given)
         assert handle.counts == [32]
     with (
-        sparsight.prune(model, "fastv:layer=1,tokens=17"),
+        sparsight.prune(model, "fastv:layer=1,tokens=17,fewer=error"),
         pytest.raises(PruneError, match=r"per image .* 32 visual tokens in 2 images"),
     ):
         model(**given)
@@ -116,7 +116,7 @@ def test_behind_a_method_before_the_language_model(name, inner):
 @torch.no_grad()
 def test_the_inner_count_is_of_what_the_outer_method_left():
     model = build("llava")
-    with sparsight.prune(model, "vispruner:tokens=6"), sparsight.prune(model, "fastv:layer=1,tokens=7"):
+    with sparsight.prune(model, "vispruner:tokens=6"), sparsight.prune(model, "fastv:layer=1,tokens=7,fewer=error"):
         with pytest.raises(PruneError, match="tokens=7 is more than there are: 6 visual tokens"):
             model(**inputs("llava", model, SAMPLES[:1]))
         with pytest.raises(PruneError, match="12 visual tokens in 2 images"):

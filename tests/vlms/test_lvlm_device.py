@@ -11,7 +11,7 @@ SAMPLES = [[3, Size(32, 16), 4], [9], [2, Size(16, 32, 1), 2, Size(16, 16, 2), 6
 ANY = ["col_ln:tokens=3", "divprune:keep=0.3", "fps:tokens=3", "prumerge:score=column_mean"]
 BY_CLASS = ["vispruner:tokens=4", "prumerge_plus", "agile:tokens=4", "mix:tokens=4,by=entropy", "visionzip:tokens=4,contextual=1"]
 INSIDE = ["fastv:layer=1,keep=0.5", "pyramiddrop:layers=1/2,keep=0.5/0.25"]
-CASES = [(name, text) for name in BUILD for text in ANY + BY_CLASS * (name in CLASS_TOKEN) + INSIDE * (name != "qwen3")]
+CASES = [(name, text) for name in BUILD for text in ANY + BY_CLASS * (name in CLASS_TOKEN) + INSIDE]
 CASES.remove(("llava-next", "visionzip:tokens=4,contextual=1"))
 
 

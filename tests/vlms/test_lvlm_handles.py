@@ -203,7 +203,7 @@ def test_bad_calls(name):
 def test_more_tokens_than_an_image_has_are_refused_when_it_comes():
     for name in ("qwen2.5", "llava-next"):
         model = build(name)
-        with sparsight.prune(model, "col_ln:tokens=200"), pytest.raises(PruneError, match="more than the"):
+        with sparsight.prune(model, "col_ln:tokens=200,fewer=error"), pytest.raises(PruneError, match="more than the"):
             model(**inputs(name, model, SAMPLES))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ from .tiles import ImageSite, Outcome
 
 ELSEWHERE = "score=column_mean or score=col_ln where the method takes it, or col_ln, divprune, fps, random"
 LEAST_TRIAL = 64
+MADE = "contextual"
+"""The number of a selection that says how many tokens of the budget it makes of others."""
 
 
 @dataclass(eq=False, repr=False)
@@ -95,6 +98,8 @@ def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
         raise PruneError(
             f"{recipe.name}: tokens={int(asked)} is more than the {capacity} tokens of an image in {type(family.model).__name__}"
         )
+    if capacity is not None and asked == capacity:
+        warnings.warn(f"{recipe}: an image of {type(family.model).__name__} has {capacity} tokens, so all are kept", stacklevel=4)
     try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * int(asked)))
     sites = [make_site(family, recipe)]
     family.add(sites)
@@ -145,29 +150,35 @@ def try_out(family: LVLM, recipe: Recipe, n: int) -> None:
 
 def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
     """The one site, which runs the recipe on tiles or whole images."""
+    made = max(0, int(recipe.steps[-2].bound.get(MADE, 0)))  # type: ignore[arg-type]
     return ImageSite(
-        recipe.where if recipe.where in ("encoder", "projector") else "projector",
-        needs(recipe),
-        partial(run_site, recipe),
-        partial(budget, recipe),
-        recipe.schedule.least,
-        recipe.attention == "consuming",
-        recipe.per_tile,
+        where=recipe.where if recipe.where in ("encoder", "projector") else "projector",
+        needs=needs(recipe),
+        step=partial(run_site, recipe),
+        budget=partial(budget, recipe),
+        least=recipe.schedule.least - made,
+        made=made,
+        consuming=recipe.attention == "consuming",
+        per_tile=recipe.per_tile,
+        asked=int(max(as_tuple(recipe.schedule.tokens), default=0)),
     )
 
 
 def budget(recipe: Recipe, n: int) -> int:
-    """Tokens to keep of an image's n tokens."""
-    asked = max(as_tuple(recipe.schedule.tokens), default=0)
-    if asked > n and not recipe.per_tile:
-        raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {n} tokens of an image; ask for fewer, or use keep=")
+    """Tokens to keep of an image's (or tile's) n tokens: all of them where there are fewer than asked for."""
+    asked = int(max(as_tuple(recipe.schedule.tokens), default=0))
+    if asked > n and not recipe.per_tile and recipe.fewer == "error":
+        raise PruneError(f"{recipe.name}: tokens={asked} is more than the {n} tokens of an image; ask for fewer, or use keep=")
     return recipe.schedule.count(n, 0, 1)
 
 
 def run_site(recipe: Recipe, given: dict[str, Any]) -> Outcome:
     """The recipe on the signals of one or several tiles of one shape."""
-    count, patches = given.pop("count"), given.pop("patches", None)
+    count, made, patches = given.pop("count"), given.pop("made"), given.pop("patches", None)
     used = recipe if patches is None else with_patch_score(recipe, given, patches)
+    select = recipe.steps[-2]
+    if int(select.bound.get(MADE, 0)) > 0:  # type: ignore[arg-type]
+        used = replace(used, select=Step(select.function, **{**select.bound, MADE: made}))
     if only_drops(used):
         plan, _, score = decide(used, count, given)
         return None, plan, score

@@ -8,6 +8,7 @@ forward learns is in its `DecoderForward`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,9 @@ from ..ops import text
 from ..plan import Plan
 from .call_state import calls, forgetting, listen, of_owner, publish, under_way
 from .decoder_forward import DecoderForward, PromptScope, SiteOutcome
-from .language import check_images, check_visual, find, in_heads, own_comparison, project, tap, wrapper
+from .language import check_checkpointing, check_images, check_visual, find, in_heads, own_comparison, project, tap, wrapper
 from .request import GenerateCall
-from .sequence import Rope, Row, Sequence, everything, join, lengthened, rebuild, rotate, stack
+from .sequence import Rope, Row, Sequence, add_features, everything, join, lengthened, rebuild, rotate, stack
 from .wrapped_method import WrappedMethod, named
 
 Reduce = Callable[[dict[str, Any], int, int], tuple[Tensor | None, Plan, Tensor | None]]
@@ -36,17 +37,20 @@ Score = Callable[[int, Tensor, Tensor], Tensor]
 class DecoderSite:
     """A place before one decoder layer.
 
-    reduce     the recipe for one sample.       check, rows, attention, renumber   see `ops.text.DecoderSchedule`.
+    reduce     the recipe for one sample.       rows, attention, renumber   see `ops.text.DecoderSchedule`.
+    check      raises a PruneError for a prompt with too few visual tokens, where the user asks for that.
+    asked      visual tokens per image that the recipe asks for; 0 if it does not say.
     previous   the site before this one.
     """
 
     layer: int
     needs: tuple[str, ...]
     reduce: Reduce
-    check: Callable[[int, int], None]
+    check: Callable[[int, int], None] | None = None
     rows: text.Rows = "last"
     attention: text.Attention = "before"
     renumber: bool = False
+    asked: int = 0
     previous: DecoderSite | None = None
     where: str = "decoder"
     learned: None = None
@@ -143,6 +147,7 @@ class Decoder:
         wrap = [(self.model, "forward", self.forward)]
         wrap += [(self.outer, "forward", self.outer_forward)] if self.outer is not None else []
         wrap += [(self.outer, "get_placeholder_mask", own_comparison)] if hasattr(self.outer, "get_placeholder_mask") else []
+        wrap += [(self.model, "_deepstack_process", self.deepstack)] if hasattr(self.model, "_deepstack_process") else []
         wrap += [(self.top, "forward", self.head_forward)] if self.top is not self.model else []
         wrap += [(self.top, "generate", self.generate)] if hasattr(self.top, "generate") else []
         self.wrapped = [WrappedMethod(*one).install() for one in wrap]
@@ -161,10 +166,11 @@ class Decoder:
         prompt = next((tokens for tokens in given if isinstance(tokens, Tensor)), None)
         ids = None if prompt is None or prompt.is_floating_point() else prompt
         with forgetting(self):
-            if kwargs.get("past_key_values") is None and prompt is not None:
+            draft = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
+            if kwargs.get("past_key_values") is None and prompt is not None and not draft:
                 # generate may count positions and encode images before any forward
                 check_images(ids, self.placeholders, kwargs)
-            call = GenerateCall(self, self.model, prompt=None if prompt is None else int(prompt.shape[1]), ids=ids)
+            call = GenerateCall(self, self.model, prompt=None if prompt is None else int(prompt.shape[1]), ids=ids, draft=draft)
             with under_way(call):
                 output = run(*args, **kwargs)
         call.publish()
@@ -183,12 +189,19 @@ class Decoder:
         ids, embeds, known = call.get("input_ids"), call.get("inputs_embeds"), self.placeholders
         visual = None
         if ids is None or ids.shape[1] > 1:
-            check_images(ids, known, call)
+            generating = self.generating()
+            if generating is None or not generating.draft:
+                check_images(ids, known, call)
             if ids is not None:
                 visual = torch.isin(ids, torch.tensor(known, device=ids.device))
             elif embeds is not None:
                 vectors = self.outer.get_input_embeddings()(torch.tensor(known, device=embeds.device))
                 visual = (embeds.unsqueeze(-2) == vectors).all(dim=-1).any(dim=-1)
+                if self.visual is None and embeds.shape[1] > 1 and not bool(visual.any()):
+                    raise PruneError(
+                        f"{type(self.outer).__name__} got inputs_embeds without placeholders: nobody knows whether images are merged in, and "
+                        "where; call it with input_ids and pixel_values, or prune with visual= (a mask or slice of the visual tokens)"
+                    )
         with under_way(PromptScope(self, visual, ids)):
             return run(*args, **kwargs)
 
@@ -204,6 +217,9 @@ class Decoder:
             forward = self.begin(call, scope, generating, full)
             with under_way(forward):
                 output = run(**call)
+        asked = max(site.asked for site in self.sites)
+        if asked and forward.outcomes and not forward.pruned:
+            warnings.warn(f"tokens={asked} per image is at least what reaches the language model, so all are kept", stacklevel=2)
         if forward.outcomes or not forward.start:  # a step that goes on from a cache leaves what was said of its prompt
             result = forward.outcome() if forward.outcomes else None
             if generating is None:
@@ -229,9 +245,12 @@ class Decoder:
         if self.outer is not None and self.visual is None and scope is None and forward.length > 1:
             kind = type(self.outer).__name__
             raise PruneError(f"the language model was called without {kind} around it, so nobody says which tokens are visual")
+        if forward.visual is not None:
+            check_checkpointing(self.model)
         for entered, images in zip(forward.entered, forward.images, strict=True):
             for site in self.sites if entered else ():
-                site.check(entered, images)
+                if site.check is not None:
+                    site.check(entered, images)
         listen(self.taps, self.tapped())
         forward.heard = dict.fromkeys(self.tapped())
         return forward
@@ -270,6 +289,14 @@ class Decoder:
         # position ids serve to detect packed sequences only, and gaps in them would look like that
         changed = {"attention_mask": now.attention, "position_embeddings": now.rope, "position_ids": None}
         return (hidden, *args[1:]), {**{k: v for k, v in kwargs.items() if k != "hidden_states"}, **changed}
+
+    def deepstack(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Qwen3-VL adds features of the image to its tokens behind the first layers: to those that are left."""
+        forward, call = self.running(), named(run, args, kwargs)
+        if forward is None or forward.now is None or not forward.pruned:
+            return run(*args, **kwargs)
+        hidden, marked, features = call["hidden_states"], call["visual_pos_masks"], call["visual_embeds"]
+        return add_features(hidden, forward.now.index, marked.to(hidden.device), features.to(hidden))
 
     def visit(self, site: DecoderSite, forward: DecoderForward, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """One site: drop visual tokens of this forward, and let masks and positions follow what earlier forwards dropped."""

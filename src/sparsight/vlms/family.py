@@ -9,6 +9,7 @@ answer. Everything that a call learns is in its `VlmRequest`.
 from __future__ import annotations
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -211,6 +212,12 @@ class LVLM(ABC):
         inputs = call.get("inputs")
         if isinstance(inputs, Tensor) and inputs.dim() == 2:
             call["input_ids"] = call.pop("inputs")
+        if getattr(call.get("generation_config"), "is_assistant", False):
+            warnings.warn(
+                "a draft of assisted decoding is given no pixels, so it runs unpruned; prune the main model", stacklevel=3
+            )
+            with under_way(GenerateCall(self, self.core.language_model, draft=True)):
+                return run(**call)
         with torch.no_grad(), forgetting(self):
             request = self.prepare(call, generating=True)
             if request is not None:
@@ -255,6 +262,10 @@ class LVLM(ABC):
         request.check()
         for kind in kinds:
             self.encode(kind, request)
+        if kinds and self.sites[0].asked and all(one.plan.total == one.anchors.shape[0] for one in request.kept):
+            warnings.warn(
+                f"tokens={self.sites[0].asked} is at least what every image of this call has, so all are kept", stacklevel=2
+            )
         request.shorten(self.pad())
         self.set_positions(request)
         return request

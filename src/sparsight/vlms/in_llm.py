@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..apply import decide, needs, only_drops, run
 from ..errors import PruneError
+from ..ops.schedule import as_tuple
 from ..ops.text import DecoderSchedule
 from ..plan import Plan
 from ..prune import Handle
@@ -112,9 +113,15 @@ def make_site(recipe: Recipe, decoder: Decoder, index: int, layers: tuple[int, .
     # a grid of positions (M-RoPE) has no contiguous numbering: its survivors keep their places
     renumber = schedule.positions == "renumbered" and not decoder.gridded
     return DecoderSite(
-        layers[index], needs(recipe), partial(reduce_sample, recipe, index, len(layers), noise), schedule.check,
-        schedule.rows, schedule.attention, renumber,
-    )  # fmt: skip
+        layer=layers[index],
+        needs=needs(recipe),
+        reduce=partial(reduce_sample, recipe, index, len(layers), noise),
+        check=schedule.check if recipe.fewer == "error" else None,
+        rows=schedule.rows,
+        attention=schedule.attention,
+        renumber=renumber,
+        asked=0 if getattr(schedule, "ranked", False) else int(max(as_tuple(schedule.tokens), default=0)),
+    )
 
 
 def reduce_sample(

@@ -12,6 +12,7 @@ from ..errors import PruneError
 
 CLASSES = (
     "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel",
+    "Qwen3VLTextModel",
 )  # fmt: skip
 """Decoders that are known: q_proj, k_proj, input_layernorm, RoPE given to the layers as `position_embeddings`."""
 
@@ -68,6 +69,16 @@ def check_images(ids: Tensor | None, placeholders: list[int], call: dict[str, An
             raise PruneError(
                 f"the prompt has {found} placeholder tokens, but {' and '.join(PIXELS)} are not given; pass everything that the "
                 "processor gives"
+            )
+
+
+def check_checkpointing(decoder: Any) -> None:
+    """Raise PruneError where a checkpoint would run the hooks before a layer again, after the forward: transformers before 5.23."""
+    for kind in type(decoder.layers[0]).__mro__ if decoder.training else ():
+        if kind.__name__ == "GradientCheckpointingLayer" and "__call__" in vars(kind) and decoder.layers[0].gradient_checkpointing:
+            raise PruneError(
+                "gradient checkpointing of a pruned decoder needs a newer transformers (5.23); upgrade it, or call "
+                "gradient_checkpointing_disable()"
             )
 
 

@@ -56,13 +56,14 @@ class PrunedPrompt:
 @dataclass(eq=False)
 class GenerateCall:
     """A `generate` under way. prompt: length of its prompt as it runs; results: what its first forward with visual tokens has to publish,
-    by owner."""
+    by owner; draft: the model drafts for another one (assisted decoding), which gives it no pixels."""
 
     owner: Any
     language_model: Any
     request: VlmRequest | None = None
     prompt: int | None = None
     ids: Tensor | None = None
+    draft: bool = False
     results: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -111,6 +111,14 @@ def lengthened(hidden: Tensor, index: Tensor, visual: Tensor | None, length: int
     return take(hidden, chosen.cummax(dim=1).values.clamp(min=0))
 
 
+def add_features(hidden: Tensor, index: Tensor, marked: Tensor, features: Tensor) -> Tensor:
+    """Add features [M, C] of the M places that are marked [B, length], in their order, to the tokens hidden [B, n, C] that are left of
+    them; index [B, n]: the place of each, -1 for padding."""
+    number = (marked.flatten().long().cumsum(0) - 1).view(marked.shape).where(marked, -1)
+    own = number.gather(1, index.clamp(min=0)).where(index >= 0, -1)
+    return hidden + features[own.clamp(min=0)].masked_fill((own < 0).unsqueeze(-1), 0)
+
+
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotary position embedding of x [B, H, n, D] by cos, sin [B, n, D]."""
     cos, sin = (part.unsqueeze(1).to(x.dtype) for part in rope)

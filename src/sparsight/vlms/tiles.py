@@ -28,9 +28,11 @@ class ImageSite:
     where      "encoder": features leave before the projector; "projector": tokens leave behind it.
     needs      signals that the recipe asks for.     step  runs the recipe on them.
     budget     tokens of an image -> tokens to keep, 0 if the method finds the count itself; a PruneError if there are too few.
-    least      the smallest count that the method can give for one tile.
+    least      the smallest count that the method can give for one tile, besides `made`.
+    made       how many tokens of the count the method makes (VisionZip's contextual ones); shared out over tiles as the count is.
     consuming  attention of the layer that consumes the selected features, instead of the one that makes them.
     per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
+    asked      tokens per image that the recipe asks for; 0 if it does not say.
     """
 
     where: str
@@ -38,8 +40,10 @@ class ImageSite:
     step: Callable[[dict[str, Any]], Outcome]
     budget: Callable[[int], int]
     least: int = 1
+    made: int = 0
     consuming: bool = False
     per_tile: bool = False
+    asked: int = 0
     layer: int = -1
     learned: None = None
 
@@ -109,16 +113,12 @@ def reduced(site: ImageSite, images: list[ImageTokens], project: Callable[[Tenso
         images = [image.merged() for image in images]
     parts: dict[tuple[int, int], TileOutcome] = {}
     groups: dict[Any, list[tuple[int, int]]] = {}
-    counts: dict[tuple[int, int], int] = {}
     for i, image in enumerate(images):
-        sizes = [tile.columns.shape[0] for tile in image.tiles]
-        shares = [site.budget(size) for size in sizes] if site.per_tile else shared_out(site.budget(sum(sizes)), sizes, site.least)
-        for u, share in enumerate(shares):
+        for u, share in enumerate(shares_of(site, image)):
             if share is not None:
-                counts[i, u] = share
-                groups.setdefault((share, shape(image.tiles[u])), []).append((i, u))
-    for (count, _), members in groups.items():
-        for member, part in zip(members, run(site, images, members, count, project), strict=True):
+                groups.setdefault((*share, shape(image.tiles[u])), []).append((i, u))
+    for (count, made, _), members in groups.items():
+        for member, part in zip(members, run(site, images, members, count, made, project), strict=True):
             parts[member] = part
     return [
         assemble(image, [(tile, parts[i, u]) for u, tile in enumerate(image.tiles) if (i, u) in parts])
@@ -126,23 +126,44 @@ def reduced(site: ImageSite, images: list[ImageTokens], project: Callable[[Tenso
     ]
 
 
-def shared_out(count: int, sizes: list[int], least: int) -> list[int | None]:
+def shares_of(site: ImageSite, image: ImageTokens) -> list[tuple[int, int] | None]:
+    """For each tile the count that stays and how many of them are made; None for a tile that gets nothing."""
+    sizes = [tile.columns.shape[0] for tile in image.tiles]
+    if site.per_tile:
+        return [(site.budget(size), site.made) for size in sizes]
+    count = site.budget(sum(sizes))
+    made = spread(site.made, sizes)
+    shares = shared_out(count, sizes, [site.least + one for one in made])
+    return [None if share is None else (share, one) for share, one in zip(shares, made, strict=True)]
+
+
+def shared_out(count: int, sizes: list[int], least: list[int]) -> list[int | None]:
     """An image's count spread over its tiles in proportion to their patches; None for a tile that gets nothing. Count 0: every tile
-    finds its own."""
+    finds its own. least: the smallest count that the method can give for each tile."""
     if not count:
         return [0 if size else None for size in sizes]
-    total = sum(sizes)
-    shares = [count * size // total for size in sizes]
-    # the rest goes to the largest fractions, earlier tiles first
-    order = sorted(range(len(sizes)), key=lambda u: (-(count * sizes[u] % total), u))
-    for u in order[: count - sum(shares)]:
-        shares[u] += 1
-    small = [share for share, size in zip(shares, sizes, strict=True) if 0 < share < min(least, size)]
+    shares = spread(count, sizes)
+    small = [share for share, size, need in zip(shares, sizes, least, strict=True) if 0 < share < min(need, size)]
     if small:
         raise PruneError(
-            f"{count} tokens over {len(sizes)} tiles leave {min(small)} for one, but this recipe needs {least} or more"
+            f"{count} tokens over {len(sizes)} tiles leave {min(small)} for one, but this recipe needs {max(least)} or more"
         )
     return [share or None for share in shares]
+
+
+def spread(count: int, weights: list[int]) -> list[int]:
+    """A count in proportion to weights: what rounding down leaves goes to the largest remainders, among equal ones evenly spaced from the first."""
+    total = sum(weights)
+    shares = [count * weight // total for weight in weights]
+    rest = count - sum(shares)
+    remainders = [count * weight % total for weight in weights]
+    for value in sorted(set(remainders), reverse=True):
+        equal = [u for u, remainder in enumerate(remainders) if remainder == value]
+        more = min(rest, len(equal))
+        for i in range(more):
+            shares[equal[i * len(equal) // more]] += 1
+        rest -= more
+    return shares
 
 
 def shape(tile: Tile) -> tuple[Any, ...]:
@@ -156,6 +177,7 @@ def run(
     images: list[ImageTokens],
     members: list[tuple[int, int]],
     count: int,
+    made: int,
     project: Callable[[Tensor], Tensor] | None,
 ) -> list[TileOutcome]:
     """Reduce tiles of one shape as a batch."""
@@ -164,7 +186,7 @@ def run(
     encoder = project is not None and "feats" in given
     given["x"] = given["feats"] if encoder else stacked([images[i].tokens[images[i].tiles[u].columns] for i, u in members])
     n = given["x"].shape[1]
-    tokens, plan, score = site.step({**given, "count": count})
+    tokens, plan, score = site.step({**given, "count": count, "made": made})
     if tokens is None and encoder:
         tokens = plan.gather(given["x"])
     if leaves_all(plan, n):
