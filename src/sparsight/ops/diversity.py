@@ -11,37 +11,76 @@ from torch import Tensor
 
 from .rank import wide
 
+STRIP = 128
+"""Rows of a similarity matrix that are handled at once where copies of the whole would cost memory."""
+
 PIECE = (1 << 15) - 1
 """Elements that torch still works through in one thread: short steps wait longer for other threads than those help."""
 
 
 def cosine(x: Tensor) -> Tensor:
-    """Pairwise cosine similarity; 0 for zero vectors. x [B, N, D] -> [B, N, N]."""
+    """Pairwise cosine similarity, exactly symmetric; 0 for zero vectors. x [B, N, D] -> [B, N, N]."""
     gram = x @ x.transpose(-2, -1)
     norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
-    return symmetric(gram.mul_(norm.unsqueeze(-1)).mul_(norm.unsqueeze(-2)))
+    return mirrored(gram.mul_(norm.unsqueeze(-1)).mul_(norm.unsqueeze(-2)))
 
 
-def symmetric(matrix: Tensor) -> Tensor:
-    """Average a matrix with its transpose. Products round i, j otherwise than j, i, and two tokens that are each other's nearest would
-    not tie."""
-    return matrix.add(matrix.transpose(-2, -1)).mul_(0.5)
+def squared_distance(x: Tensor) -> Tensor:
+    """Pairwise squared Euclidean distance, exactly symmetric. x [B, N, D] -> [B, N, N]."""
+    x = x - x.mean(dim=1, keepdim=True)  # distances stay, cancellation shrinks
+    gram = x @ x.transpose(-2, -1)
+    length = gram.diagonal(dim1=-2, dim2=-1)
+    return mirrored((length.unsqueeze(-1) + length.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0))
 
 
 def distance(x: Tensor) -> Tensor:
     """Pairwise Euclidean distance, exactly symmetric with an exactly zero diagonal. x [B, N, D] -> [B, N, N].
 
-    In float64 where there is one: differences of squares lose half the digits, and near neighbours would be ranked by rounding."""
-    itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-    return squared_distance(wide(x)).masked_fill(itself, 0).sqrt().to(x.dtype)
+    In float64 where there is one, a strip of rows at a time: differences of squares lose half the digits, and near neighbours would be
+    ranked by rounding."""
+    batch, n, _ = x.shape
+    points = wide(x)
+    points = points - points.mean(dim=1, keepdim=True)
+    length = points.square().sum(dim=-1)
+    blocks = strips(n)
+    out = x.new_empty(batch, n, n) if len(blocks) > 1 else None
+    for here in blocks:
+        upto = slice(0, here.stop)
+        gram = points[:, here] @ points[:, upto].transpose(-2, -1)
+        strip = gram.mul_(-2).add_(length[:, here].unsqueeze(-1)).add_(length[:, upto].unsqueeze(-2)).clamp_(min=0).sqrt_().to(x.dtype)
+        itself = torch.eye(here.stop - here.start, dtype=torch.bool, device=x.device)
+        corner = triangle(strip[..., here]).masked_fill(itself, 0)
+        if out is None:
+            return corner
+        out[:, here, here] = corner
+        out[:, here, : here.start] = strip[..., : here.start]
+        out[:, : here.start, here] = strip[..., : here.start].transpose(-2, -1)
+    assert out is not None
+    return out
 
 
-def squared_distance(x: Tensor) -> Tensor:
-    """Pairwise squared Euclidean distance, symmetric. x [B, N, D] -> [B, N, N]."""
-    x = x - x.mean(dim=1, keepdim=True)  # distances stay, cancellation shrinks
-    gram = symmetric(x @ x.transpose(-2, -1))
-    length = gram.diagonal(dim1=-2, dim2=-1)
-    return (length.unsqueeze(-1) + length.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0)
+def mirrored(matrix: Tensor) -> Tensor:
+    """Mirror the lower triangle, in place where the matrix is large. [B, N, N] -> [B, N, N].
+
+    A product rounds i, j otherwise than j, i, and two tokens that are each other's nearest would not tie."""
+    blocks = strips(matrix.shape[-1])
+    if len(blocks) == 1:
+        return triangle(matrix)
+    for here in blocks:
+        matrix[:, here, here] = triangle(matrix[:, here, here])
+        matrix[:, here, here.stop :] = matrix[:, here.stop :, here].transpose(-2, -1)
+    return matrix
+
+
+def triangle(matrix: Tensor) -> Tensor:
+    """The lower triangle and its mirror image. [B, N, N] -> [B, N, N]."""
+    return matrix.tril() + matrix.tril(-1).transpose(-2, -1)
+
+
+def strips(n: int) -> list[slice]:
+    """Strips of rows of a matrix; a single one in compiled graphs, which have no use for work in place."""
+    step = max(1, n) if torch.compiler.is_compiling() else STRIP
+    return [slice(start, min(n, start + step)) for start in range(0, n, step)]
 
 
 def loneliest(similarity: Tensor) -> Tensor:
