@@ -190,6 +190,7 @@ def test_finished_work_is_taken_up(loaded, folder, tmp_path, monkeypatch):
     from sparsight.look import analyse as module
 
     monkeypatch.setattr(module, "KEEP_EVERY", 0)
+    monkeypatch.setattr(module, "publish", lambda *_: None)
     given = {"recipes": RECIPES, "layers": [0, 2], "orders": (1, 2), "batch_size": 2}
     broken = folder / "cat" / "0a.png"
     broken.write_bytes(b"no image")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sparsight.errors import PruneError
 from sparsight.look.patches import FUSED, WHITE, look, pictures, tint
-from sparsight.look.show import show
+from sparsight.look.show import font, lines, show
 from sparsight.plan import Plan
 from sparsight.prune import prune
 from sparsight.registry import parse
@@ -91,3 +91,12 @@ def test_bad_input(loaded, image, tmp_path):
         with pytest.raises(PruneError, match=message):
             show(*arguments)
     assert [file.name for file in tmp_path.iterdir()] == ["broken.png"]
+
+
+def test_long_names_are_broken_not_cut():
+    name = "compose:keep=0.5,layers=0/1/2/3/4/5/6/7/8/9/10/11,score=col_ln,select=topk,reduce=fuse_rest"
+    for width in (60, 400, 5000):
+        found = lines(name, 24, width)
+        assert "".join(found) == name
+        assert all(font(24).getlength(line) <= width for line in found)
+    assert len(found) == 1

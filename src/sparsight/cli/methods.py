@@ -39,12 +39,13 @@ def methods(
         ]
         typer.echo(json.dumps(lines, indent=2))
         return
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from .table import console
+
+    out = console()
     for entry in found:
-        console.print(Text(entry.name, "bold"), Text(f"({', '.join(map(str, entry.parameters))})", "cyan"), sep="")
-        console.print(Text(f"    {entry.summary}"))
+        out.print(Text(entry.name, "bold"), Text(f"({', '.join(map(str, entry.parameters))})", "cyan"), sep="")
+        out.print(Text(f"    {entry.summary}"))
         if entry.source:
-            console.print(Text(f"    {entry.source}", "dim"))
+            out.print(Text(f"    {entry.source}", "dim"))

@@ -23,13 +23,15 @@ DPI = 150
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of text, of what is less important, of grid lines, of pruned patches, and of the paper."""
+    """Colours of text, of what is less important, of grid lines, of pruned patches, and of the paper; the blocks' colours begin at
+    `first` of viridis, so that none of them is that of the paper."""
 
     ink: str
     quiet: str
     line: str
     pruned: str
     paper: str
+    first: float = 0.0
 
     def style(self) -> dict[str, Any]:
         """The settings of matplotlib that draw so."""
@@ -40,7 +42,7 @@ class Palette:
 
 
 LIGHT = Palette("#1c1c1e", "#5f6368", "#e2e3e6", "#c9ccd1", "#ffffff")
-DARK = Palette("#e9e9ec", "#a3a7ae", "#33373d", "#4b5057", "#16181b")
+DARK = Palette("#e9e9ec", "#a3a7ae", "#33373d", "#4b5057", "#16181b", 0.3)
 """As `pages/style.css` has them."""
 
 STYLE = {
@@ -129,6 +131,9 @@ def legend(figure: Any, entries: Any) -> None:
 
 def distance(done: Analysis, palette: Palette) -> Any:
     """Distance and entropy of every head over the depth, and one against the other."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
     figure = sheet(11.5, 3.7)
     left, middle, right = figure.subplots(1, 3)
     entropies, distances = done.pairs_of_heads()
@@ -160,7 +165,8 @@ def distance(done: Analysis, palette: Palette) -> Any:
         fontsize=8,
     )
     middle.set_ylim(min(0.0, *entropies), done.top * 1.09)
-    dots = right.scatter(entropies, distances, c=blocks, cmap="viridis", s=22, linewidths=0, alpha=0.9)
+    colours = ListedColormap(colormaps["viridis"](np.linspace(palette.first, 1, 256)))
+    dots = right.scatter(entropies, distances, c=blocks, cmap=colours, s=22, linewidths=0, alpha=0.9)
     figure.colorbar(dots, ax=right, label="block", pad=0.02).outline.set_visible(False)
     right.set(xlabel=f"{named(done.order)} entropy (nats)", ylabel="attention distance (pixels)")
     right.set_title(f"r = {signed(done.correlation)} over heads, {signed(done.correlation_of_blocks)} over blocks")

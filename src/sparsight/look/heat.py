@@ -15,7 +15,7 @@ from .analysis import Analysis, table
 from .analysis_figures import DARK, DPI, LIGHT, Palette
 from .block_probe import Map, Probe
 from .patches import pictures
-from .show import font, inferno
+from .show import font, inferno, lines
 
 SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32
 MOST = 12
@@ -58,23 +58,28 @@ def draw(picture: Image.Image, maps: dict[tuple[str, int], Map], name: str, mode
     layers = even(layers, min(MOST, len(layers)))
     width, height = fitted(picture)
     picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    top, band = MARGIN + height + 3 * GAP + LINE, LINE + height + 2 * GAP
-    columns = max(len(layers), 4)
-    sheet = Image.new("RGB", (2 * MARGIN + columns * (width + GAP) - GAP, top + len(recipes) * band + MARGIN - GAP), palette.paper)
+    room = max(len(layers), 4) * (width + GAP) - GAP
+    beside = room - width - 2 * GAP
+    words = "\n".join([*lines(name, 22, beside), *lines(f"scores of all patches in {model}, not pruned", 22, beside)])
+    labels = [lines(recipe, 22, room) for recipe in recipes]
+    head = max(height, LINE * (words.count("\n") + 1) + 44)
+    top = MARGIN + head + 3 * GAP + LINE
+    bands = [LINE * len(label) + height + 2 * GAP for label in labels]
+    sheet = Image.new("RGB", (2 * MARGIN + room, top + sum(bands) + MARGIN - GAP), palette.paper)
     pen = ImageDraw.Draw(sheet)
     sheet.paste(picture, (MARGIN, MARGIN))
     x = MARGIN + width + 2 * GAP
-    pen.text((x, MARGIN - 4), name, palette.ink, font(26))
-    pen.text((x, MARGIN + 34), f"scores of all patches in {model}, not pruned", palette.quiet, font(21))
-    colour_bar(sheet, pen, (x, MARGIN + height - 38), 3 * width, palette)
+    pen.text((x, MARGIN - 4), words, palette.ink, font(22), spacing=7)
+    colour_bar(sheet, pen, (x, MARGIN + head - 38), min(3 * width, beside), palette)
     for column, layer in enumerate(layers):
         pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", palette.quiet, font(20))
     for row, recipe in enumerate(recipes):
-        y = top + row * band
-        pen.text((MARGIN, y), recipe, palette.ink, font(22))
+        y = top + sum(bands[:row])
+        pen.text((MARGIN, y), "\n".join(labels[row]), palette.ink, font(22), spacing=7)
         for column, layer in enumerate(layers):
             if (recipe, layer) in maps:
-                sheet.paste(heat(picture, maps[recipe, layer]), (MARGIN + column * (width + GAP), y + LINE))
+                place = (MARGIN + column * (width + GAP), y + LINE * len(labels[row]))
+                sheet.paste(heat(picture, maps[recipe, layer]), place)
     return sheet
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def lines(text: str, size: int, width: int) -> list[str]:
+    """Text in lines that fit into so many pixels, broken after commas and spaces, and inside of what is longer than a line."""
+    found, face = [""], font(size)
+    for part in re.findall(r"[^, ]*[, ]+|[^, ]+", text):
+        if found[-1] and face.getlength(found[-1] + part.rstrip()) > width:
+            found.append("")
+        for letter in part:
+            if face.getlength(found[-1] + letter) > width and letter != " ":
+                found.append("")
+            found[-1] += letter
+    return found
+
+
 def draw(image: Image.Image, sites: list[Look], title: str, subtitle: str) -> Image.Image:
     """The sheet: the image, then score above kept patches for each site."""
     scale = max(1, -(-LEAST_SIDE // min(image.size)))
@@ -92,11 +106,13 @@ def draw(image: Image.Image, sites: list[Look], title: str, subtitle: str) -> Im
     band = LINE + (h + GAP if scored else 0) + h + GAP
     columns = min(COLUMNS, len(sites))
     bands = -(-len(sites) // columns)
-    top = MARGIN + 2 * LINE + 16
-    sheet = Image.new("RGB", (2 * MARGIN + (columns + 1) * w + columns * GAP, top + bands * band + LINE + MARGIN), PAPER)
+    width = (columns + 1) * w + columns * GAP
+    names, others = lines(title, 24, width), lines(subtitle, 16, width)
+    top = MARGIN + (len(names) + len(others)) * LINE + 16
+    sheet = Image.new("RGB", (2 * MARGIN + width, top + bands * band + LINE + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN - 6), title, INK, font(24))
-    pen.text((MARGIN, MARGIN + LINE), subtitle, QUIET, font(16))
+    pen.text((MARGIN, MARGIN - 6), "\n".join(names), INK, font(24), spacing=3)
+    pen.text((MARGIN, MARGIN + LINE * len(names)), "\n".join(others), QUIET, font(16), spacing=10)
     pen.text((MARGIN, top), f"{sites[0].owner.size} patches", INK, font(17))
     sheet.paste(image, (MARGIN, top + LINE))
     if scored:
