@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .apply import Reduced, reduce
     from .errors import PruneError
+    from .load.models import Loaded, load
     from .look.calibrate import calibrate
     from .ops.score import register_score
     from .plan import Plan
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Handle": "prune",
+    "Loaded": "load.models",
     "Plan": "plan",
     "PruneError": "errors",
     "Recipe": "recipe",
@@ -33,6 +35,7 @@ _HOMES = {
     "calibrate": "look.calibrate",
     "compile": "speed.compile",
     "families": "prune",
+    "load": "load.models",
     "macs": "speed.macs",
     "methods": "registry",
     "parse": "registry",
@@ -43,7 +46,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Handle", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "macs", "methods", "parse", "prune", "reduce",
+    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "load", "macs", "methods", "parse", "prune", "reduce",
     "register_family", "register_score",
 ]  # fmt: skip
 

@@ -119,6 +119,40 @@ def test_going_on(model, questions, tmp_path):
     assert other.rows[0].scores[0].questions == 2
 
 
+def test_a_module_with_its_processor(done, model, questions, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    network = AutoModelForImageTextToText.from_pretrained(model).eval()
+    result = evaluate_vlm(
+        network, RECIPES, [str(questions)], tmp_path, processor=AutoProcessor.from_pretrained(model), batch_size=3
+    )
+    assert [row.scores[0].score for row in result.rows] == [row.scores[0].score for row in done[0].rows]
+    assert (result.device, result.precision) == (done[0].device, "fp32")
+    with pytest.raises(PruneError, match="needs its processor"):
+        evaluate_vlm(network, [], [str(questions)], tmp_path)
+
+
+def test_logits_that_are_not_finite(model, questions, tmp_path):
+    """The answers that come from them are named and left out; where there are no others it is an error."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    network, prepare = AutoModelForImageTextToText.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
+    calls = []
+
+    def spoil(_module, _given, logits):
+        calls.append(logits.shape[0])
+        return logits * torch.nan if len(calls) == 1 else None
+
+    hook = network.lm_head.register_forward_hook(spoil)
+    score = evaluate_vlm(network, [], [str(questions)], tmp_path / "one", processor=prepare, batch_size=2).rows[0].scores[0]
+    hook.remove()
+    assert [why for _, why in score.skipped] == ["the logits are NaN or infinite"] * 2
+    assert score.questions == len(lines(questions)) - 2
+    network.lm_head.weight.data[0] = torch.nan
+    with pytest.raises(PruneError, match=r"all \d+ answers to photos come from logits that are NaN or infinite"):
+        evaluate_vlm(network, [], [str(questions)], tmp_path / "all", processor=prepare)
+
+
 def test_an_unreadable_image_is_left_out(model, questions, tmp_path):
     shutil.copytree(questions.parent, tmp_path / "q")
     (tmp_path / "q" / "2.jpg").write_bytes(b"no image")

@@ -26,7 +26,7 @@ LLAVA = "USER: {images}\n{question} ASSISTANT:"
 @dataclass(frozen=True)
 class Answer:
     """text: None where an image could not be read or the logits were not finite, then `fault` says so. kept: visual tokens left of each
-    image or at each site."""
+    image, or of all together where the language model drops them."""
 
     text: str | None
     kept: list[int] = field(default_factory=list)
@@ -179,12 +179,12 @@ def finite_rows(model: Any, rows: int) -> Iterator[list[bool]]:
 
 
 def kept_of(handle: Any, images: list[int]) -> list[list[int]]:
-    """Visual tokens left for each sample: of its images, or at each site inside the language model."""
+    """Visual tokens left for each sample: of each of its images, or of all its images together where the language model drops them."""
     if handle is None:
         return [[] for _ in images]
-    counts = list(handle.counts)
-    if hasattr(handle, "left"):
-        return [[site[i] if isinstance(site, list) else site for site in counts] for i in range(len(images))]
+    counts = list(handle.kept_per_image())
+    if len(counts) != sum(images):
+        return [[count] if number else [] for count, number in zip(counts, images, strict=True)]
     ends = [sum(images[: i + 1]) for i in range(len(images))]
     return [counts[end - n : end] for end, n in zip(ends, images, strict=True)]
 

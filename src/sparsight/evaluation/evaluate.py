@@ -9,9 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.presets import find_preset
 from ..data.reading import Transform
@@ -23,12 +21,12 @@ from ..recipe import Recipe
 from ..runs.intervals import METHOD
 from ..runs.settings import Settings, check_settings, device_name, versions_in_use
 from ..runs.store import UNPRUNED, Chunk, write_text
-from ..runs.sweep import Listener, Sweep, ignore, pruned
+from ..runs.sweep import Listener, Sweep, ignore
 from ..runs.workers import Workers
 from .accuracy import judge
 from .probes import classify
 from .result import Evaluation, Score, write_predictions
-from .study import Data, Study, check_pace, check_recipes, make_sweep, prepare, reserved
+from .study import Data, Study, check_pace, check_recipes, count_macs, make_sweep, prepare, reserved
 
 
 def evaluate(
@@ -105,14 +103,14 @@ class Job:
     def score(self, recipe: Recipe | None, chunk: Chunk, reference: Chunk) -> Score:
         """One recipe against the unpruned model."""
         tokens = chunk.columns["tokens"].float().mean(dim=0).tolist() if recipe is not None else []
-        judged = judge(chunk, reference)
+        judged, model = judge(chunk, reference), self.study.loaded.model
         return Score(
             recipe=UNPRUNED if recipe is None else str(recipe),
             definition=None if recipe is None else definition(recipe),
             tokens=tokens,
             images=len(chunk),
             labelled=sum(label is not None for label in chunk.labels),
-            macs=count_macs(self.sweep, recipe, self.study.loaded.image_size),
+            macs=count_macs(model, lambda image: self.study.ask(image, None), recipe, self.study.loaded.image_size, tokens),
             not_finite=judged.not_finite,
             **judged.intervals(None if recipe is None else judge(reference, reference)),
         )
@@ -147,11 +145,3 @@ def definition(recipe: Recipe) -> dict[str, Any]:
     """The recipe in its JSON form."""
     found: dict[str, Any] = json.loads(recipe.to_json())
     return found
-
-
-def count_macs(sweep: Sweep, recipe: Recipe | None, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of the question about one image, counted in a real forward."""
-    image = torch.zeros(1, 3, *size).to(next(sweep.model.parameters()))
-    with torch.no_grad(), pruned(sweep.model, recipe) as handle, FlopCounterMode(display=False) as counter:
-        sweep.ask(image, handle)
-    return int(counter.get_total_flops()) // 2

@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from ..data.fingerprint import digest
 from ..data.questions import LocalSet, read_set
 from ..errors import PruneError
-from ..load.vlms import Source, find_source
+from ..load.vlms import Source, find_source, own_source
 from ..prune import prune, resolve
 from ..recipe import Recipe
 from ..runs.intervals import Interval, paired, paired_means
 from ..runs.settings import PRECISIONS, check_settings, device_name, versions_in_use
 from ..runs.settings import Settings as Measured
-from ..runs.store import UNPRUNED, ResultStore, claim, release, write_text
+from ..runs.store import UNPRUNED, ResultStore, claim, fingerprint_model, release, write_text
 from ..runs.sweep import Listener, RowJob, ignore, pruned, run_rows
 from .asking import NOT_FINITE, AnswerLog, Asker
 from .vlm_scores import Score, VlmEvaluation, VlmRow
@@ -46,11 +48,12 @@ class Settings:
 
 
 def evaluate_vlm(
-    model: str,
+    model: str | nn.Module,
     recipes: Sequence[str | Recipe] = (),
     tasks: Sequence[str] = (),
     out: str | Path = "runs/evaluate-vlm",
     *,
+    processor: Any = None,
     limit: int | None = None,
     batch_size: int = 1,
     device: str = "auto",
@@ -61,7 +64,7 @@ def evaluate_vlm(
 ) -> VlmEvaluation:
     """Scores of a model on sets of questions, unpruned first, then under each recipe; results and every answer go into `out`.
 
-    model: a folder or a repository of the Hugging Face Hub. tasks: names of `benchmarks.SETS` or `benchmarks.GROUPS`, FILE.jsonl (see
+    model: a folder or a repository of the Hugging Face Hub, or a module with its processor, which runs as and where it is. tasks: names of `benchmarks.SETS` or `benchmarks.GROUPS`, FILE.jsonl (see
     `questions.read_set`), FILE.yaml or lmms:TASK for any other task of lmms-eval. limit: the first so many questions of each set.
     prompt: text with {images} and {question} in place of the checkpoint's chat template. square: images padded to squares.
     Called again with the same arguments it goes on after the last answer. Raises PruneError before any heavy work.
@@ -69,10 +72,13 @@ def evaluate_vlm(
     wanted = list({str(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in recipes)}.values())
     if limit is not None and limit < 1:
         raise PruneError(f"limit={limit} leaves no question; give 1 or more, or leave it out")
+    sets, include = find_tasks(tasks, limit)
+    if isinstance(model, nn.Module):
+        like = next(model.parameters())
+        device, precision = str(like.device), next((name for name, kind in PRECISIONS.items() if kind == like.dtype), "fp32")
     device = check_settings(Measured(batch_size, precision, device)).device
     settings = Settings(batch_size, device, precision, limit, prompt, square)
-    sets, include = find_tasks(tasks, limit)
-    source = find_source(model, None, None)
+    source = own_source(model, processor) if isinstance(model, nn.Module) else find_source(model, None, None)
     for recipe in wanted:
         with prune(source.shell, recipe):
             pass
@@ -253,8 +259,10 @@ class Job:
 
     def model_key(self) -> str:
         """What tells this model from others: name, configuration, files."""
+        if self.source.module is not None:
+            return fingerprint_model(self.source.module)
         folder = Path(self.source.name).expanduser()
-        files = sorted(folder.glob("*")) if folder.is_dir() else []
+        files = sorted(folder.glob("*")) if os.path.isdir(folder) else []
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
         return digest(self.source.name, str(self.source.config), facts)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.fingerprint import digest
 from ..data.images import SPLITS
@@ -24,8 +25,9 @@ from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
 from ..runs.settings import PRECISIONS, Settings, versions_in_use
 from ..runs.store import ResultStore, claim, fingerprint_model, release
-from ..runs.sweep import Ask, Pace, Sweep
+from ..runs.sweep import Ask, Pace, Sweep, pruned
 from ..runs.workers import Workers
+from ..speed.macs import typical
 
 MODES = ("classify", "zero-shot", "knn", "probe")
 TRAIN = ("train", "training")
@@ -226,3 +228,18 @@ def make_sweep(study: Study, recipes: list[Recipe], pace: Pace, settings: Settin
     (out / "rows").mkdir(parents=True, exist_ok=True)
     store = ResultStore(out / "rows", key)
     return Sweep(loaded.model, loaded.transform, [None, *recipes], study.ask, pace, settings.seed, store, processes)
+
+
+def count_macs(
+    model: nn.Module, run: Callable[[Tensor], object], recipe: Recipe | None, size: tuple[int, int], tokens: Sequence[float]
+) -> int:
+    """Multiply-accumulates per image of what `run` does with the model, counted in a real forward.
+
+    tokens: mean number of tokens after each site, which is what an adaptive recipe is counted with.
+    """
+    if recipe is not None and recipe.adaptive:
+        recipe = typical(recipe, [round(count) for count in tokens])
+    image = torch.zeros(1, 3, *size).to(next(model.parameters()))
+    with torch.no_grad(), pruned(model, recipe), FlopCounterMode(display=False) as counter:
+        run(image)
+    return int(counter.get_total_flops()) // 2

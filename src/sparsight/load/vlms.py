@@ -35,6 +35,7 @@ class Source:
     """A vision-language model that has been looked at but not loaded.
 
     shell: the model without data; path: where its weights are, None for random ones; processor: None with random weights.
+    module: somebody's own model, which is used as and where it is.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     shell: nn.Module = field(repr=False)
     path: str | None
     processor: Any = field(repr=False)
+    module: nn.Module | None = field(default=None, repr=False)
 
     @property
     def depth(self) -> int:
@@ -50,6 +52,8 @@ class Source:
 
     def load(self, device: str, dtype: torch.dtype, seed: int) -> nn.Module:
         """The model with its weights, in evaluation mode."""
+        if self.module is not None:
+            return self.module
         if self.path is None:
             return random_model(self.config, device, dtype, seed)
         return load_weights(self.path, self.config, device, dtype)
@@ -70,6 +74,14 @@ def find_source(model: str | None, config: str | None, layers: int | None) -> So
     shell = skeleton(found)
     family_of(shell)
     return Source(str(model or config), found, shell, model, processor)
+
+
+def own_source(model: nn.Module, processor: Any) -> Source:
+    """Somebody's own model with its processor. Raises PruneError if it is no vision-language model, or if there is no processor."""
+    family_of(model)
+    if processor is None or getattr(processor, "tokenizer", None) is None:
+        raise PruneError(f"{type(model).__name__} needs its processor, with image processor and tokenizer; give processor=")
+    return Source(type(model).__name__, getattr(model, "config", None), model, None, processor, model)
 
 
 def read_checkpoint(name: str) -> tuple[Any, Any]:

@@ -10,12 +10,14 @@ def effective_rank(x: Tensor) -> Tensor:
     """exp of the entropy of the singular values over their sum: from 1 to min(N, D). x [..., N, D] -> [...], float64.
 
     Not centred, rows not normalised. Singular values are roots of the eigenvalues of the smaller Gram matrix, in float64 because
-    squaring costs half the digits. Zeros, as a tensor of nothing but zeros has, count 1. Roy & Vetterli, EUSIPCO 2007.
+    squaring costs half the digits. Zeros, as a tensor of nothing but zeros has, count 1; of NaN or infinities the rank is NaN.
+    Roy & Vetterli, EUSIPCO 2007.
     """
     x = wide(x)
     gram = x @ x.transpose(-2, -1) if x.shape[-2] <= x.shape[-1] else x.transpose(-2, -1) @ x
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    return entropy(singular).exp()
+    bad = ~gram.isfinite().all(dim=-1).all(dim=-1)  # which LAPACK refuses
+    singular = torch.linalg.eigvalsh(gram.masked_fill(bad[..., None, None], 0)).clamp(min=0).sqrt()
+    return entropy(singular).exp().masked_fill(bad, torch.nan)
 
 
 def attention_entropy(attention: Tensor) -> Tensor:
