@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,10 +122,13 @@ def print_vlm_evaluation(done: VlmEvaluation, out: Path) -> None:
 
 
 def print_bench(done: Bench, out: Path) -> None:
-    """Latency at the smallest batch, then the batch with the highest throughput."""
-    lines = []
-    for row in done.rows:
+    """Latency at the smallest batch, then the batch with the highest throughput. Of several engines, which one always stays."""
+    several = len(done.engines) > 1
+    columns = [replace(column, drop=0) if several and column.head == "engine" else column for column in BENCH]
+    lines: list[Sequence[Cell] | None] = []
+    for before, row in zip((done.rows[0], *done.rows), done.rows):
         one, best = row.latency, row.throughput
+        lines += [None] if row.engine != before.engine else []
         lines.append([
             row.recipe, f"{row.backend} {row.precision}", f"{row.mac_ratio:.2f}", f"{1e3 * one.seconds:.1f}",
             f"{1e3 * one.unpruned:.1f}", f"{1e3 * one.p95:.1f}",
@@ -133,7 +137,7 @@ def print_bench(done: Bench, out: Path) -> None:
             "-" if row.site_share is None else f"{100 * row.site_share:.0f}",
             "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
         ])  # fmt: skip
-    print_table(str(done), BENCH, lines, out / "results.json")
+    print_table(str(done), columns, lines, out / "results.json")
     print_ends(done.notes, out, "report.html", "results.json")
 
 

@@ -49,7 +49,7 @@ def console(stderr: bool = False) -> Console:
 def print_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell] | None], rest: object = "") -> None:
     """Print title and table; a row of None is an empty line. rest: the file that has the columns which did not fit."""
     out = console()
-    lines = [None if row is None else [clean(cell) for cell in row] for row in rows]
+    lines = [None if row is None else [clean(cell) for cell, _ in zip(row, columns, strict=True)] for row in rows]
     if title:
         say(title)
     widths = fit(columns, [line for line in lines if line is not None], out.width)

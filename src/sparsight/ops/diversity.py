@@ -47,7 +47,9 @@ def distance(x: Tensor) -> Tensor:
     for here in blocks:
         upto = slice(0, here.stop)
         gram = points[:, here] @ points[:, upto].transpose(-2, -1)
-        strip = gram.mul_(-2).add_(length[:, here].unsqueeze(-1)).add_(length[:, upto].unsqueeze(-2)).clamp_(min=0).sqrt_().to(x.dtype)
+        strip = (
+            gram.mul_(-2).add_(length[:, here].unsqueeze(-1)).add_(length[:, upto].unsqueeze(-2)).clamp_(min=0).sqrt_().to(x.dtype)
+        )
         itself = torch.eye(here.stop - here.start, dtype=torch.bool, device=x.device)
         corner = triangle(strip[..., here]).masked_fill(itself, 0)
         if out is None:
