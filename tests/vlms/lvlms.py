@@ -144,6 +144,15 @@ def build(name: str, attention: str = "sdpa") -> Any:
     return copy.deepcopy(template(name, attention))
 
 
+def product(cases: list[Any], usual: Callable[..., bool]) -> list[Any]:
+    """Parameters of a test, of which those that are not usual belong to the full product (make test-all)."""
+    import pytest
+
+    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marked = [pytest.param(*row, id="-".join(map(str, row)), marks=() if usual(*row) else pytest.mark.product) for row in rows]
+    return marked
+
+
 # ---- prompts ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,18 +18,16 @@ def test_a_video_with_fewer_tokens_than_frames_keeps_frames_all_along():
         assert (handle.plans[0].keep[0] // 4).tolist() == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize(
-    ("count", "weights", "shares"),
-    [
+def test_leftovers_are_spread_evenly_largest_remainder_first():
+    cases = [
         (32, [4] * 64, [1, 0] * 32),
         (6, [4, 4, 4, 4], [2, 1, 2, 1]),
         (10, [9, 1, 9, 1], [5, 0, 5, 0]),
         (5, [16, 8, 8], [3, 1, 1]),
         (7, [5, 3], [4, 3]),
-    ],
-)
-def test_leftovers_are_spread_evenly_largest_remainder_first(count, weights, shares):
-    assert spread(count, weights) == shares
+    ]
+    for count, weights, shares in cases:
+        assert spread(count, weights) == shares
 
 
 @pytest.mark.parametrize("recipe", ["col_ln:tokens=9", "divprune:tokens=9", "fastv:layer=1,tokens=9"])

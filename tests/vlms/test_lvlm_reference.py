@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lvlms import BUILD, CLASS_TOKEN, IMAGE, VIDEO, Size, answer, build, inputs
+from lvlms import BUILD, CLASS_TOKEN, IMAGE, VIDEO, Size, answer, build, inputs, product
 
 import sparsight
 
@@ -36,7 +36,7 @@ def by_hand(name, model, given, keeps):
     return model.lm_head(hidden)
 
 
-@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("name", product(list(BUILD), lambda name: name in ("llava", "onevision", "qwen2.5", "qwen3")))
 @torch.no_grad()
 def test_dropping_is_the_model_on_shortened_embeddings(name):
     model = build(name)
@@ -79,11 +79,18 @@ def no_cache(model, given, new: int = 6):
     return given["input_ids"][:, -new:]
 
 
+CACHED = ["col_ln:tokens=3", "divprune:tokens=2", "prumerge:score=column_mean", "visionzip:tokens=12,contextual=1,score=col_ln"]
+
+
 @pytest.mark.parametrize(
-    "recipe",
-    ["col_ln:tokens=3", "divprune:tokens=2", "prumerge:score=column_mean", "visionzip:tokens=12,contextual=1,score=col_ln"],
+    ("name", "recipe"),
+    product(
+        [(name, recipe) for name in BUILD for recipe in CACHED],
+        lambda name, recipe: (
+            name in ("llava", "qwen2.5") or (name, recipe) in (("onevision", CACHED[3]), ("llava-next", CACHED[1]))
+        ),
+    ),
 )
-@pytest.mark.parametrize("name", BUILD)
 @torch.no_grad()
 def test_generation_with_cache_equals_without(name, recipe):
     model = build(name)
@@ -155,8 +162,13 @@ def test_visionzip_puts_the_class_token_first():
     assert torch.allclose(out.image_hidden_states, model.model.multi_modal_projector(expected.x)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["col_ln:tokens=5", "fastervlm:tokens=5,score=column_mean", "shannon:tokens=4"])
-@pytest.mark.parametrize("name", BUILD)
+SCORED = ["col_ln:tokens=5", "fastervlm:tokens=5,score=column_mean", "shannon:tokens=4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    product([(name, recipe) for name in BUILD for recipe in SCORED], lambda name, _recipe: name in ("llava", "qwen2.5")),
+)
 @torch.no_grad()
 def test_attention_implementation_does_not_matter(name, recipe):
     kept = []
