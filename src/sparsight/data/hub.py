@@ -187,13 +187,11 @@ def table(path: Path, split: str | None, limit: int | None) -> Table:
 def stream(name: str, split: str | None, limit: int | None) -> Stream:
     """A data set of the Hub by NAME[@CONFIG][:SPLIT]."""
     datasets = need()
-    from huggingface_hub import constants
-
     base, _, inside = name.partition(":")
     base, _, config = base.partition("@")
     split = split or inside or None
     try:
-        check_reach(constants.ENDPOINT)
+        check_reach(base, "dataset")
         rows = datasets.load_dataset(base, config or None, split=split, streaming=True)
     except Exception as error:  # the hub client has errors of its own for every kind of trouble
         raise PruneError(

@@ -65,6 +65,7 @@ def open_folder(path: str | Path, limit: int | None = None) -> Folder:
     root = Path(path).expanduser()
     if limit is not None and limit < 1:
         raise PruneError(f"limit={limit} leaves no image; give 1 or more, or leave it out for all of {root}")
+    # torchvision's ImageFolder wants class folders, follows links in circles, and opens by suffix what then stops the run
     folders, files = list_top(root)
     back = [readable(folder.name) for folder in folders if leads_back(folder, root)]
     groups = {

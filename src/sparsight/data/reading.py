@@ -156,6 +156,7 @@ def reason(error: Exception) -> str:
 
 def ahead(jobs: Iterable[Callable[[], Item]], workers: int, depth: int) -> Iterator[Item]:
     """Results of the jobs in their order, computed by threads, at most `depth` of them ahead."""
+    # DataLoader reads ahead in processes only, which cost seconds to start and cannot read a stream from where it stands
     waiting: deque[Future[Item]] = deque()
     todo = iter(jobs)
     with ThreadPoolExecutor(workers) as pool:

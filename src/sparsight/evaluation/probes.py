@@ -24,6 +24,7 @@ def neighbours(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int
     """
     if not 1 <= k <= len(train):
         raise PruneError(f"k={k} neighbours of {len(train)} training images; give 1 to {len(train)}")
+    # scikit-learn's neighbours give the same votes (a test compares them); by torch they need no extra and run on the features' device
     bank = nn.functional.normalize(train.float(), dim=-1)
     votes = []
     for queries in torch.split(nn.functional.normalize(test.float(), dim=-1), QUERIES_AT_ONCE):

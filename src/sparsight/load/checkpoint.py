@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from ..errors import PruneError, shown
 
@@ -78,19 +75,19 @@ def weight_files(folder: Path) -> list[Path]:
     raise PruneError(f"model folder {folder} has no model.safetensors; save the weights there with save_pretrained")
 
 
-def check_reach(source: str, seconds: float = 5) -> None:
-    """Raise OSError at once, not after minutes of retries, if a Hub repository is neither in the cache nor within reach."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def check_reach(source: str, kind: str = "model", seconds: float = 5) -> None:
+    """Raise huggingface_hub's own error at once, not after minutes of retries, if a repository is neither in the cache nor within reach.
+
+    source: OWNER/NAME, with @REVISION; addresses of single files, and offline mode, are left to who downloads.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     repository, _, revision = source.partition("@")
-    address = urlsplit(source if "://" in source else constants.ENDPOINT)
-    if "://" not in source:
-        cached = (try_to_load_from_cache(repository, name, revision=revision or None) for name in HUB_FILES)
-        if constants.HF_HUB_OFFLINE or any(isinstance(file, str) for file in cached):
-            return
-    if not getproxies() and address.hostname:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname, port), timeout=seconds).close()
+    if "://" in source or constants.HF_HUB_OFFLINE:
+        return
+    cached = (try_to_load_from_cache(repository, name, revision=revision or None, repo_type=kind) for name in HUB_FILES)
+    if not any(isinstance(file, str) for file in cached):
+        HfApi().repo_info(repository, repo_type=kind, revision=revision or None, timeout=seconds)
 
 
 def in_cache(repository: str) -> bool:

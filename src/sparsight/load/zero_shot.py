@@ -59,6 +59,7 @@ def text_classifier(encode: Callable[[list[str]], Tensor], classes: Sequence[str
     for template in templates:
         if isinstance(template, str) and "{}" not in template:
             raise PruneError(f"template {template!r} has no {{}} for the class name; write it as 'a photo of a {{}}.'")
+    # open_clip.build_zero_shot_classifier does the same, but only for its own models; transformers' go without open_clip
     texts = [t.format(name) if isinstance(t, str) else t(name) for name in classes for t in templates]
     parts = [encode(texts[start : start + TEXTS_AT_ONCE]).float() for start in range(0, len(texts), TEXTS_AT_ONCE)]
     embedded = nn.functional.normalize(torch.cat(parts), dim=-1).view(len(classes), len(templates), -1)
