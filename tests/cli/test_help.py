@@ -34,7 +34,7 @@ def values(verb, *words):
     "verb", ["compare", "evaluate", "robustness", "analyse", "rank", "calibrate", "evaluate-vlm", "bench", "bench-vlm", "export"]
 )
 def test_a_model_is_a_word_or_an_option(verb):
-    needed = {"rank": ["--data", "D"], "calibrate": ["--data", "D"], "evaluate-vlm": ["--tasks", "pope"]}.get(verb, [])
+    needed = {"calibrate": ["--data", "D"], "evaluate-vlm": ["--tasks", "pope"]}.get(verb, [])
     found = values(verb, "some_model", *needed)
     assert one_model(found["word"], found["model"]) == "some_model"
     found = values(verb, "--model", "some_model", *needed)

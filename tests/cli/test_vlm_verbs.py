@@ -65,6 +65,7 @@ def test_rank_prints_and_writes(command, model, photos, tmp_path):
         (["calibrate", "--model", "M", "--images", "nowhere"], "does not exist"),
         (["calibrate", "--model", "M", "--images", "P", "--recipe", "fastervlm"], "calibrate agile or mix"),
         (["rank", "--model", "M", "--images", "P", "--score", "x"], "score='x' is not known"),
+        (["rank", "--model", "M"], "give one with --data"),
         (["rank", "--model", "nowhere/at/all", "--images", "P"], "no model folder"),
         (["evaluate-vlm", "--model", "M", "--tasks", "nowhere.jsonl"], "cannot be read"),
     ],

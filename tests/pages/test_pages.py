@@ -1,6 +1,8 @@
 """All pages: whole, self-contained, escaped, with every row; plots with round ticks; best only where intervals separate."""
 
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import made_up
@@ -13,6 +15,7 @@ from sparsight.pages.page import render
 from sparsight.pages.plots import Plot, Point, Series, axis
 from sparsight.pages.report import report
 from sparsight.pages.stage_report import STAGES, stage_report
+from sparsight.runs.intervals import Spread
 
 PIXEL = "data:image/png;base64,AAAA"
 FIGURES = {name: Figure(PIXEL, PIXEL, 9) for name in ("scores0.png", "entropy.png", "distance.png", "agreement.png", "rank.png")}
@@ -111,6 +114,14 @@ def test_plots_have_every_point_and_the_origin():
     page = report(made_up.comparison(), [])
     assert page.count('<path class="dot"') == 2 * 4 + 4  # and the legend
     assert page.count('class="origin"') == 2
+
+
+def test_numbers_that_are_none_have_no_place():
+    done = made_up.comparison()
+    rows = [done.rows[0], replace(done.rows[1], speedup=Spread(math.nan, math.nan, math.nan, 6), top1=math.inf), *done.rows[2:]]
+    page = report(replace(done, rows=rows), [])
+    assert page.count('<path class="dot"') == 2 * 3 + 4
+    assert not re.search(r'(d|cx|cy)="[^"]*(nan|inf)', page)
 
 
 def test_bars_share_one_axis():

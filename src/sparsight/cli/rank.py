@@ -11,13 +11,15 @@ from .words import Word, one_model
 
 
 def rank(
-    data: Annotated[Path, typer.Option("--data", "--images", help="Folder of images.")],
     word: Word = None,
     model: Annotated[
         str | None,
         typer.Option(
             help="demo, a timm name, ARCH@FILE.safetensors, a folder, or OWNER/NAME of a vision-language model. [default: demo]"
         ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "--images", help="Folder of images. The demo model brings its own.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for rank.csv, rank.json and the scatter plot rank.png.")] = None,
     score: Annotated[
@@ -34,13 +36,16 @@ def rank(
     """Print how complex each image is to a model, and how rank and entropy go together over the folder.
 
     \b
-    Example:
-      sparsight rank demo --data IMAGES --out runs/rank
+    Examples:
+      sparsight rank
+      sparsight rank llava-hf/llava-1.5-7b-hf --data IMAGES --out runs/rank
     """
+    from ..load.models import data_folder
     from ..look.rank import rank as measure
     from .results import print_ranking
 
+    name = one_model(word, model)
     done = measure(
-        one_model(word, model), data, out, score=score, space=space, layer=layer, batch_size=batch_size, limit=limit, device=device,
+        name, data_folder(name, data), out, score=score, space=space, layer=layer, batch_size=batch_size, limit=limit, device=device,
     )  # fmt: skip
     print_ranking(done, out)

@@ -79,8 +79,9 @@ class Axis:
 
 
 def axis(values: list[float], start: float, end: float, most: float = math.inf) -> Axis:
-    """An axis that leaves a little air around the values; `most` is the highest that can be."""
-    low, high = min(values), max(values)
+    """An axis that leaves a little air around the finite values; `most` is the highest that can be."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
     air = 0.07 * (high - low) or max(abs(high) * 0.05, 0.5)
     return Axis(low - air, min(high + air, most + 0.2 * air), start, end, most)
 
@@ -104,6 +105,10 @@ class Plot:
     def points(self) -> list[Point]:
         return [self.base, *(point for series in self.series for point in series.points)]
 
+    def drawn(self, series: Series) -> list[Point]:
+        """The points of a series that have a place, from left to right."""
+        return sorted((p for p in series.points if math.isfinite(p.x) and math.isfinite(p.y)), key=lambda p: p.x)
+
     @cached_property
     def x(self) -> Axis:
         return axis([point.x for point in self.points], self.left, self.right)
@@ -114,7 +119,7 @@ class Plot:
 
     def line(self, series: Series) -> str:
         """The line through the points of a series, as the path of an SVG."""
-        return "M" + "L".join(f"{self.x.at(p.x)} {self.y.at(p.y)}" for p in sorted(series.points, key=lambda p: p.x))
+        return "M" + "L".join(f"{self.x.at(p.x)} {self.y.at(p.y)}" for p in self.drawn(series))
 
 
 @dataclass(frozen=True)
