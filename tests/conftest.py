@@ -51,14 +51,3 @@ def vlm(golden: Load) -> Load:
 @pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(params=["MKL", "ONEDNN"])
-def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packs weights by one of the kernels that torch has, whichever is fast on this CPU."""
-    from sparsight.models import _kernel, _packed
-
-    kernel = getattr(_kernel, request.param)
-    if not _kernel.works(kernel):
-        pytest.skip("this torch does not have it")
-    monkeypatch.setattr(_packed, "kernel", lambda: kernel)

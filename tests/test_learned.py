@@ -82,17 +82,17 @@ def test_saved_and_given_again(tmp_path):
 @torch.no_grad()
 def test_file_in_the_recipe_string(tmp_path):
     model, file = make(), tmp_path / "weights.safetensors"
-    with sparsight.prune(model, RECIPE, weights="random", pack=False) as handle:
+    with sparsight.prune(model, RECIPE, weights="random") as handle:
         wanted = model(X)
         handle.learned[0].queries.mul_(2)
         changed = model(X)
         save_file(handle.learned.state_dict(), file)
     text = f"{RECIPE},weights={file}"
-    with sparsight.prune(model, text, pack=False) as handle:
+    with sparsight.prune(model, text) as handle:
         assert str(handle.recipe) == text
         assert sparsight.Recipe.from_json(handle.recipe.to_json()) == handle.recipe
         assert torch.equal(model(X), changed)
-    with sparsight.prune(model, text, weights="random", pack=False):
+    with sparsight.prune(model, text, weights="random"):
         assert torch.equal(model(X), wanted)
         assert not torch.allclose(wanted, changed)
     with pytest.raises(PruneError, match="no learned weights"):

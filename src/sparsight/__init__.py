@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .apply import Reduced, reduce
     from .errors import PruneError
+    from .handle import Handle, handle, handles, unprune
     from .load.models import Loaded, load
     from .look.calibrate import calibrate
     from .ops.score import register_score
     from .plan import Plan
-    from .prune import Handle, families, prune
+    from .prune import families, prune
     from .recipe import Recipe
     from .registry import methods, parse, register_family
     from .speed.compile import compile
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Handle": "prune",
+    "Handle": "handle",
     "Loaded": "load.models",
     "Plan": "plan",
     "PruneError": "errors",
@@ -35,6 +36,8 @@ _HOMES = {
     "calibrate": "look.calibrate",
     "compile": "speed.compile",
     "families": "prune",
+    "handle": "handle",
+    "handles": "handle",
     "load": "load.models",
     "macs": "speed.macs",
     "methods": "registry",
@@ -43,11 +46,12 @@ _HOMES = {
     "reduce": "apply",
     "register_family": "registry",
     "register_score": "ops.score",
+    "unprune": "handle",
 }
 
 __all__ = [
-    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "load", "macs", "methods", "parse", "prune", "reduce",
-    "register_family", "register_score",
+    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load", "macs",
+    "methods", "parse", "prune", "reduce", "register_family", "register_score", "unprune",
 ]  # fmt: skip
 
 

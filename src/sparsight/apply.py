@@ -17,7 +17,7 @@ from .ops import ragged
 from .ops.reduce import drop, sizes
 from .ops.schedule import as_tuple
 from .plan import Plan
-from .recipe import Recipe, Step
+from .recipe import Recipe
 from .signals import INTERNAL, SIGNALS, as_usual, check_shapes, derivable, derive
 
 
@@ -63,51 +63,39 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
     count = recipe.schedule.count(n, 0, 1)
     if recipe.weights is not None and "weights" in wanted:
         check_weights(recipe.name, given["weights"], recipe.weights(given["x"].shape[2], count))
-    x, plan, size, score = settle(recipe, lambda n: recipe.schedule.count(n, 0, 1), given)
+    x, plan, size, score = apply(recipe, lambda n: recipe.schedule.count(n, 0, 1), given)
     x = plan.gather(given["x"]) if x is None else x
     return Reduced(x, plan, sizes(x, size), score)
 
 
-def settle(recipe: Recipe, count: Callable[[int], int], given: dict[str, Any]) -> ragged.Outcome:
-    """Run the recipe on what arrives at a site: tokens (None: those that the plan keeps, as they are), plan, sizes, score.
+def apply(recipe: Recipe, count: int | Callable[[int], int], given: dict[str, Any]) -> ragged.Outcome:
+    """Run a recipe on the signals of a site: tokens (None: those that the plan keeps, as they are), plan, sizes, score.
 
-    count: tokens present -> tokens to keep. Where images have different numbers of tokens (the signal `valid`) and the choice does
-    not ask for it, images with equal numbers run together without padding.
+    count: how many tokens to keep, or a function of how many there are. Scores are computed in float32 or better, whatever autocast
+    says. Choosing has no gradient, except where tokens are weighted by the score, or where the method has learned weights. Where images
+    have different numbers of tokens (the signal `valid`) and the choice does not ask for it, images with equal numbers run together
+    without padding.
     """
-    if given.get("valid") is not None and "valid" not in recipe.steps[-2].needs:
-        return ragged.by_count(partial(settle, recipe, count), given)
-    left = count(given["x"].shape[1])
-    if only_drops(recipe):
-        return None, *decide(recipe, left, given)
-    done = run(recipe, left, given)
-    return done.x, done.plan, done.size, done.score
-
-
-def run(recipe: Recipe, count: int, given: dict[str, Any]) -> Reduced:
-    """Score, select and reduce; arithmetic of scores in float32 or better, whatever autocast says."""
-    with full_precision(given["x"].device.type):
-        signals, plan = choose(recipe, count, given)
-        x, size = call(reducer(recipe), {**signals, "x": given["x"], "plan": plan})
-    score = signals.get("s")
-    if plan.mix is not None:
-        plan = replace(plan, mix=plan.mix.detach())
-    return Reduced(x, plan, size, None if score is None else score.detach())
-
-
-def choose(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[dict[str, Any], Plan]:
-    """Score and select: the signals (the score among them, as `s`) and the plan.
-
-    Choosing has no gradient, so no graph is kept of it, except where the tokens are weighted by the score, and where the method
-    has learned weights, which train through the score or the plan's `mix`.
-    """
+    *_, select, reducer = recipe.steps
+    if given.get("valid") is not None and "valid" not in select.needs:
+        return ragged.by_count(partial(apply, recipe, count), given)
+    x, size = given["x"], given.get("size")
     learning = torch.is_grad_enabled() and recipe.weights is not None
-    signals = {name: derive(name, given) for name in recipe.needs if name not in INTERNAL}
-    signals.update(count=count, attended=given.get("attended"))
-    if recipe.score is not None:
-        with gradients(learning or (torch.is_grad_enabled() and "s" in reducer(recipe).needs)):
-            signals["s"] = call(recipe.steps[0], signals)
-    with gradients(learning):
-        return signals, call(recipe.steps[-2], signals)
+    with full_precision(x.device.type):
+        signals = {name: derive(name, given) for name in recipe.needs if name not in INTERNAL}
+        signals.update(count=count if isinstance(count, int) else count(x.shape[1]), attended=given.get("attended"))
+        if recipe.score is not None:
+            with gradients(learning or (torch.is_grad_enabled() and "s" in reducer.needs)):
+                signals["s"] = recipe.steps[0].run(signals)
+        with gradients(learning):
+            plan: Plan = select.run(signals)
+        if only_drops(recipe):
+            reduced, size = None, None if size is None else plan.gather(size)
+        else:
+            reduced, size = reducer.run({**signals, "x": x, "plan": plan})
+    score = signals.get("s")
+    plan = plan if plan.mix is None else replace(plan, mix=plan.mix.detach())
+    return reduced, plan, size, None if score is None else score.detach()
 
 
 def before_attention(recipe: Recipe) -> bool:
@@ -118,21 +106,9 @@ def before_attention(recipe: Recipe) -> bool:
     return recipe.where == "attn" and plain and only_drops(recipe) and not late & asked
 
 
-def reducer(recipe: Recipe) -> Step:
-    return recipe.steps[-1]
-
-
 def only_drops(recipe: Recipe) -> bool:
     """Whether the survivors stay as they are, so that the plan alone says what comes out."""
-    return reducer(recipe).function is drop
-
-
-def decide(recipe: Recipe, count: int, given: dict[str, Any]) -> tuple[Plan, Tensor | None, Tensor | None]:
-    """For recipes that only drop: the plan, the survivors' sizes, the score; moving the tokens is left to the caller."""
-    with full_precision(given["x"].device.type):
-        signals, plan = choose(recipe, count, given)
-        size = given.get("size")
-    return plan, None if size is None else plan.gather(size), signals.get("s")
+    return recipe.steps[-1].function is drop
 
 
 def gradients(wanted: bool) -> AbstractContextManager[object]:
@@ -143,7 +119,3 @@ def gradients(wanted: bool) -> AbstractContextManager[object]:
 def full_precision(device: str) -> AbstractContextManager[object]:
     """Autocast off where it is on; elsewhere nothing, which exported programs can be saved with."""
     return torch.autocast(device, enabled=False) if device != "meta" and torch.is_autocast_enabled(device) else nullcontext()
-
-
-def call(step: Step, signals: dict[str, Any]) -> Any:
-    return step(**{name: signals[name] for name in step.needs})

@@ -110,18 +110,18 @@ def check_weights(name: str, found: Any, wanted: dict[str, Weight]) -> None:
             raise PruneError(f"{name}: weight {key} must be a tensor {list(weight.shape)}, got {shape}")
 
 
-def ratio_loss(recipe: Recipe, sites: Sequence[Any]) -> Tensor:
+def ratio_loss(recipe: Recipe, outcomes: Sequence[Any], sites: int) -> Tensor:
     """Mean over sites and images of (share kept - share of the budget)^2, of the last training forward. Raises PruneError if there was
     none. DynamicViT, arXiv:2106.02034."""
     if not recipe.hides:
         raise PruneError(f"ratio_loss is for methods that draw their tokens in training, such as dynamicvit, not for {recipe.name}")
-    if not sites or not all(site.hiding and site.size is not None for site in sites):
+    if len(outcomes) < sites or not all(outcome.hiding and outcome.size is not None for outcome in outcomes):
         raise PruneError("ratio_loss needs a forward in training mode: call model.train(), then the model")
     losses = []
-    for index, site in enumerate(sites):
-        n = site.size.shape[1]
-        target = budget(recipe.schedule, n, index, len(sites))
-        losses.append((site.size.mean(dim=(1, 2)) - target).square().mean())
+    for index, outcome in enumerate(outcomes):
+        n = outcome.size.shape[1]
+        target = budget(recipe.schedule, n, index, sites)
+        losses.append((outcome.size.mean(dim=(1, 2)) - target).square().mean())
     return torch.stack(losses).mean()
 
 

@@ -2,111 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
-from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from . import registry
-from .apply import before_attention, needs, settle
-from .dense import restore
+from .apply import apply, before_attention, needs
 from .errors import PruneError
-from .learned import Given, build, ratio_loss
-from .models._packed import held
+from .handle import Handle as Handle
+from .learned import Given, build
+from .models.engine import Engine
 from .models.family import Family
-from .models.site import Outcome, Site
+from .models.site import Site
 from .models.unsupported import reason
-from .models.unwrap import inside
+from .models.unwrap import unwrap
 from .ops.schedule import BUDGET, as_tuple
-from .plan import Plan
 from .recipe import IN_BLOCKS, Recipe, Weights
 from .vlms.family import LVLM as LVLM
 
 TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
-
-
-@dataclass(eq=False, repr=False)
-class Handle:
-    """What `prune` returns: the outcome of the last forward, and the way back. Also a context manager.
-
-    plans   one Plan per site, in the order of the blocks.
-    counts  visual tokens after each site: an int, or a list with one for each image where they differ.
-    grid    patch grid (h, w) of the last forward.
-    learned the weights of a learned method, one module per site; None for the other methods. They belong to the handle and not
-            to the model: train `handle.learned.parameters()`, save `handle.learned.state_dict()`.
-    """
-
-    recipe: Recipe
-    family: Family
-    sites: list[Site]
-
-    def __repr__(self) -> str:
-        left = f"{self.counts} tokens left" if self.plans else "no forward yet"
-        return f"<{type(self).__name__} of {self.recipe}: {left}>"
-
-    @property
-    def learned(self) -> nn.ModuleList | None:
-        found = [site.learned for site in self.sites if site.learned is not None]
-        return nn.ModuleList(found) if found else None
-
-    @property
-    def plans(self) -> list[Plan]:
-        return [site.plan for site in self.sites if site.plan is not None]
-
-    @property
-    def counts(self) -> list[Any]:
-        return [plan.slots if plan.valid is None else plan.counts for plan in self.plans]
-
-    @property
-    def scores(self) -> list[Tensor | None]:
-        """The score s [B, N] at each site, None for methods without one."""
-        return [site.score for site in self.sites if site.plan is not None]
-
-    @property
-    def layers(self) -> list[int]:
-        """Block of each site, as the recipe counts them; -1 is the place before the first block."""
-        return [site.layer + (self.recipe.where == "before") for site in self.sites]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.family.grid
-
-    @property
-    def packed(self) -> int:
-        """Bytes of packed weights that the model's layers keep (docs/families.md)."""
-        return held(self.family.model)
-
-    def sources(self) -> list[Plan]:
-        """For each site one Plan over the image's patches, all earlier sites included."""
-        return [site.source() for site in self.sites if site.plan is not None]
-
-    def restore(self, tokens: Tensor, after: int | None = None, *, as_map: bool = False) -> Tensor:
-        """Tokens of the last forward, back on the full grid, for segmentation, depth or feature maps.
-
-        tokens [B, P+K, C] or [B, K, C] as they leave the model, or block `after`; the answer is [B, P+N, C] or [B, N, C], the P
-        prefix tokens unchanged, or with as_map=True [B, C, h, w] without them. A merged or fused token gives its value to all that it
-        stands for; a dropped one takes its nearest survivor's (ties to the lower index). All handles of the model count.
-        """
-        return restore(self.family, tokens, after, as_map)
-
-    def ratio_loss(self) -> Tensor:
-        """For training a method that draws its tokens (DynamicViT): how far the shares kept in the last forward are from the budget,
-        a scalar with a gradient. Add it to the task's loss (the authors' weight is 2)."""
-        return ratio_loss(self.recipe, self.sites)
-
-    def remove(self) -> None:
-        """Give the model back as it was before this handle; other handles stay. Doing it twice does no harm."""
-        self.family.take_out(self.sites)
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.remove()
 
 
 def prune(
@@ -116,7 +34,6 @@ def prune(
     visual: Any = None,
     noise: Any = None,
     weights: Given | None = None,
-    pack: bool = True,
     **options: Any,
 ) -> Handle:
     """Prune the model's visual tokens from now on, until `Handle.remove()`.
@@ -126,8 +43,6 @@ def prune(
     [B, L], or the placeholder's token id. noise: one tensor per site that breaks ties in clustering (SparseVLM).
     weights: for learned methods (SiT ...): a mapping of tensors for all sites, a list with one mapping per site, a .safetensors file, or
     "random" to train from scratch; afterwards they are in `Handle.learned`.
-    pack: whether the blocks' linear layers and the patch embedding may keep a second, packed copy of their weights for inference in
-    float32 on a CPU, and the blocks be recorded for single images or few (docs/families.md); False saves that memory.
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     recipe = resolve(recipe, options)
@@ -144,10 +59,9 @@ def prune(
     sites = plan_sites(family, recipe)
     if recipe.weights is not None:
         learn(recipe, recipe.weights, family, sites, recipe.file or None if weights is None else weights)
-    for site in sites:
-        site.packs = pack
-    family.add(sites)
-    return Handle(recipe, family, sites)
+    engine = engine_of(family)
+    engine.add(sites)
+    return Handle(recipe, engine, sites)
 
 
 def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> None:
@@ -212,21 +126,24 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     return [make_site(recipe, layer, index, len(layers), wanted) for index, layer in enumerate(layers)]
 
 
-def make_site(recipe: Recipe, layer: int, index: int, sites: int, wanted: tuple[str, ...]) -> Site:
+def make_site(recipe: Recipe, layer: int, number: int, sites: int, wanted: tuple[str, ...]) -> Site:
     """One site that runs the recipe on whatever arrives. The place before a block is the one after the block in front of it."""
-    step = partial(run_site, recipe, index, sites)
     if recipe.where == "before" and layer >= 0:
         layer -= 1
-    place = "input" if layer < 0 else "block" if recipe.where == "before" else recipe.where
-    site = Site(layer, place, wanted, step, recipe.proportional, adaptive=recipe.adaptive, hides=recipe.hides)
-    site.early, site.shares = before_attention(recipe), "attended" in recipe.needs
-    return site
-
-
-def run_site(recipe: Recipe, index: int, sites: int, given: dict[str, Any]) -> Outcome:
-    """The recipe on the signals of its site number `index`. A function of the module, so that pruned models can be pickled."""
-    entered = given.pop("entered")
-    return settle(recipe, lambda n: recipe.schedule.count(n, index, sites, entered), given)
+    return Site(
+        layer=layer,
+        where="input" if layer < 0 else "block" if recipe.where == "before" else recipe.where,
+        needs=wanted,
+        run=partial(apply, recipe),
+        schedule=recipe.schedule,
+        number=number,
+        sites=sites,
+        proportional=recipe.proportional,
+        adaptive=recipe.adaptive,
+        hides=recipe.hides,
+        early=before_attention(recipe),
+        shares="attended" in recipe.needs,
+    )
 
 
 def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], given: Given | None) -> None:
@@ -242,27 +159,48 @@ def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], 
 
 
 def family_of(model: nn.Module) -> Any:
-    """The family object of the model: the one already at work in it, or a new one that has passed its checks."""
+    """The family of a model, which has passed the family's checks."""
     if not isinstance(model, nn.Module):
         raise PruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     names = [kind.__name__ for kind in type(model).__mro__]
     for wrapper, inner in (("OptimizedModule", "_orig_mod"), ("DataParallel", "module"), ("DistributedDataParallel", "module")):
         if wrapper in names:
             raise PruneError(f"{wrapper} wraps the model; prune model.{inner} first and wrap it again")
-    model = inside(model)
-    for family in families():
-        if family.serves(model):
-            found = family(model)
-            working = getattr(found.model, "_sparsight", None)
-            if isinstance(working, (Family, LVLM)):
-                return working
-            found.check()
-            return found
-    why = reason(model)
-    if why is not None:
-        raise PruneError(f"tokens cannot leave {type(model).__name__}: {why}")
-    supported = "; ".join(f"{family.name} ({', '.join(family.classes)})" for family in families())
-    raise PruneError(f"{type(model).__name__} is no known family; supported: {supported}")
+    model = unwrap(model)
+    kind = known(model)
+    if kind is None:
+        raise PruneError(f"tokens cannot leave {type(model).__name__}: {reason(model)}" if reason(model) else unknown(model))
+    found = kind(model)
+    working = found.model.__dict__.get("_sparsight")
+    if isinstance(working, LVLM):
+        return working
+    if isinstance(working, Engine):
+        working.family.adopt(found)
+        return working.family
+    found.check()
+    return found
+
+
+def known(model: nn.Module) -> type[Any] | None:
+    """The family that a model is of; None if it is of none."""
+    return next((family for family in families() if family.serves(model)), None)
+
+
+def unknown(model: nn.Module) -> str:
+    """Why a model cannot be pruned: it is of no family, but may hold a model that is."""
+    name = type(model).__name__
+    for path, part in model.named_modules():
+        if path and known(part) is not None:
+            return f"{name} is no known family, but it holds a {type(part).__name__}: prune that, as in sparsight.prune(model.get_submodule({path!r}), ...)"
+    near = difflib.get_close_matches(name, [kind for family in families() for kind in family.classes], n=3, cutoff=0.5)
+    hint = f" ({', '.join(near)})" if near else ""
+    return f"{name} is no known family; supported: {', '.join(family.name for family in families())}{hint}"
+
+
+def engine_of(family: Family) -> Engine:
+    """The engine at work in the family's model, or a new one."""
+    working = family.model.__dict__.get("_sparsight")
+    return working if isinstance(working, Engine) else Engine(family)
 
 
 def families() -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -65,10 +65,12 @@ class Step:
         """Names of the signals, in the order of the function's signature."""
         return tuple(name for name in inspect.signature(self.function).parameters if name not in self.bound)
 
-    def __call__(self, **signals: Any) -> Any:
+    def run(self, signals: Mapping[str, Any]) -> Any:
+        """Call the function with the signals that it needs; there may be others among them."""
+        given = {name: signals[name] for name in self.needs}
         if torch.compiler.is_compiling():
-            return self.function(**signals, **self.fixed, **{name: float(text) for name, text in self.spelt.items()})
-        return self.function(**signals, **self.bound)
+            return self.function(**given, **self.fixed, **{name: float(text) for name, text in self.spelt.items()})
+        return self.function(**given, **self.bound)
 
 
 def as_step(step: Step | Callable[..., Any]) -> Step:

@@ -1,22 +1,29 @@
 """Every family and every method as parameters, with readable ids: `pytest -k evit`, `-k siglip`."""
 
-from typing import Any
-
 import pytest
-from torch import Tensor, nn
 from zoo import FEW, RECIPES, ZOO, made, needs
 
 import sparsight
-from sparsight.models._line import Line
-from sparsight.models._recording import Recording
+
+SAMPLE = 13
+"""Of the product of models and recipes, one in so many pairs is tested every time, and all recipes on one model."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Variants of a family run with a few recipes."""
+    """Variants of a family run with a few recipes. Every time a sample of the product runs, in which every model and every recipe is
+    there; the rest is marked."""
     given = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
     spare = [p.get("name") in ZOO and ZOO[p["name"]].variant and p.get("recipe", FEW[0]) not in FEW for p in given]
     config.hook.pytest_deselected(items=[item for item, gone in zip(items, spare, strict=True) if gone])
     items[:] = [item for item, gone in zip(items, spare, strict=True) if not gone]
+    models, recipes = list(ZOO), list(RECIPES)
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        name, recipe = params.get("name"), params.get("recipe")
+        if name in ZOO and recipe in RECIPES and name != models[0]:
+            if (models.index(name) * 5 + recipes.index(recipe)) % SAMPLE:
+                item.add_marker(pytest.mark.product)
 
 
 @pytest.fixture(params=ZOO)
@@ -33,33 +40,3 @@ def recipe(request: pytest.FixtureRequest, name: str) -> str:
             sparsight.prune(made(name), text)
         pytest.skip("scores by class attention; refused on a model without class token")
     return text
-
-
-@pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Outputs of the blocks that came from a recording since the list was cleared."""
-    seen: list[Tensor] = []
-    real = Recording.replay
-
-    def replay(recording: Recording, *args: Any) -> Tensor | None:
-        out = real(recording, *args)
-        if out is not None:
-            seen.append(out)
-        return out
-
-    monkeypatch.setattr(Recording, "replay", replay)
-    return seen
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """Blocks that have run as a line since the list was cleared."""
-    seen: list[nn.Module] = []
-    real = Line.feed
-
-    def feed(line: Line, block: nn.Module, x: Tensor) -> Tensor:
-        seen.append(block)
-        return real(line, block, x)
-
-    monkeypatch.setattr(Line, "feed", feed)
-    return seen

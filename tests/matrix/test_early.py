@@ -5,7 +5,6 @@ import torch
 from zoo import DEPTH, ZOO, images, made, outputs
 
 import sparsight
-from sparsight.models._lines import Lines
 from sparsight.models.select_first import Opened
 
 RECIPES = [
@@ -33,7 +32,6 @@ def late(monkeypatch):
         for kind in kinds(Opened):
             if "opens" in kind.__dict__:
                 monkeypatch.setattr(kind, "opens", lambda *_: False)
-        monkeypatch.setattr(Lines, "take", lambda *_: None)
 
     return switch
 

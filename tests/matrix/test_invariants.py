@@ -137,7 +137,7 @@ def test_prefix_survives_and_survivors_are_untouched(name, recipe):
     whole = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
     with prune(model, recipe) as handle:
         left = inputs_of(model, lambda: outputs(name, model, x))[norm][block]
-        plan, size = handle.plans[0], handle.sites[0].size
+        plan, size = handle.plans[0], handle.outcomes[0].size
     torch.testing.assert_close(left[:, :prefix], whole[:, :prefix], rtol=0, atol=1e-12)
     assert plan.keep.min() >= 0
     assert plan.keep.max() < ZOO[name].patches == plan.total

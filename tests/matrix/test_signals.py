@@ -28,7 +28,7 @@ def test_q_k_v_give_the_models_own_attention(name):
         for first in (None, "tome:remove=5,layers=0"):
             handles = [sparsight.prune(model, recipe) for recipe in (first, probe) if recipe]
             outputs(name, model, x)
-            size = handles[0].sites[0].size if first else torch.ones(2, ZOO[name].patches, 1)
+            size = handles[0].outcomes[0].size if first else torch.ones(2, ZOO[name].patches, 1)
             plan = handles[-1].plans[0]
             for handle in handles:
                 handle.remove()

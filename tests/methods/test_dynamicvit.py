@@ -109,7 +109,7 @@ def test_ratio_loss_by_hand_and_training_meets_the_budget(shared_block_vit, x):
         model.blocks(x)
         handle.ratio_loss().backward()
         optimizer.step()
-    assert handle.sites[1].size.mean().item() == pytest.approx(0.25, abs=0.12)
+    assert handle.outcomes[1].size.mean().item() == pytest.approx(0.25, abs=0.12)
     assert any(not torch.equal(before[key], value) for key, value in handle.learned.state_dict().items())
     with torch.no_grad():
         model.eval().blocks(x)

@@ -30,8 +30,8 @@ def block_model(golden):
 def given_first(handle: sparsight.Handle, first: torch.Tensor) -> None:
     """Let the authors' first centre reach the site."""
     site = handle.sites[0]
-    step = site.step
-    site.step = lambda given: step({**given, "first": first})
+    run = site.run
+    site.run = lambda count, given: run(count, {**given, "first": first})
 
 
 @pytest.mark.parametrize("tag", ["d10_c0", "d10_c1", "d20_c0", "d20_c1"])
@@ -49,7 +49,7 @@ def test_block(golden, block_model, tag):
     kept = expected[:, 1 : 1 + alone].gather(1, order.unsqueeze(-1).expand(-1, -1, 96))
     assert torch.equal(handle.plans[0].keep[:, :alone], d[f"{tag}_idx"].gather(1, order))
     torch.testing.assert_close(out, torch.cat([expected[:, :1], kept, expected[:, 1 + alone :]], dim=1), rtol=0, atol=1e-5)
-    assert handle.sites[0].size.sum() == 49
+    assert handle.outcomes[0].size.sum() == 49
 
 
 def test_coreset(golden):

@@ -48,7 +48,7 @@ def test_four_blocks(golden, shared_block_vit, tag, proportional):
             assert out.shape == d[f"{tag}_x{depth}"].shape
             assert same_partition(handle.sources()[-1].owner, d[f"{tag}_source{depth}"][:, 1:].long())
             assert nearest(out, d[f"{tag}_x{depth}"]) < 1e-4
-            sizes = handle.sites[-1].size.squeeze(-1).sort(dim=1).values
+            sizes = handle.outcomes[-1].size.squeeze(-1).sort(dim=1).values
             assert torch.allclose(sizes, d[f"{tag}_size{depth}"][:, 1:, 0].sort(dim=1).values)
 
 

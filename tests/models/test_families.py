@@ -14,7 +14,8 @@ from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTran
 
 import sparsight
 from sparsight import PruneError
-from sparsight.models.class_cache import remember
+from sparsight.models.class_cache import lengthened
+from sparsight.models.state import ForwardState
 from sparsight.prune import family_of
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
@@ -251,14 +252,13 @@ def test_a_remembered_class_token_fits_the_positions(name, x):
         hook = block.register_forward_pre_hook(lambda _m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
         class_token(model, x)
         hook.remove()
-        working = family_of(model)
         args, kwargs = seen[0][0], {**seen[0][1]}
         tokens = args[0] if args else kwargs.pop("hidden_states")
-        kwargs = working.follow(0, kwargs)
-        twice, _ = remember(working, block, 0, kwargs, tokens, tokens[:, :1])
+        kwargs = family.follow(0, kwargs, None, ForwardState())
+        twice = family.attend(block, torch.cat([tokens[:, :1], tokens], dim=1), None, lengthened(kwargs))[:, 1:]
         double = torch.zeros(1, 1, 1, tokens.shape[1], dtype=tokens.dtype)
         double[..., 0] = 2
-        expected = working.attend(block, tokens, double.clamp(min=1).log(), kwargs)
+        expected = family.attend(block, tokens, double.clamp(min=1).log(), kwargs)
     torch.testing.assert_close(twice, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -266,7 +266,7 @@ def test_a_remembered_class_token_fits_the_positions(name, x):
 def test_the_mean_inside_transformers_beit_weighs_by_size(x):
     model = busy(MASKED["transformers-beit"]())
     with sparsight.prune(model, "tome:remove=4,layers=0/1") as handle:
-        out, size = model(x), handle.sites[-1].size
+        out, size = model(x), handle.outcomes[-1].size
         mean = (out.last_hidden_state[:, 1:] * size).sum(1) / size.sum(1)
     assert size.max() > 1
     torch.testing.assert_close(model.pooler.layernorm(mean), out.pooler_output, rtol=1e-9, atol=1e-9)

@@ -8,7 +8,7 @@ import torch
 
 import sparsight
 from sparsight.models import timm_eva
-from sparsight.models.positions import halves, look_up_pairs, neighbours, take_pairs, take_rows, turn_halves, turn_neighbours
+from sparsight.models.positions import look_up_pairs, take_pairs, take_rows
 
 Eva = pytest.importorskip("timm.models.eva").Eva
 
@@ -58,23 +58,6 @@ def test_pairs_that_are_looked_up(prefix):
     place = torch.tensor([[0, 2, 5], [4, 1, 3]])
     bias = table[index.flatten()].view(prefix + 6, prefix + 6, 3).permute(2, 0, 1).unsqueeze(0)
     assert torch.equal(look_up_pairs(table, index, place, prefix), take_pairs(bias, place, prefix))
-
-
-def test_turning_without_cutting():
-    """Halves and neighbours, with prefix tokens, as the sum of two products says."""
-    torch.manual_seed(0)
-    x, angles = torch.randn(2, 3, 7, 8), torch.randn(5, 4)
-    prefix, patches = x[..., :2, :], x[..., 2:, :]
-    cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
-    a, b = patches.chunk(2, dim=-1)
-    expected = torch.cat([prefix, patches * cos + torch.cat([-b, a], -1) * sin], dim=-2)
-    torch.testing.assert_close(turn_halves(x, halves(cos, sin, 2)), expected)
-    cos, sin = angles.repeat_interleave(2, -1).cos(), angles.repeat_interleave(2, -1).sin()
-    a, b = patches[..., ::2], patches[..., 1::2]
-    expected = torch.cat([prefix, patches * cos + torch.stack([-b, a], -1).flatten(-2) * sin], dim=-2)
-    torch.testing.assert_close(turn_neighbours(x, neighbours(cos, sin, 2)), expected)
-    for dtype in (torch.float16, torch.bfloat16):
-        assert turn_halves(x.to(dtype), halves(cos, sin, 2)).dtype == dtype
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def test_average_pooling_weighs_by_size(x, recipe, include_prefix, kind):
     model = vit(global_pool=kind, pool_include_prefix=include_prefix)
     with sparsight.prune(model, recipe) as handle:
         tokens, logits = model.forward_features(x), model(x)
-        size = handle.sites[-1].size
+        size = handle.outcomes[-1].size
     size = torch.ones_like(tokens[:, 1:, :1]) if size is None else size
     assert recipe.startswith("col_ln") or size.max() > 1
     if include_prefix:

@@ -71,7 +71,7 @@ def test_average_pooling_weighs_by_size(name, through, x):
     order = {"wrapper": [model], "encoder-then-wrapper": [encoder, model], "wrapper-then-encoder": [model, encoder]}[through]
     handles = [sparsight.prune(part, f"tome:remove=4,layers={i}") for i, part in enumerate(order)]
     logits, again = model(x).logits, model(pixel_values=x).logits
-    tokens, size = encoder(x).last_hidden_state, handles[-1].sites[0].size
+    tokens, size = encoder(x).last_hidden_state, handles[-1].outcomes[0].size
     prefix = family_of(model).prefix
     mean = (tokens[:, prefix:] * size).sum(1) / size.sum(1)
     assert size.max() > 1

@@ -103,7 +103,7 @@ def prepare(
     loaded: Loaded, recipes: Sequence[str | Recipe], orders: tuple[float, ...], layers: str | Sequence[int], seed: int
 ) -> Probe:
     """Check model, blocks and recipes."""
-    family = unpruned(loaded.model)
+    family = unpruned(loaded.model).family
     blocks = check_layers(layers, len(family.blocks))
     chosen = recipes or (USUAL if family.class_token else USUAL[1:])
     found = {name_of(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in chosen)}

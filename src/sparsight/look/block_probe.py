@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..apply import needs, settle
+from ..apply import apply, needs
 from ..errors import PruneError
 from ..ops.attention import head_entropy
 from ..ops.distance import attention_distance
@@ -304,7 +304,7 @@ class Probe:
         full, draws = effective_rank(x), self.draws(x.shape[1])
         random: dict[tuple[int, ...], Tensor] = {}
         for asked in here:
-            left, plan, _, score = settle(asked.recipe, asked.count, dict(given))
+            left, plan, _, score = apply(asked.recipe, asked.count, dict(given))
             left = plan.gather(x) if left is None else left
             self.chosen[layer][asked.number] = mask_of(plan)
             counts = tuple(plan.counts)

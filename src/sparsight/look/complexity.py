@@ -19,7 +19,7 @@ from ..models.family import Family
 from ..ops import importance, rank, reduce, schedule
 from ..ops.importance import Importance
 from ..plan import Plan
-from ..prune import family_of, prune
+from ..prune import engine_of, family_of, prune
 from ..recipe import Recipe, Step
 from ..vlms.before_llm import check_signals, make_site
 from ..vlms.family import LVLM
@@ -129,7 +129,7 @@ def of_language_model(family: LVLM, probe: Recipe, call: dict[str, Any], found: 
 def of_vision_model(family: Family, probe: Recipe, pixels: Tensor, layer: int | None, found: list[Complexity]) -> list[Complexity]:
     """Images after a block of a vision model."""
     at = replace(probe, where="block", schedule=schedule.staged(1.0, (block_of(family, layer),)))
-    if family.sites:
+    if engine_of(family).sites:
         raise PruneError("the model is pruned, so its tokens are no longer those of the image; remove the handle first")
     with prune(family.model, at):
         family.model(pixels)

@@ -136,7 +136,7 @@ class Chosen:
         function, names = SELECTORS[self.select]
         given = {name: signals[name] for name in {*names, *(["s"] if self.scored else [])}}
         if self.other is not None:
-            given["other"] = self.other(**{name: signals[name] for name in self.other.needs})
+            given["other"] = self.other.run(signals)
         plan = function(**given, count=signals["count"], share=self.share)
         return REDUCERS[self.reduce][0](plan, signals["x"])
 

@@ -6,7 +6,7 @@ replaced by its mean over the tokens that are left (equation 2); a perceptron C,
 In training (`model.train()`) no token leaves: a Gumbel-softmax draws for each whether it stays (temperature 1, hard, with the gradient
 of the soft choice), decisions multiply up over the sites, and later attention sees a dropped token only from itself (equation 11).
 `handle.ratio_loss()` is the loss that brings the kept share to the budget (equation 16); distillation is the user's.
-`handle.sites[i].size` [B, N, 1] are the decisions of the last training forward.
+`handle.outcomes[i].size` [B, N, 1] are the decisions of the last training forward.
 
 Deviations: kept tokens stay in ascending order; attention hides tokens by log(decision + 1e-12) added to the logits instead of their
 eps 1e-6 in a softmax of its own; average pooling ignores hidden tokens. Float16 autocast loses the gradient of hidden tokens.

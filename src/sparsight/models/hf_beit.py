@@ -6,13 +6,17 @@ the attention. A token fused of many has the bias of the class token, which has 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from .engine import Engine
+from .pooling import weighed
 from .positions import take_pairs, with_bias, with_columns
+from .state import ForwardState
 from .transformers_family import TransformersViT
 
 MASK = "attention_mask"
@@ -43,10 +47,10 @@ class HFBeit(TransformersViT):
         if args or (mask is not None and (mask.dtype == torch.bool or self.model.shared_position_bias is None)):
             raise PruneError(f"{type(self.model).__name__} was called with an attention mask; a pruned model takes none")
 
-    def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def follow(self, index: int, kwargs: dict[str, Any], place: Tensor | None, state: ForwardState) -> dict[str, Any]:
         """The bias of the tokens that are there, the layer's own and the shared one added up, as the mask."""
         layer: Any = self.blocks[index]
-        own, place = None, self.arriving(index)
+        own = None
         if layer.relative_position_bias is not None:
             h, w = kwargs["resolution"]
             tokens = 1 + (h // layer.patch_size) * (w // layer.patch_size)
@@ -78,21 +82,19 @@ class HFBeit(TransformersViT):
         branch: Tensor = b.drop_path(b.lambda_2 * b.dropout(b.mlp(b.layernorm_after(x))))
         return branch + x
 
-    def weigh_pooling(self) -> None:
-        super().weigh_pooling()
+    def install(self, engine: Engine) -> None:
+        super().install(engine)
         pooler: Any = self.model.pooler
         if pooler is not None and pooler.layernorm is not None:
-            self.hooks.append(pooler.register_forward_pre_hook(self.weigh_mean))
+            engine.hook(pooler.register_forward_pre_hook(partial(weigh_pooler, engine)))
 
-    def weigh_mean(self, _pooler: nn.Module, args: tuple[Any, ...]) -> Any:
-        """Scale the patch tokens that the pooler averages so that their plain mean is the one weighted by size, without padding."""
-        size = self.last_size()
-        if size is None:
-            return None
-        x: Tensor = args[0]
-        weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
-        return (torch.cat([x[:, : self.prefix], x[:, self.prefix :] * weight], dim=1), *args[1:])
+    def heard(self, block: nn.Module, tapped: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        return with_columns(super().heard(block, tapped, kwargs), kwargs.get(MASK), self.scale(block))
 
-    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        found = super().captured(block, names, kwargs)
-        return with_columns(found, kwargs.get(MASK), self.scale(block))
+
+def weigh_pooler(engine: Engine, _pooler: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Scale the patch tokens that the pooler averages so that their plain mean is the one weighted by size, without padding."""
+    state = engine.states.current()
+    if state is None or state.size is None:
+        return None
+    return (weighed(args[0], state.size, engine.family.prefix), *args[1:])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ._line import Straight
+from .engine import Engine
 from .transformers_family import TransformersViT
 
 
@@ -34,10 +35,6 @@ class HFCLIP(TransformersViT):
     def projection(self) -> nn.Module:
         return self.model.embeddings.patch_embedding  # type: ignore[return-value, union-attr]
 
-    def straight(self, block: nn.Module) -> Straight | None:
-        b: Any = block
-        return self.usual(block, (b.layer_norm1, b.layer_norm2))
-
     def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
         out: Tensor = b.layer_norm1(x)
@@ -62,13 +59,15 @@ class HFSiglip(HFCLIP):
     def prefix(self) -> int:
         return 0
 
-    def weigh_pooling(self) -> None:
-        super().weigh_pooling()
+    def install(self, engine: Engine) -> None:
+        super().install(engine)
         head = getattr(self.model, "head", None)
-        if head is not None and any(site.adaptive for site in self.sites):
-            self.hooks.append(head.attention.register_forward_pre_hook(self.hide_padding, with_kwargs=True))
+        if head is not None and any(site.adaptive for site in engine.sites):
+            engine.hook(head.attention.register_forward_pre_hook(partial(hide_padding, engine), with_kwargs=True))
 
-    def hide_padding(self, _attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Give attention pooling a mask [B, N] where images have different numbers of tokens."""
-        valid = self.sites[-1].valid
-        return None if valid is None else (args, {**kwargs, "key_padding_mask": ~valid})
+
+def hide_padding(engine: Engine, _attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give attention pooling a mask [B, N] where images have different numbers of tokens."""
+    state = engine.states.current()
+    valid = None if state is None or state.last is None else state.last.valid
+    return None if valid is None else (args, {**kwargs, "key_padding_mask": ~valid})

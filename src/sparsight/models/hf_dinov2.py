@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ._line import Straight
 from .transformers_family import TransformersViT
 
 
@@ -31,10 +30,6 @@ class HFDinov2(TransformersViT):
 
     def projection(self) -> nn.Module:
         return self.model.embeddings.patch_embeddings  # type: ignore[return-value, union-attr]
-
-    def straight(self, block: nn.Module) -> Straight | None:
-        b: Any = block
-        return self.usual(block, (b.norm1, b.norm2), b.layer_scale1, b.layer_scale2)
 
     def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

@@ -5,16 +5,15 @@ The rows of the rotary tables follow the tokens that are left; a token fused of 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ._line import Straight
 from .hf_dinov2 import HFDinov2
-from .positions import Once, halves, take_rows, turn_halves
+from .positions import take_rows
 from .select_first import Heads
+from .state import ForwardState
 
 TABLES = "position_embeddings"
 """What layers get besides x: rows of cosines and sines for the patches."""
@@ -28,10 +27,6 @@ class HFDinov3(HFDinov2):
     inner = ""
     positional = True
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.once, self.ready = Once(), Once()
-
     @property
     def blocks(self) -> list[nn.Module]:
         return list(self.model.model.layer)  # type: ignore[arg-type, union-attr]
@@ -41,35 +36,21 @@ class HFDinov3(HFDinov2):
         embeddings: Any = self.model.embeddings
         return 1 + int(embeddings.register_tokens.shape[1])
 
-    def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        place = self.arriving(index)
+    def follow(self, index: int, kwargs: dict[str, Any], place: Tensor | None, state: ForwardState) -> dict[str, Any]:
         if place is None:
             return kwargs
         cos, sin = kwargs[TABLES]
-        rows = self.once.made((cos, sin, place), lambda: (take_rows(cos, place, 1.0), take_rows(sin, place, 0.0)))
+        rows = state.once(TABLES, (cos, sin, place), lambda: (take_rows(cos, place, 1.0), take_rows(sin, place, 0.0)))
         return {**kwargs, TABLES: rows}
-
-    def straight(self, block: nn.Module) -> Straight | None:
-        found = super().straight(block)
-        return None if found is None else replace(found, positions=TABLES, ready=self.tables, turn=turn_halves)
 
     def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         q, k, v = super().project(block, x, kwargs)
         return rotated(q, kwargs[TABLES]), rotated(k, kwargs[TABLES]), v
 
-    def see_image(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        super().see_image(module, args)
-        self.ready.forget()
-
-    def tables(self, given: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tables that rotate as `rotated` does, for x [B, P+N, C]: made once per site."""
-        cos, sin = given
-        return self.ready.made((cos, sin), lambda: halves(cos, sin, x.shape[1] - cos.shape[-2]))
-
-    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    def heard(self, block: nn.Module, tapped: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         return {
             name: value if name == "v" else rotated(value, kwargs[TABLES])
-            for name, value in super().captured(block, names, kwargs).items()
+            for name, value in super().heard(block, tapped, kwargs).items()
         }
 
 

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ._line import Straight
 from .transformers_family import TransformersViT
 
 
@@ -27,10 +26,6 @@ class HFViT(TransformersViT):
 
     def projection(self) -> nn.Module:
         return self.model.embeddings.patch_embeddings  # type: ignore[return-value, union-attr]
-
-    def straight(self, block: nn.Module) -> Straight | None:
-        b: Any = block
-        return self.usual(block, (b.layernorm_before, b.layernorm_after))
 
     def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

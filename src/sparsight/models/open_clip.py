@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from . import _recording as recording
-from ._line import Straight
-from ._packed import Layer, store_of
+from .engine import Engine
 from .heads import join_heads, split_heads
-from .remade import Remade
+from .pooling import last_size
+from .remade import Openly, Remade
 from .select_first import Heads, Opened, unheard
+from .site import Site
+from .state import ForwardState
 from .timm_family import full_intermediates
 
 
@@ -40,10 +41,9 @@ class OpenCLIP(Opened, Remade):
     def prefix(self) -> int:
         return 1
 
-    @property
-    def grid(self) -> tuple[int, int]:
+    def grid_of(self, state: ForwardState | None) -> tuple[int, int]:
         model: Any = self.model
-        h, w = model.image_size if self.image == (0, 0) else self.image
+        h, w = model.image_size if state is None or state.image == (0, 0) else state.image
         return h // model.patch_size[0], w // model.patch_size[1]
 
     @property
@@ -75,15 +75,11 @@ class OpenCLIP(Opened, Remade):
         a: Any = block.attn
         return float(a.head_dim**-0.5)
 
-    def patch(self) -> None:
-        super().patch()
-        if self.sites:
-            loop: Any = self.model.transformer
-            recording.install_in_loop(self, loop.resblocks, loop)
-
     def parts(self, block: nn.Module, x: Tensor) -> Heads:
         a: Any = block.attn
-        q, k, v = (split_heads(part, a.num_heads) for part in inputs(a).of(x).chunk(3, dim=-1))
+        q, k, v = (
+            split_heads(part, a.num_heads) for part in nn.functional.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, dim=-1)
+        )
         return (a.ln_q(q), a.ln_k(k), v) if hasattr(a, "ln_q") else (q, k, v)
 
     def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
@@ -91,9 +87,6 @@ class OpenCLIP(Opened, Remade):
         return self.parts(block, b.ln_1(x))
 
     def opens(self, block: nn.Module) -> bool:
-        return self.fused(block)
-
-    def fused(self, block: nn.Module) -> bool:
         return isinstance(block.attn, nn.MultiheadAttention) and unheard(block.attn)
 
     def close(self, block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
@@ -110,52 +103,35 @@ class OpenCLIP(Opened, Remade):
         a: Any = block.attn
         return float(a.dropout) if a.training else 0.0
 
-    def straight(self, block: nn.Module) -> Straight | None:
-        b: Any = block
-        a, m = b.attn, b.mlp
-        if not self.fused(block):
-            return None
-        mlp = m.c_fc, m.gelu, m.c_proj
-        return Straight(
-            (b, a, m), (b.ln_1, b.ln_2), (inputs(a),), a.out_proj, mlp, a.num_heads, self.scale(block), (b.ls_1, b.ls_2)
-        )
-
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def attend_openly(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Openly:
         b: Any = block
         a = b.attn
         if isinstance(a, nn.MultiheadAttention):
-            return self.close(block, x, join_heads(self.remade(block, b.ln_1(x), bias, a.dropout)))
-        mixed = self.remade(block, b.ln_1(x), bias, a.attn_drop.p)
+            mixed, heads = self.mixed(block, b.ln_1(x), bias, a.dropout)
+            return self.close(block, x, join_heads(mixed)), heads
+        mixed, heads = self.mixed(block, b.ln_1(x), bias, a.attn_drop.p)
         mixed = mixed if a.head_scale is None else mixed * a.head_scale
-        return self.residual(block, x, b.ln_attn(a.out_drop(a.out_proj(a.ln_inner(join_heads(mixed))))))
+        return self.residual(block, x, b.ln_attn(a.out_drop(a.out_proj(a.ln_inner(join_heads(mixed)))))), heads
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
         branch: Tensor = b.ls_2(b.mlp(b.ln_2(x)))
         return x + branch
 
-    def weigh_pooling(self) -> None:
-        model: Any = self.model
-        if model.attn_pool is not None and any(site.adaptive for site in self.sites):
+    def check_sites(self, sites: list[Site]) -> None:
+        if getattr(self.model, "attn_pool", None) is not None and any(site.adaptive for site in sites):
             raise PruneError("open_clip's attention pooling takes no mask, which images with different numbers of tokens need")
-        model.forward_intermediates = partial(full_intermediates, model)
+
+    def install(self, engine: Engine) -> None:
+        model: Any = self.model
+        engine.replace(model, "forward_intermediates", partial(full_intermediates, model))
         if model.attn_pool is None and model.pool_type == "avg":
-            model._global_pool = partial(sized_pool, model)
-
-    def unpatch(self) -> None:
-        super().unpatch()
-        for name in ("_global_pool", "forward_intermediates"):
-            self.model.__dict__.pop(name, None)
-
-
-def inputs(attention: nn.Module) -> Layer:
-    """What makes q, k and v."""
-    return Layer(attention, store_of(attention), "in_proj_weight", [(attention, "in_proj_bias")])
+            engine.replace(model, "_global_pool", partial(sized_pool, model))
 
 
 def sized_pool(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """open_clip's `_global_pool` with the mean weighted by token size; x [B, 1+N, C] -> [B, C], [B, N, C]."""
-    size, tokens = self._sparsight.last_size(), x[:, 1:]
+    size, tokens = last_size(self), x[:, 1:]
     if size is None:
         return tokens.mean(dim=1), tokens
     return ((tokens * size).sum(dim=1) / size.sum(dim=1)).to(x.dtype), tokens

@@ -5,62 +5,8 @@ place [B, K] says which patch of the image each token comes from, -1 for a token
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor
-
-Made = TypeVar("Made")
-
-
-class Once:
-    """What blocks share that lie between two sites, made once in inference. Copies and pickles hold nothing."""
-
-    def __init__(self) -> None:
-        self.last: tuple[tuple[Tensor, ...], Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"last": None}
-
-    def forget(self) -> None:
-        """A forward begins: what was made of tensors may have changed with them."""
-        self.last = None
-
-    def made(self, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
-        """What is made of these tensors, or was made when they came last. Gradients are followed block by block, for checkpointing."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return make()
-        if self.last is None or not all(a is b for a, b in zip(self.last[0], of, strict=True)):
-            self.last = of, make()
-        found: Made = self.last[1]
-        return found
-
-
-def halves(cos: Tensor, sin: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """Tables for `turn_halves` of tables [..., N, D] that rotate halves (a, b) of D to (a, b) * cos + (-b, a) * sin: with rows for prefix
-    tokens that rotate nothing, and the sign on the sine. -> [..., P+N, D]"""
-    first, second = sin.chunk(2, dim=-1)
-    signed = torch.cat([-first, second], dim=-1)
-    return torch.nn.functional.pad(cos, (0, 0, prefix, 0), value=1.0), torch.nn.functional.pad(signed, (0, 0, prefix, 0))
-
-
-def turn_halves(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """x [..., P+N, D] rotated, without cutting it up."""
-    cos, sin = tables
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
-def neighbours(cos: Tensor, sin: Tensor, prefix: int) -> Tensor:
-    """Table for `turn_neighbours` of tables [..., N, D] that rotate channels (a, b) side by side, and so hold every number twice: complex
-    numbers, with rows for prefix tokens that rotate nothing. -> [..., P+N, D / 2]"""
-    pad = torch.nn.functional.pad
-    return torch.complex(pad(cos[..., ::2], (0, 0, prefix, 0), value=1.0), pad(sin[..., ::2], (0, 0, prefix, 0)))
-
-
-def turn_neighbours(x: Tensor, table: Tensor) -> Tensor:
-    """x [..., P+N, D] rotated: pairs of channels are complex numbers, of float32 or float64."""
-    return torch.view_as_real(torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)) * table).flatten(-2)
 
 
 def take_rows(table: Tensor, place: Tensor, blank: float | Tensor) -> Tensor:

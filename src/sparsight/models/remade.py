@@ -8,38 +8,38 @@ from typing import Any
 from torch import Tensor, nn
 
 from .family import Family
-from .site import asked
+
+Openly = tuple[Tensor, dict[str, Tensor]]
+"""x plus the attention branch, and q, k, v [B, H, P+N, D] by name."""
 
 
 class Remade(Family):
-    """A family whose `attend` goes through `remade`; q, k and v wait on the block for the site that reads them."""
+    """A family whose attention is made by `mixed`, so that q, k and v need no hooks."""
 
     @abstractmethod
     def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, H, P+N, D] of a normalised input x [B, P+N, C]."""
 
-    def remade(self, block: nn.Module, x: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-        """Values mixed by attention, before the heads are joined: [B, H, P+N, D]."""
+    @abstractmethod
+    def attend_openly(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Openly:
+        """As `attend`, and the block's q, k and v."""
+
+    def mixed(self, block: nn.Module, x: Tensor, bias: Tensor | None, dropout: float) -> Openly:
+        """Values mixed by attention, before the heads are joined [B, H, P+N, D], for a normalised input x."""
         q, k, v = self.parts(block, x)
-        if asked(self.sites, block.__dict__["_sparsight"][1]):
-            block.__dict__["_sparsight_qkv"] = (q, k, v)
-        bias = None if bias is None else bias.to(q.dtype)
         out: Tensor = nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, dropout_p=dropout if block.training else 0.0, scale=self.scale(block)
-        )
-        return out
+            q, k, v,
+            attn_mask=None if bias is None else bias.to(q.dtype),
+            dropout_p=dropout if block.training else 0.0,
+            scale=self.scale(block),
+        )  # fmt: skip
+        return out, {"q": q, "k": k, "v": v}
+
+    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        return self.attend_openly(block, x, bias, kwargs)[0]
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         return {}
 
     def heads(self, block: nn.Module, tapped: Tensor) -> Tensor:
         return tapped
-
-    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        found = zip(("q", "k", "v"), block.__dict__.pop("_sparsight_qkv"), strict=True)
-        return {name: value for name, value in found if name in names}
-
-    def unpatch(self) -> None:
-        for block in self.patched:
-            block.__dict__.pop("_sparsight_qkv", None)
-        super().unpatch()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..ops.attention_shared import Attended
-from ._line import Line
 from .family import Family
 from .heads import join_heads, split_heads
 from .site import Site
+from .state import ForwardState
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -35,29 +38,38 @@ class Opened(Family):
     def dropout(self, block: nn.Module) -> float:
         """Rate of the attention's own dropout, as it is now."""
 
-    def attend_early(self, site: Site, block: nn.Module, index: int, x: Tensor, kwargs: Any, line: Line | None) -> Tensor | None:
-        """The block up to its site: the survivors with their attention branch, [B, P+K, C]; None where the choice has to wait."""
-        bias = self.bias(index, x) if line is None or line.biased else None
-        if site.ragged or (line is None and not self.opens(block)) or (bias is not None and bias.shape[2] > 1):
-            return None
-        runs = line or self
-        q, k, v = runs.project(block, x, kwargs)
-        if line is None:
-            for module in self.taps(block).values():
-                module.__dict__.pop("_sparsight_out", None)
-        self.note(index, {"q": q, "k": k})
-        rate, scale = self.dropout(block) if line is None else 0.0, self.scale(block)
-        shares = site.shares and bias is None and rate == 0 and Attended.possible(v)
-        shared = Attended(q, k, v, scale, doubts=site.doubts) if shares else None
-        plan = self.decide(site, block, x, {"q": q, "k": k, "v": v, "attended": shared})[1]
-        rows = plan.index(x.shape[1], self.prefix)
-        mixed = None if shared is None else shared.output(rows)
-        if mixed is None:
-            queries = split_heads(plan.gather(join_heads(q), self.prefix, rows), q.shape[1])
-            mixed = join_heads(
-                nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
-            )
-        return runs.close(block, plan.gather(x, self.prefix, rows), mixed)
+
+def select_first(
+    engine: Engine,
+    state: ForwardState,
+    site: Site,
+    block: nn.Module,
+    index: int,
+    x: Tensor,
+    bias: Tensor | None,
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    """Select by q and k before attention; compute attention for the kept queries only. x [B, P+N, C] -> the survivors with their
+    attention branch [B, P+K, C]; None where the choice has to wait."""
+    family, before = engine.family, state.before(index)
+    if not isinstance(family, Opened) or not family.opens(block):
+        return None
+    if (before is not None and before.valid is not None) or (bias is not None and bias.shape[2] > 1):
+        return None
+    q, k, v = family.project(block, x, kwargs)
+    for name in ("q", "k", "v"):  # hooks have kept what the projections made
+        state.heard.pop(name, None)
+    engine.note(state, index, {"q": q, "k": k})
+    rate, scale, prefix = family.dropout(block), family.scale(block), family.prefix
+    shares = site.shares and bias is None and rate == 0 and Attended.possible(v)
+    shared = Attended(q, k, v, scale) if shares else None
+    plan = engine.visit(state, site, block, x[:, prefix:], {"q": q, "k": k, "v": v, "attended": shared})[1]
+    rows = plan.index(x.shape[1], prefix)
+    mixed = None if shared is None else shared.output(rows)
+    if mixed is None:
+        queries = split_heads(plan.gather(join_heads(q), prefix, rows), q.shape[1])
+        mixed = join_heads(nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias, dropout_p=rate, scale=scale))
+    return family.close(block, plan.gather(x, prefix, rows), mixed)
 
 
 def unheard(module: nn.Module) -> bool:

@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import _recording as recording
-from ._line import Straight
 from .heads import join_heads, split_heads
 from .positions import look_up_pairs, take_pairs, with_bias, with_columns
-from .remade import Remade
-from .timm_family import TimmFamily, in_three_parts, straight
+from .remade import Openly, Remade
+from .state import ForwardState
+from .timm_family import TimmFamily, in_three_parts
 
 SHARED = "shared_rel_pos_bias"
 
@@ -33,26 +32,15 @@ class TimmBeit(Remade, TimmFamily):
         super().check()
         self.check_blocks(("Block",), ("Attention",), "timm's Block and Attention of BEiT")
 
-    def patch(self) -> None:
-        super().patch()
-        if self.sites:
-            recording.install_in_loop(self, self.model.blocks, self.model)  # type: ignore[arg-type]
-
-    def fused(self, block: nn.Module) -> bool:
-        return True  # made again, it is
-
-    def straight(self, block: nn.Module) -> Straight | None:
-        return straight(block, (in_three_parts(block.attn),), ("gamma_1", "gamma_2"), positions=self.key, pairs=True)  # type: ignore[arg-type]
-
     def own_bias(self, block: nn.Module) -> Tensor | None:
         """The block's own bias of the full grid: [1, H, P+N, P+N]."""
         a: Any = block.attn
         bias: Tensor | None = None if a.relative_position_bias_table is None else a._get_rel_pos_bias()
         return bias
 
-    def follow(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def follow(self, index: int, kwargs: dict[str, Any], place: Tensor | None, state: ForwardState) -> dict[str, Any]:
         """The bias of the tokens that are there, the block's own and the shared one added up, in place of the shared one."""
-        place, block, shared = self.arriving(index), self.blocks[index], kwargs.get(self.key)
+        block, shared = self.blocks[index], kwargs.get(self.key)
         shared = shared if shared is None or shared.dim() == 4 else shared.unsqueeze(0)
         if place is None:
             return {**kwargs, self.key: with_bias(shared, self.own_bias(block))}
@@ -67,27 +55,24 @@ class TimmBeit(Remade, TimmFamily):
 
     def parts(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a: Any = block.attn
-        q, k, v = in_three_parts(a).of(x).chunk(3, dim=-1)
+        q, k, v = in_three_parts(a, x).chunk(3, dim=-1)
         return split_heads(q, a.num_heads), split_heads(k, a.num_heads), split_heads(v, a.num_heads)
 
-    def attention(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
-        """Output of the block's attention for its input."""
+    def attention(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Openly:
+        """Output of the block's attention for its input, and its q, k and v."""
         a: Any = block.attn
-        out: Tensor = a.proj_drop(a.proj(join_heads(self.remade(block, x, with_bias(kwargs.get(self.key), bias), a.attn_drop.p))))
-        return out
+        relative = kwargs.get(self.key)
+        mixed, heads = self.mixed(block, x, with_bias(relative, bias), a.attn_drop.p)
+        return a.proj_drop(a.proj(join_heads(mixed))), with_columns(heads, relative, self.scale(block))
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def attend_openly(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Openly:
         b: Any = block
-        branch: Tensor = self.attention(block, b.norm1(x), bias, kwargs)
+        branch, heads = self.attention(block, b.norm1(x), bias, kwargs)
         branch = b.drop_path1(branch if b.gamma_1 is None else b.gamma_1 * branch)
-        return x + branch
+        return x + branch, heads
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block
         branch: Tensor = b.mlp(b.norm2(x))
         branch = b.drop_path2(branch if b.gamma_2 is None else b.gamma_2 * branch)
         return x + branch
-
-    def captured(self, block: nn.Module, names: list[str], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        found = super().captured(block, names, kwargs)
-        return with_columns(found, kwargs.get(self.key), self.scale(block))

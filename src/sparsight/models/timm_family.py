@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ._line import Straight
-from ._packed import Layer, store_of
+from .engine import Engine, entered
 from .family import Family
+from .pooling import last_size, weighed
 from .select_first import Opened, unheard
+from .site import Site
+from .state import ForwardState
 
 
 class TimmFamily(Family):
     """A model with `blocks`, `num_prefix_tokens` and `patch_embed`."""
+
+    methods = ("forward_features",)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -35,12 +39,11 @@ class TimmFamily(Family):
     def class_token(self) -> bool:
         return getattr(self.model, "cls_token", None) is not None
 
-    @property
-    def grid(self) -> tuple[int, int]:
+    def grid_of(self, state: ForwardState | None) -> tuple[int, int]:
         embed: Any = self.projection()
-        if self.image == (0, 0):
+        if state is None or state.image == (0, 0):
             return (int(embed.grid_size[0]), int(embed.grid_size[1]))
-        h, w = embed.dynamic_feat_size(self.image)
+        h, w = embed.dynamic_feat_size(state.image)
         return (int(h), int(w))
 
     def projection(self) -> nn.Module:
@@ -69,37 +72,31 @@ class TimmFamily(Family):
         a: Any = block.attn
         return float(a.scale)
 
-    def weigh_pooling(self) -> None:
+    def check_sites(self, sites: list[Site]) -> None:
+        pool = getattr(self.model, "attn_pool", None)
+        if pool is not None and any(site.adaptive for site in sites) and type(pool).__name__ != "AttentionPoolLatent":
+            raise PruneError(f"{type(pool).__name__} takes no mask, which images with different numbers of tokens need")
+
+    def install(self, engine: Engine) -> None:
         model: Any = self.model
-        model.forward_intermediates = partial(full_intermediates, model)
+        engine.replace(model, "forward_intermediates", partial(full_intermediates, model))
         pool = getattr(model, "attn_pool", None)
-        if pool is not None and any(site.adaptive for site in self.sites):
-            if type(pool).__name__ != "AttentionPoolLatent":
-                raise PruneError(f"{type(pool).__name__} takes no mask, which images with different numbers of tokens need")
-            self.hooks.append(pool.register_forward_pre_hook(self.hide_padding, with_kwargs=True))
-        if pool is not None or model.global_pool not in ("avg", "avgmax", "max"):
-            return
-        if hasattr(model, "pool"):
-            model.pool = partial(sized_pool, model)
-        else:
-            model.forward_head = partial(sized_head, model)
-
-    def hide_padding(self, _pool: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Give attention pooling a mask [B, 1, 1, L] where images have different numbers of tokens."""
-        weight = self.sites[-1].weight(sized=False)
-        if weight is None:
-            return None
-        log = torch.nn.functional.pad(weight.squeeze(-1).log(), (args[0].shape[1] - weight.shape[1], 0))
-        return args, {**kwargs, "attn_mask": log[:, None, None].to(args[0].dtype)}
-
-    def unpatch(self) -> None:
-        super().unpatch()
-        for name in ("pool", "forward_head", "forward_intermediates"):
-            self.model.__dict__.pop(name, None)
+        if pool is not None:
+            if any(site.adaptive for site in engine.sites):
+                engine.hook(pool.register_forward_pre_hook(partial(hide_padding, engine), with_kwargs=True))
+        elif model.global_pool in ("avg", "avgmax", "max"):
+            if hasattr(model, "pool"):
+                engine.replace(model, "pool", partial(sized_pool, model))
+            else:
+                engine.replace(model, "forward_head", partial(sized_head, model))
 
 
 class OpenedTimm(Opened, TimmFamily):
     """A model whose attention is made of `qkv` or its parts, `norm`, `proj` and two dropouts."""
+
+    @abstractmethod
+    def fused(self, block: nn.Module) -> bool:
+        """Whether the block's attention is, at present, nothing but projections and scaled_dot_product_attention."""
 
     def opens(self, block: nn.Module) -> bool:
         a: Any = block.attn
@@ -118,37 +115,29 @@ class OpenedTimm(Opened, TimmFamily):
         """x plus the output of the attention."""
 
 
-def straight(
-    block: nn.Module, inputs: tuple[nn.Module | Layer, ...], scales: tuple[nn.Module | str, ...], **more: Any
-) -> Straight | None:
-    """The parts of a block of timm with these inputs and scales, and what else `Straight` takes; None if its MLP is another one."""
-    b: Any = block
-    a, m, kind = b.attn, b.mlp, type(b.mlp).__name__
-    if kind == "SwiGLU":
-        more |= {"mlp": (m.fc1_g, m.act, m.fc2), "gate": m.fc1_x}
-    elif kind == "Mlp" or (kind == "GluMlp" and not m.gate_last):
-        more |= {"mlp": (m.fc1, m.act, m.fc2), "halves": kind == "GluMlp"}
-    else:
-        return None
-    heads_norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else ()
-    inner_norms = (getattr(a, "norm", nn.Identity()), m.norm)
-    return Straight(
-        (b, a, m), (b.norm1, b.norm2), inputs, a.proj, heads=a.num_heads, scale=a.scale, scales=scales,
-        heads_norms=heads_norms, inner_norms=inner_norms, **more,
-    )  # fmt: skip
-
-
-def in_three_parts(attention: nn.Module) -> Layer:
-    """The layer for q, k and v whose bias, if it has one, lies beside it in three parts."""
+def in_three_parts(attention: nn.Module, x: Tensor) -> Tensor:
+    """q, k and v side by side, from a layer whose bias, if it has one, lies beside it in three parts."""
     a: Any = attention
-    biases = () if a.q_bias is None else [(a, name) for name in ("q_bias", "k_bias", "v_bias")]
-    return Layer(a.qkv, store_of(a.qkv), biases=biases)
+    if a.q_bias is None:
+        out: Tensor = a.qkv(x)
+        return out
+    return nn.functional.linear(x, a.qkv.weight, torch.cat([a.q_bias, a.k_bias, a.v_bias]))
+
+
+def hide_padding(engine: Engine, _pool: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give attention pooling a mask [B, 1, 1, L] where images have different numbers of tokens."""
+    state = engine.states.current()
+    weight = None if state is None or state.last is None else state.last.weight(sized=False)
+    if weight is None:
+        return None
+    log = torch.nn.functional.pad(weight.squeeze(-1).log(), (args[0].shape[1] - weight.shape[1], 0))
+    return args, {**kwargs, "attn_mask": log[:, None, None].to(args[0].dtype)}
 
 
 def sized_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
     """timm's `pool` with averages weighted by token size, without padding; x [B, P+N, C] -> [B, C]."""
     kind = self.global_pool if pool_type is None else pool_type
-    size = self._sparsight.last_size()
+    size = last_size(self)
     if kind not in ("avg", "avgmax", "max") or size is None:
         pooled: Tensor = type(self).pool(self, x, pool_type)
         return pooled
@@ -163,12 +152,9 @@ def sized_pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
 
 def sized_head(self: Any, x: Tensor, pre_logits: bool = False) -> Tensor:
     """timm's `forward_head` of models that average inside it: patch tokens are scaled so that their plain mean is the weighted one."""
-    size = self._sparsight.last_size()
+    size = last_size(self)
     if size is not None:
-        size = size.to(torch.promote_types(size.dtype, x.dtype))
-        weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
-        prefix = self.num_prefix_tokens
-        x = torch.cat([x[:, :prefix], x[:, prefix:] * weight], dim=1)
+        x = weighed(x, size, self.num_prefix_tokens)
     out: Tensor = type(self).forward_head(self, x, pre_logits=pre_logits)
     return out
 
@@ -178,20 +164,22 @@ def full_intermediates(self: Any, *args: Any, **kwargs: Any) -> Any:
     `forward_head` takes, stay those that are left."""
     from timm.models._features import feature_take_indices
 
-    original, family = type(self).forward_intermediates, self._sparsight
-    bound = inspect.signature(original).bind(self, *args, **kwargs)
+    engine: Engine = self._sparsight
+    bound = inspect.signature(type(self).forward_intermediates).bind(self, *args, **kwargs)
     bound.apply_defaults()
-    taken = sorted(set(feature_take_indices(len(family.blocks), bound.arguments["indices"])[0]))
+    taken = sorted(set(feature_take_indices(len(engine.family.blocks), bound.arguments["indices"])[0]))
     maps = bound.arguments["output_fmt"] == "NCHW"
     if maps:
         bound.arguments["output_fmt"] = "NLC"
-    result = original(*bound.args, **bound.kwargs)
+    result = entered(self, "forward_intermediates", *bound.args[1:], **bound.kwargs)
+    state = engine.states.current()
+    assert state is not None
 
     def full(block: int, feature: Any) -> Any:
         if isinstance(feature, tuple):
             return (full(block, feature[0]), *feature[1:])
-        tokens = family.restore(feature, block)
-        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *family.grid) if maps else tokens
+        tokens = engine.restore(state, feature, block)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *engine.family.grid_of(state)) if maps else tokens
 
     if isinstance(result, dict):
         key = "image_intermediates"

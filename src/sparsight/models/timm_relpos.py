@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._line import Straight
 from .heads import split_heads
 from .positions import take_pairs
+from .remade import Openly
 from .timm_beit import TimmBeit
 
 
@@ -25,9 +25,6 @@ class TimmRelPos(TimmBeit):
     def check(self) -> None:
         super(TimmBeit, self).check()
         self.check_blocks(("RelPosBlock", "ResPostRelPosBlock"), ("RelPosAttention",), "timm's RelPosBlock and ResPostRelPosBlock")
-
-    def straight(self, block: nn.Module) -> Straight | None:
-        return None
 
     def own_bias(self, block: nn.Module) -> Tensor | None:
         a: Any = block.attn
@@ -43,13 +40,13 @@ class TimmRelPos(TimmBeit):
         q, k, v = (split_heads(part, a.num_heads) for part in a.qkv(x).chunk(3, dim=-1))
         return a.q_norm(q), a.k_norm(k), v
 
-    def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def attend_openly(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Openly:
         b: Any = block
         if type(block).__name__ == "RelPosBlock":
-            branch: Tensor = b.drop_path1(b.ls1(self.attention(block, b.norm1(x), bias, kwargs)))
-        else:
-            branch = b.drop_path1(b.norm1(self.attention(block, x, bias, kwargs)))
-        return x + branch
+            branch, heads = self.attention(block, b.norm1(x), bias, kwargs)
+            return x + b.drop_path1(b.ls1(branch)), heads
+        branch, heads = self.attention(block, x, bias, kwargs)
+        return x + b.drop_path1(b.norm1(branch)), heads
 
     def feed(self, block: nn.Module, x: Tensor) -> Tensor:
         b: Any = block

@@ -10,11 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import _recording as recording
-from ._line import Straight
 from .heads import split_heads
 from .select_first import Heads
-from .timm_family import OpenedTimm, straight
+from .timm_family import OpenedTimm
 
 
 class TimmViT(OpenedTimm):
@@ -31,15 +29,6 @@ class TimmViT(OpenedTimm):
         super().check()
         self.check_blocks(("Block",), ("Attention",), "timm's Block with Attention (pre-norm, attention then MLP)")
 
-    def patch(self) -> None:
-        super().patch()
-        if self.sites:
-            recording.install(self, self.model.blocks)  # type: ignore[arg-type]
-
-    def unpatch(self) -> None:
-        super().unpatch()
-        recording.uninstall(self.model.blocks)  # type: ignore[arg-type]
-
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         b: Any = block
         return self.residual(block, x, b.attn(b.norm1(x), attn_mask=bias))
@@ -51,7 +40,7 @@ class TimmViT(OpenedTimm):
 
     def fused(self, block: nn.Module) -> bool:
         a: Any = block.attn
-        return a.fused_attn and a.gate is None
+        return bool(a.fused_attn) and a.gate is None
 
     def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         b: Any = block
@@ -62,10 +51,6 @@ class TimmViT(OpenedTimm):
         b: Any = block
         branch: Tensor = b.drop_path2(b.ls2(b.mlp(b.norm2(x))))
         return x + branch
-
-    def straight(self, block: nn.Module) -> Straight | None:
-        b: Any = block
-        return straight(block, (b.attn.qkv,), (b.ls1, b.ls2))
 
     def taps(self, block: nn.Module) -> dict[str, nn.Module]:
         a: Any = block.attn

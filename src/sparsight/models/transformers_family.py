@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from . import _recording as recording
-from ._line import Straight
+from .engine import Engine
+from .family import Family
+from .pooling import weighed
 from .select_first import Heads, Opened, unheard
 from .site import Site
-
-BETWEEN = ("output_hidden_states", "output_attentions")
-"""What a caller may ask for that lies between the blocks."""
-
-MLP = (("fc1", "activation_fn", "fc2"), ("gate_proj", "act_fn", "down_proj"), ("up_proj", "act_fn", "down_proj"))
-"""What the parts of an MLP are called; beside `gate_proj` stands `up_proj`."""
+from .state import ForwardState
 
 
 def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -41,13 +37,12 @@ class TransformersViT(Opened):
     def __init__(self, model: nn.Module) -> None:
         encoder = getattr(model, self.inner, model)
         super().__init__(encoder if isinstance(encoder, nn.Module) else model)
-        self.averager: nn.Module | None = None
-        self.averages = False
-        if any(kind.__name__ in self.averaging for kind in type(model).__mro__):
-            self.averager = model
-            working = self.model.__dict__.get("_sparsight")
-            if isinstance(working, TransformersViT):  # the encoder was pruned by itself before; now its wrapper is known
-                working.averager = model
+        self.averager = model if any(kind.__name__ in self.averaging for kind in type(model).__mro__) else None
+
+    def adopt(self, other: Family) -> None:
+        """The encoder was pruned by itself before; now its wrapper is known."""
+        if isinstance(other, TransformersViT):
+            self.averager = other.averager or self.averager
 
     def check(self) -> None:
         super().check()
@@ -55,8 +50,8 @@ class TransformersViT(Opened):
             kind = type(self.model)
             raise PruneError(f"the layers of {kind.__name__} of {kind.__module__} are not built like those of {self.name}")
 
-    def add(self, sites: list[Site]) -> None:
-        """Install sites; refuse attention that could not follow them."""
+    def check_sites(self, sites: list[Site]) -> None:
+        """Refuse attention that could not follow the sites."""
         backend = self.attention(self.blocks[0]).config._attn_implementation
         fix = "call model.set_attn_implementation('sdpa') before pruning"
         if backend == "flex_attention":
@@ -69,22 +64,20 @@ class TransformersViT(Opened):
                     f"{backend} takes no mask, which images with different numbers of tokens need, and methods that hide tokens in "
                     f"training; {fix}"
                 )
-        super().add(sites)
 
-    def patch(self) -> None:
-        super().patch()
-        if self.sites:
-            self.hooks.append(self.model.register_forward_pre_hook(self.refuse_call, with_kwargs=True))
-            rest = [block for block in self.blocks if block not in self.patched]
-            self.hooks += [block.register_forward_pre_hook(without_mask, with_kwargs=True) for block in rest]
-            loop: Any = getattr(self.model, "encoder", None) or getattr(self.model, "model", self.model)
-            recording.install_in_loop(self, getattr(loop, "layers", None) or getattr(loop, "layer", None), loop, announced=True)
+    def entrances(self) -> dict[str, nn.Module]:
+        return super().entrances() if self.averager is None else {"averager": self.averager, **super().entrances()}
+
+    def install(self, engine: Engine) -> None:
+        engine.hook(self.model.register_forward_pre_hook(self.refuse_call, with_kwargs=True))
+        for block in self.blocks:
+            if block not in engine.patched:
+                engine.hook(block.register_forward_pre_hook(without_mask, with_kwargs=True))
+        if self.averager is not None:
+            engine.hook(self.model.register_forward_hook(partial(weigh_mean, engine)))
 
     def refuse_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward of the model begins: refuse a mask that the user gives, unless it is all ones."""
-        if not torch.compiler.is_compiling():
-            asked = [kwargs.get(name, getattr(self.model.config, name, None)) for name in BETWEEN]
-            self.lines.called = len(args) < 2 and not any(asked)
         mask = kwargs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.all()):
             super().refuse_mask((), kwargs)
@@ -96,10 +89,9 @@ class TransformersViT(Opened):
         """The attention module of a layer."""
         return getattr(block, "attention", None) or getattr(block, "self_attn", None)
 
-    @property
-    def grid(self) -> tuple[int, int]:
+    def grid_of(self, state: ForwardState | None) -> tuple[int, int]:
         config: Any = self.model.config
-        h, w = pair(config.image_size) if self.image == (0, 0) else self.image
+        h, w = pair(config.image_size) if state is None or state.image == (0, 0) else state.image
         patch = pair(config.patch_size)
         return h // patch[0], w // patch[1]
 
@@ -133,22 +125,8 @@ class TransformersViT(Opened):
         return self.residual(block, x, self.attended(block, self.normal(block, x), bias, kwargs))
 
     def opens(self, block: nn.Module) -> bool:
-        return self.fused(block) and unheard(self.attention(block))
-
-    def fused(self, block: nn.Module) -> bool:
-        return bool(self.attention(block).config._attn_implementation == "sdpa")
-
-    def usual(self, block: nn.Module, norms: tuple[nn.Module, nn.Module], *scales: nn.Module) -> Straight | None:
-        """The parts of a layer with these norms (and LayerScale), if its MLP is known: two linear layers and an activation, or three, gated."""
-        b: Any = block
-        a, m = self.attention(block), b.mlp
-        mlp: Any = next((parts for names in MLP if None not in (parts := tuple(m._modules.get(name) for name in names))), None)
-        if mlp is None:
-            return None
-        gate = m.up_proj if "gate_proj" in m._modules else None
-        inputs, width = (a.q_proj, a.k_proj, a.v_proj), int(a.head_dim)
-        heads = int(a.q_proj.out_features) // width
-        return Straight((block, a, m), norms, inputs, output(a), mlp, heads, self.scale(block), scales, gate)
+        a = self.attention(block)
+        return bool(a.config._attn_implementation == "sdpa") and unheard(a)
 
     def project(self, block: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Heads:
         a, x = self.attention(block), self.normal(block, x)
@@ -167,28 +145,14 @@ class TransformersViT(Opened):
         out: Tensor = self.attention(block)(x, attention_mask=bias, **others)[0]
         return out
 
-    def weigh_pooling(self) -> None:
-        if self.averager is not None:
-            self.hooks.append(self.averager.register_forward_pre_hook(self.enter))
-            self.hooks.append(self.averager.register_forward_hook(self.leave, always_call=True))
-            self.hooks.append(self.model.register_forward_hook(self.weigh))
 
-    def enter(self, _module: nn.Module, _args: Any) -> None:
-        self.averages = True
-
-    def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self.averages = False
-
-    def weigh(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        """Inside the averaging wrapper only: scale the patch tokens so that their plain mean is the one weighted by size."""
-        size = self.last_size()
-        if not self.averages or size is None:
-            return output
-        x: Tensor = output.last_hidden_state
-        size = size.to(torch.promote_types(size.dtype, x.dtype))
-        weight = (size * size.shape[1] / size.sum(dim=1, keepdim=True)).to(x.dtype)
-        weighed = torch.cat([x[:, : self.prefix], x[:, self.prefix :] * weight], dim=1)
-        return dataclasses.replace(output, last_hidden_state=weighed)
+def weigh_mean(engine: Engine, _module: nn.Module, _args: Any, output: Any) -> Any:
+    """Inside the wrapper that averages: scale the patch tokens so that their plain mean is the one weighted by size."""
+    family, state = engine.family, engine.states.running()
+    assert isinstance(family, TransformersViT)
+    if state is None or state.size is None or not engine.states.within("averager"):
+        return output
+    return dataclasses.replace(output, last_hidden_state=weighed(output.last_hidden_state, state.size, family.prefix))
 
 
 def output(attention: Any) -> nn.Module:

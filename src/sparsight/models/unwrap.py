@@ -10,14 +10,16 @@ TOWERS = {
     "CLIP": "visual",
     "CustomTextCLIP": "visual",
     "CoCa": "visual",
+    "PeftModel": "base_model",
+    "BaseTuner": "model",  # LoRA and its relatives, inside a PeftModel
 }
 """Attribute of the vision tower by the name of the class around it."""
 
 
-def inside(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The vision tower of a model that wraps one, however deep; any other model itself."""
     for kind in type(model).__mro__:
-        tower = getattr(model, TOWERS.get(kind.__name__, ""), None)
+        tower = getattr(model, TOWERS[kind.__name__], None) if kind.__name__ in TOWERS else None
         if isinstance(tower, nn.Module):
-            return inside(tower)
+            return unwrap(tower)
     return model

@@ -189,15 +189,15 @@ def clocked(handle: Handle, device: torch.device) -> Iterator[dict[str, float]]:
 
     blocks = {id(block): block for block in (handle.family.blocks[max(0, layer)] for layer in handle.layers)}.values()
     forwards = [block.forward for block in blocks]
-    steps = [site.step for site in handle.sites]
+    steps = [site.run for site in handle.sites]
     try:
         for site in handle.sites:
-            site.step = timed(site.step, "sites")
+            site.run = timed(site.run, "sites")
         for block in blocks:
             block.forward = timed(block.forward, "blocks")
         yield spent
     finally:
         for site, step in zip(handle.sites, steps, strict=True):
-            site.step = step
+            site.run = step
         for block, forward in zip(blocks, forwards, strict=True):
             block.forward = forward

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..apply import call, decide, full_precision, needs, only_drops, run
+from ..apply import apply, full_precision, needs
 from ..errors import PruneError
+from ..handle import Handle
 from ..ops.schedule import as_tuple, show
 from ..plan import Plan
-from ..prune import Handle
 from ..recipe import Recipe, Step
 from ..signals import derive
 from .call_state import last
@@ -38,7 +38,9 @@ class ImageHandle(Handle):
     plans    one Plan of one row per image, over all its tokens in the prompt, newline vectors included.
     """
 
-    family: Any
+    @property
+    def family(self) -> Any:
+        return self.engine
 
     @property
     def images(self) -> tuple[KeptImage, ...]:
@@ -103,9 +105,7 @@ def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
     try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * int(asked)))
     sites = [make_site(family, recipe)]
     family.add(sites)
-    handle = ImageHandle(recipe, family, sites)  # type: ignore[arg-type]
-    family.handles.append(handle)
-    return handle
+    return ImageHandle(recipe, family, sites)
 
 
 def check_place(recipe: Recipe) -> None:
@@ -145,7 +145,7 @@ def try_out(family: LVLM, recipe: Recipe, n: int) -> None:
     given: dict[str, Any] = {"prefix": prefix, "scale": 0.5, "grid": (1, n)}
     given.update({name: torch.randn(1, 1, prefix + n, 4, generator=rng) for name in ("q", "k", "v")})
     given.update({name: torch.randn(1, rows, 4, generator=rng) for name, rows in (("x", n), ("feats", n), ("class_token", 1))})
-    run(recipe, recipe.schedule.count(n, 0, 1), given)
+    apply(recipe, recipe.schedule.count(n, 0, 1), given)
 
 
 def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
@@ -179,11 +179,8 @@ def run_site(recipe: Recipe, given: dict[str, Any]) -> Outcome:
     select = recipe.steps[-2]
     if int(select.bound.get(MADE, 0)) > 0:  # type: ignore[arg-type]
         used = replace(used, select=Step(select.function, **{**select.bound, MADE: made}))
-    if only_drops(used):
-        plan, _, score = decide(used, count, given)
-        return None, plan, score
-    done = run(used, count, given)
-    return done.x, done.plan, done.score
+    tokens, plan, _, score = apply(used, count, given)
+    return tokens, plan, score
 
 
 def with_patch_score(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> Recipe:
@@ -193,6 +190,6 @@ def with_patch_score(recipe: Recipe, given: dict[str, Any], patches: dict[str, A
         return recipe
     sources = {**patches, "x": given["x"]}
     with full_precision(given["x"].device.type), torch.no_grad():
-        fine: Tensor = call(first, {name: derive(name, sources) for name in first.needs})
+        fine: Tensor = first.run({name: derive(name, sources) for name in first.needs})
     score = fine.view(*given["x"].shape[:2], -1).sum(dim=-1)
     return replace(recipe, score=Step(lambda: score))

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..apply import decide, needs, only_drops, run
+from ..apply import apply, needs, only_drops
 from ..errors import PruneError
+from ..handle import Handle
 from ..ops.schedule import as_tuple
 from ..ops.text import DecoderSchedule
 from ..plan import Plan
-from ..prune import Handle
 from ..recipe import Recipe
 from .call_state import last
 from .decoder import Decoder as Decoder
@@ -34,7 +34,9 @@ class DecoderHandle(Handle):
     left     for each site, which tokens of the prompt are left [B, n] (clusters named by their centres), -1 for padding.
     """
 
-    family: Any
+    @property
+    def family(self) -> Any:
+        return self.engine
 
     @property
     def outcomes(self) -> list[SiteOutcome]:
@@ -101,9 +103,7 @@ def prune_decoder(model: nn.Module, recipe: Recipe, visual: Any = None, noise: A
         raise PruneError(f"noise must be a list of tensors, one for each of {len(layers)} sites, got {len(noise)}")
     sites = [make_site(recipe, decoder, i, layers, None if noise is None else noise[i]) for i in range(len(layers))]
     decoder.add(sites)
-    handle = DecoderHandle(recipe, decoder, list(sites))  # type: ignore[arg-type]
-    decoder.handles.append(handle)
-    return handle
+    return DecoderHandle(recipe, decoder, list(sites))
 
 
 def make_site(recipe: Recipe, decoder: Decoder, index: int, layers: tuple[int, ...], noise: Tensor | None) -> DecoderSite:
@@ -133,9 +133,6 @@ def reduce_sample(
     count = schedule.stay(original, given["x"].shape[1], index, sites, images)
     if noise is not None:
         given = {**given, "noise": noise.to(given["x"].device)}
-    if only_drops(recipe):
-        with torch.no_grad():
-            plan, _, score = decide(recipe, count, given)
-        return None, plan, score
-    done = run(recipe, count, given)
-    return done.x, done.plan, done.score
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not only_drops(recipe)):
+        tokens, plan, _, score = apply(recipe, count, given)
+    return tokens, plan, score
