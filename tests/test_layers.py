@@ -14,10 +14,9 @@ FLOORS = [
     ("errors",),
     ("plan",),
     ("ops",),
-    ("recipe", "registry", "signals", "apply", "learned"),
+    ("recipe", "registry", "signals", "apply", "learned", "handle", "dense"),
     ("methods", "models"),
     ("vlms",),
-    ("handle", "dense"),
     ("prune",),
     ("demo", "data", "load"),
     ("runs",),
@@ -28,7 +27,7 @@ FLOORS = [
 """Rooms from the ground up. A file imports from its own room and from lower floors; rooms of one floor know nothing of each other,
 except the nouns, `data` and `load`, and `evaluation`, `speed` and `look`, which only must not go in circles."""
 
-NEIGHBOURS = [3, 6, 8, 11]
+NEIGHBOURS = [3, 7, 10]
 """Floors whose rooms may know each other."""
 
 

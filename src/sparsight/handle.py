@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from .dense import restore
 from .errors import PruneError
 from .learned import ratio_loss
 from .plan import Plan
@@ -117,8 +118,6 @@ class Handle:
         prefix tokens unchanged, or with as_map=True [B, C, h, w] without them. A merged or fused token gives its value to all that it
         stands for; a dropped one takes its nearest survivor's (ties to the lower index). All handles of the model count.
         """
-        from .dense import restore
-
         return restore(self.engine, tokens, after, as_map)
 
     def ratio_loss(self) -> Tensor:

@@ -21,9 +21,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         name, recipe = params.get("name"), params.get("recipe")
-        if name in ZOO and recipe in RECIPES and name != models[0]:
-            if (models.index(name) * 5 + recipes.index(recipe)) % SAMPLE:
-                item.add_marker(pytest.mark.product)
+        product = name in ZOO and recipe in RECIPES and name != models[0]
+        if product and (models.index(name) * 5 + recipes.index(recipe)) % SAMPLE:
+            item.add_marker(pytest.mark.product)
 
 
 @pytest.fixture(params=ZOO)

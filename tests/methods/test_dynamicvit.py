@@ -9,6 +9,8 @@ import sparsight
 from sparsight import PruneError, prune
 from sparsight.models.key_bias import key_bias
 from sparsight.models.site import Site
+from sparsight.models.state import SiteOutcome
+from sparsight.plan import Plan
 
 
 def weights_of(d):
@@ -56,7 +58,7 @@ def test_training_hides_and_keeps_all(shared_block_vit, x):
     handle, out = training(shared_block_vit(3), x)
     assert out.shape == x.shape
     assert handle.counts == [49, 49]
-    first, second = (site.size.squeeze(-1) for site in handle.sites)
+    first, second = (site.size.squeeze(-1) for site in handle.outcomes)
     assert set(first.unique().tolist()) == set(second.unique().tolist()) == {0.0, 1.0}
     assert (second <= first).all(), "what was dropped stays dropped"
     assert 0.3 < first.mean() < 0.7
@@ -67,7 +69,7 @@ def test_the_class_token_sees_the_kept_tokens_alone(shared_block_vit, x):
     """After masked blocks the kept tokens are what they are when the others are not there."""
     model = shared_block_vit(3)
     handle, out = training(model, x)
-    first, second = (site.size.squeeze(-1) > 0.5 for site in handle.sites)
+    first, second = (site.size.squeeze(-1) > 0.5 for site in handle.outcomes)
     handle.remove()
     for image in range(2):
         y = model.blocks[0](x[image : image + 1])
@@ -80,9 +82,10 @@ def test_the_class_token_sees_the_kept_tokens_alone(shared_block_vit, x):
 
 
 def test_a_hidden_token_sees_itself():
-    site = Site(0, "block", (), lambda given: given, False, hides=True, hiding=True)
-    site.size = torch.tensor([[[1.0], [0.0]]])
-    weight = key_bias([site], 1, torch.zeros(1, 3, 4)).softmax(dim=-1)[0, 0]
+    site = Site(0, "block", (), lambda count, given: given, hides=True)
+    plan, size = Plan(torch.tensor([[0, 1]]), 2), torch.tensor([[[1.0], [0.0]]])
+    outcome = SiteOutcome(site, None, plan, size, None, hiding=True)
+    weight = key_bias(outcome, False, 1, torch.zeros(1, 3, 4)).softmax(dim=-1)[0, 0]
     expected = torch.tensor([[1 / 2, 1 / 2, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]])
     torch.testing.assert_close(weight, expected)
 
@@ -99,7 +102,7 @@ def test_gradients_reach_the_predictors(shared_block_vit, x, loss):
 
 def test_ratio_loss_by_hand_and_training_meets_the_budget(shared_block_vit, x):
     handle, _ = training(shared_block_vit(3), x, keep=0.5)
-    shares = [site.size.mean(dim=1) for site in handle.sites]
+    shares = [site.size.mean(dim=1) for site in handle.outcomes]
     expected = (((shares[0] - 0.5) ** 2).mean() + ((shares[1] - 0.25) ** 2).mean()) / 2
     assert handle.ratio_loss().item() == pytest.approx(expected.item())
     optimizer = torch.optim.Adam(handle.learned.parameters(), lr=3e-3)
@@ -120,7 +123,7 @@ def test_ratio_loss_by_hand_and_training_meets_the_budget(shared_block_vit, x):
 
 def test_ratio_loss_of_a_budget_in_tokens(shared_block_vit, x):
     handle, _ = training(shared_block_vit(3), x, tokens=(20, 10))
-    share = [site.size.mean(dim=1) for site in handle.sites]
+    share = [site.size.mean(dim=1) for site in handle.outcomes]
     expected = (((share[0] - 20 / 49) ** 2).mean() + ((share[1] - 10 / 49) ** 2).mean()) / 2
     assert handle.ratio_loss().item() == pytest.approx(expected.item())
 

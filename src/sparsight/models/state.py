@@ -106,6 +106,11 @@ class ForwardState:
                 found = outcome
         return found
 
+    def forget(self) -> None:
+        """Let go of what only later sites of the same forward want."""
+        self.heard.clear()
+        self.trail.clear()
+
     @property
     def last(self) -> SiteOutcome | None:
         """The outcome of the last site."""
@@ -184,6 +189,7 @@ class ForwardStates:
             if self.traced is not None and through in self.traced.through:
                 self.traced.through.remove(through)
                 if not self.traced.through:
+                    self.traced.forget()
                     self.compiled, self.traced = self.traced, None
             return
         stack = self.local.stack
@@ -195,7 +201,7 @@ class ForwardStates:
         if not stack[-1].through:
             state = stack.pop()
             if not torch.is_grad_enabled():
-                state.heard.clear()
+                state.forget()
             if completed and state.begun:
                 self.finish(state)
 
