@@ -245,6 +245,8 @@ class ForwardStates:
 
     def last(self) -> ForwardState | None:
         """The last forward that finished in this thread or task, or the last compiled one."""
+        if torch.compiler.is_compiling():
+            return self.compiled
         known = finished.get()
         return self.compiled or (None if known is None else known.get(self))
 

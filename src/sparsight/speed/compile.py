@@ -16,7 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..errors import PruneError
 from ..load.models import twin
-from ..models.family import Family
+from ..models.engine import Engine
 from ..plan import Plan
 from .engines import OpenVINO, Runner, check_images, need_module, open_onnx
 from .tracing import ONE_FILE, complaint, quantise, to_onnx, to_openvino, trace
@@ -109,8 +109,8 @@ def check_model(model: nn.Module, engine: str) -> None:
         raise PruneError(f"{name} is in training mode; call model.eval() before it is compiled")
     if engine == "inductor":
         return
-    family = at_work(model)
-    if family is not None and any(site.adaptive for site in family.sites):
+    engine_inside = at_work(model)
+    if engine_inside is not None and any(site.adaptive for site in engine_inside.sites):
         raise PruneError(
             f"{name} keeps another number of tokens in every image, which no static graph can hold; give a fixed budget, or engine='inductor'"
         )
@@ -122,9 +122,9 @@ def check_model(model: nn.Module, engine: str) -> None:
             )
 
 
-def at_work(model: nn.Module) -> Family | None:
-    """The family that prunes the model; None where nothing is pruned."""
-    return next((found for module in model.modules() if isinstance(found := module.__dict__.get("_sparsight"), Family)), None)
+def at_work(model: nn.Module) -> Engine | None:
+    """The engine that prunes the model; None where nothing is pruned."""
+    return next((found for module in model.modules() if isinstance(found := module.__dict__.get("_sparsight"), Engine)), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +161,9 @@ class WithPlans(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         leaves, spec = tree_flatten(self.model(images))
-        family = at_work(self.model)
-        plans = [] if family is None else [site.plan for site in family.sites if site.plan is not None]
+        engine = at_work(self.model)
+        state = None if engine is None else engine.states.last()
+        plans = [] if state is None else [outcome.plan for outcome in state.outcomes.values()]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         names = [(-1, "")] * len(tensors)
         for number, plan in enumerate(plans):
@@ -187,8 +188,8 @@ def inductor(wrapper: WithPlans, images: Tensor) -> Runner:
 
     # dynamo counts the graphs that it may keep by code object: with one of its own, a model does not take another's
     forward.__code__ = forward.__code__.replace()
-    family = at_work(wrapper)
-    adaptive = family is not None and any(site.adaptive for site in family.sites)
+    engine = at_work(wrapper)
+    adaptive = engine is not None and any(site.adaptive for site in engine.sites)
     compiled: Callable[[Tensor], tuple[Tensor, ...]] = torch.compile(forward, fullgraph=not adaptive)
 
     def run(batch: Tensor) -> list[Tensor]:
