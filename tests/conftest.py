@@ -32,20 +32,31 @@ def golden() -> Load:
     return load
 
 
-@pytest.fixture(scope="session")
-def vlm(golden: Load) -> Load:
-    """Load a golden file of tests/golden/vlm; the larger ones lie beside the repository, where there are any, and else skip."""
+def beside(golden: Load, kind: str) -> Load:
+    """Load a golden file of tests/golden/KIND; the larger ones lie beside the repository, where there are any, and else skip."""
 
     def load(name: str) -> dict[str, torch.Tensor]:
-        if (GOLDEN / "vlm" / f"{name}.npz").exists():
-            return golden(f"vlm/{name}")
-        large = GOLDEN.parent.parent.parent / "shared" / "vectors" / "vlm" / f"{name}.npz"
+        if (GOLDEN / kind / f"{name}.npz").exists():
+            return golden(f"{kind}/{name}")
+        large = GOLDEN.parent.parent.parent / "shared" / "vectors" / kind / f"{name}.npz"
         if not large.exists():
             pytest.skip(f"{name} is too large for the repository")
         with np.load(large, allow_pickle=False) as arrays:
             return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def vlm(golden: Load) -> Load:
+    """Golden files of methods for vision-language models."""
+    return beside(golden, "vlm")
+
+
+@pytest.fixture(scope="session")
+def newer(golden: Load) -> Load:
+    """Golden files of the methods of 2025 and later."""
+    return beside(golden, "newer")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ SIDE, HEADS, WIDTH = 64, 6, 64
 LIMITS = {
     "agile": 1.2,
     "bat": 2.5,
+    "cdpruner": 2.1,
     "compose:score=class_attention,reduce=merge": 3.1,
     "compose:score=class_attention,select=diverse": 1.2,
     "compose:score=class_attention,select=thinned": 3.1,
@@ -34,6 +35,8 @@ LIMITS = {
     "prumerge:score=col_ln": 0.5,
     "prumerge_plus": 1.2,
     "prumerge_plus:keep=0.25,spacing=training": 1.7,
+    "prunesid": 4.5,
+    "scope": 2.2,
     "similarity:diversity=1.5": 0.5,
     "sinkhorn": 3.0,
     "sit": 1.6,
@@ -60,6 +63,8 @@ OPTIONS = (
 FEW_PATCHES = {
     "vispruner": 32,
     "k_medoids:weigh=equal": 24,
+    "prunesid": 24,
+    "scope": 32,
     "compose:score=class_attention,select=thinned": 32,
 }
 """Patches along a side where the method goes on in steps, so that 4,096 patches would take 15 to 45 seconds. Widths shrink alike, so that
@@ -95,6 +100,8 @@ def offered(text, side):
 
     given = {name: tensor(HEADS, n + 1, depth) for name in "qkv"} | {"grid": (side, side)}
     given |= {"x": tensor(n, HEADS * depth), "feats": tensor(n, HEADS * depth), "class_token": tensor(1, HEADS * depth)}
+    if "text" in needs(recipe):
+        given["text"] = tensor(3, HEADS * depth)
     if "text_attn" in needs(recipe):
         given["text_attn"] = tensor(8, n).softmax(-1)
     if recipe.weights is not None:

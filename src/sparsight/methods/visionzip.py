@@ -65,20 +65,12 @@ def own_plus_mean(keep: Tensor, owner: Tensor, led: bool, dtype: torch.dtype) ->
     return weight.scatter(2, itself.unsqueeze(-1), own.unsqueeze(-1))
 
 
-def with_class_token(x: Tensor, plan: Plan, size: Tensor | None, class_token: Tensor) -> reduce.Tokens:
-    """Class token, dominant and contextual tokens. -> [B, K, C]; the class token stands for no patch: size 0."""
-    tokens, sizes = reduce.mixture(x, plan, size)
-    if not plan.led:
-        return tokens, sizes
-    return torch.cat([class_token.to(x.dtype), tokens[:, 1:]], dim=1), sizes
-
-
 @method
 def visionzip(tokens: int = 64, contextual: int = -1, score: Importance = "class", order: float = 2.0) -> Recipe:
     if contextual < -1:
         raise PruneError(f"contextual={contextual} is negative; give 0 or more, or -1 for the paper's 10 of every 64 tokens")
     function, numbers = importance.named(score, order)
     led = score == "class"
-    reducer = with_class_token if led else reduce.mixture
+    reducer = reduce.with_class_token if led else reduce.mixture
     plan = schedule.once(tokens, least=max(0, contextual) + 1)
     return Recipe(Step(function, **numbers), Step(split, contextual=contextual, led=led), reducer, plan, where="encoder")

@@ -72,3 +72,16 @@ def mixture(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
         return drop(x, plan, size)
     exact = torch.promote_types(plan.mix.dtype, x.dtype)
     return (plan.mix.to(exact) @ x.to(exact)).to(x.dtype), plan.fold(sizes(x, size))
+
+
+def with_class_token(x: Tensor, plan: Plan, size: Tensor | None, class_token: Tensor) -> Tokens:
+    """Put the class token in front of the tokens of a plan that is `led` by it. class_token [B, 1, C] -> [B, K, C]; its size is 0."""
+    tokens, known = mixture(x, plan, size)
+    if not plan.led:
+        return tokens, known
+    counts = sizes(tokens, known)
+    if plan.mix is None:
+        counts = torch.nn.functional.pad(counts, (0, 0, 1, 0))
+    else:
+        tokens = tokens[:, 1:]
+    return torch.cat([class_token.to(x.dtype), tokens], dim=1), counts
