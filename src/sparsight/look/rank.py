@@ -161,14 +161,9 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Correlation of the ranks of two lists of numbers, ties sharing the mean of their ranks."""
-    return pearson(places(x), places(y))
+    from scipy.stats import rankdata
 
-
-def places(values: Sequence[float]) -> list[float]:
-    """Rank of each number from 0, equal ones at the mean of their ranks."""
-    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return [float(place) for place in (last - (count + 1) / 2)[group]]
+    return pearson(rankdata(x), rankdata(y))
 
 
 def need_plot(what: str = "the scatter plot") -> None:
