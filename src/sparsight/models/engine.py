@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ..ops.rollout import Maps
+from ..ops.rollout import LazyAttention
 from ..plan import Plan
 from . import state as states
 from .class_cache import forget, lengthened
@@ -180,7 +180,7 @@ class Engine:
         """The attention of all blocks up to a site, and what left between them."""
         blocks = [state.trail[layer] for layer in range(site.layer + 1)]
         plans = [state.outcomes[layer].plan if layer in state.outcomes else None for layer in range(site.layer)]
-        return {"attns": Maps(tuple(q for q, _ in blocks), tuple(k for _, k in blocks), scale), "moves": tuple(plans)}
+        return {"attns": LazyAttention(tuple(q for q, _ in blocks), tuple(k for _, k in blocks), scale), "moves": tuple(plans)}
 
     def note(self, state: ForwardState, index: int, heads: dict[str, Tensor]) -> None:
         """Keep a block's q and k for later sites that follow the attention through all blocks."""

@@ -1,4 +1,4 @@
-"""Attention and its statistic in one pass, where a site runs both on the same queries and keys: the softmax rows are made once.
+"""SDPA inputs whose softmax serves score and output: where a site runs attention and a statistic of it on the same queries and keys.
 
 The output costs one product of rows with values more than the statistic alone, instead of a second pass over `q k^T` and its exponentials.
 """
@@ -28,37 +28,35 @@ Weighed = tuple[Block, Tensor, Tensor]
 
 @dataclass(eq=False)
 class Attended:
-    """An attention of q, k, v [B, H, P+N, D] whose output somebody wants, and its softmax or output if a statistic of the same q and k has
-    made it on the way. Only for CPU tensors without gradients or mask. doubts: if given, gets what `certain` takes, for the caller to ask
-    later whether a statistic can be trusted.
+    """Inputs q, k, v [B, H, P+N, D] of an attention whose output is wanted too, and what a statistic leaves of it: softmax or output.
 
-    softmax: of a single image numbers [H, P+N, P+N] in proportion to it, what makes its rows of them, [H, P+N], and room for numbers as
-    many; whole: the output [B, P+N, H * D] otherwise. begun: of a single image, where its first row has been asked for and norms of
-    columns may follow.
+    Only for CPU tensors without gradients or mask.
+    softmax  of a single image in one block: unnormalised weights [H, P+N, P+N], reciprocal row sums [H, P+N], a buffer like the weights.
+    whole    the output [B, P+N, H * D] otherwise.
+    begun    the block of a single image whose first row has been asked for, for column norms to go on with.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     scale: float
-    doubts: list[Tensor] | None = None
     softmax: tuple[Tensor, Tensor, Tensor] | None = None
     whole: Tensor | None = None
     begun: Weighed | None = None
 
     @staticmethod
     def possible(v: Tensor) -> bool:
-        """Whether a statistic may make the output of attention with these values."""
+        """Whether attention with these values can share its softmax."""
         usual = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64)
         return usual and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def takes(self, q: Tensor, k: Tensor, scale: float, order: float, *hidden: Tensor | None) -> bool:
-        """Whether a statistic of all rows can be had together with the output: this very attention, with nothing hidden in it."""
+        """Whether a statistic can share the softmax: same q, k and scale, nothing masked, an order that is a sum over exponentials."""
         same = q is self.q and k is self.k and scale == self.scale and q.shape == k.shape
         return same and order in ORDERS and all(given is None for given in hidden)
 
     def output(self, rows: Tensor) -> Tensor | None:
-        """Output [B, L, H * D] of these rows [B * L] of all images one after the other; None if no statistic has made it.
+        """Return the attention output [B, L, H * D] of the given rows [B * L] of all images; None if no statistic has made it.
 
         Of a single image whose softmax fits in a block, the values are mixed only now, for these rows."""
         if self.softmax is not None:
@@ -73,8 +71,8 @@ class Attended:
         return self.whole.flatten(0, 1).index_select(0, rows).view(self.v.shape[0], -1, self.whole.shape[2])
 
     def mix(self, block: Block, weight: Tensor, normal: Tensor) -> bool:
-        """Keep the softmax of a block if it is all there is, or mix the values for its rows: weight [n, r, P+N] times normal [n, r].
-        Whether the weight is kept."""
+        """Keep the softmax of a block if it is the whole matrix, else multiply its rows with the values: weight [n, r, P+N], normal [n, r].
+        Return whether the weight is kept."""
         batch, heads, length, depth = self.v.shape
         if batch == 1 and block.only:
             self.softmax = weight, normal, block.logits if weight is block.spare else block.spare
@@ -87,7 +85,7 @@ class Attended:
         return False
 
     def first_row(self) -> Tensor | None:
-        """Softmax of the first query, [1, H, P+N], of a single image that is one block; None otherwise."""
+        """Return the softmax row of the first query, [1, H, P+N], of a single image in one block; None otherwise."""
         batch, heads, length, _ = self.q.shape
         if batch > 1 or not streamed.at_once(heads, length, length):
             return None
@@ -96,7 +94,7 @@ class Attended:
         return (weight[:, 0] * normal[:, :1]).unsqueeze(0)
 
     def weighed(self, order: float) -> Iterator[Weighed]:
-        """All blocks for norms of columns of an order; those of order 2 serve order 1 as well."""
+        """Iterate over all blocks for column norms of an order; those of order 2 serve order 1 as well."""
         if self.begun is not None:
             yield self.begun
             return
@@ -104,7 +102,7 @@ class Attended:
             yield block, *block.column_weights(order)
 
     def columns(self, order: float, start: int) -> Tensor:
-        """As `attention_streamed.column_pass` over the rows from `start` on; leaves the softmax or the output. -> [B, H, P+N]"""
+        """Compute `attention_streamed.column_pass` over the rows from `start` on, and keep the softmax or output. -> [B, H, P+N]"""
         sums = self.q.new_zeros(self.q.shape[:3])
         for block, weight, normal in self.weighed(order):
             kept = self.mix(block, weight, normal)
@@ -113,8 +111,8 @@ class Attended:
         return streamed.root(sums, order)
 
     def entropies(self, order: float, prefix: int) -> Tensor | None:
-        """Entropy of the softmax over the patch keys of the patch rows; leaves the softmax or the output. -> [B, H, N], or None where prefix
-        tokens get so much of the attention that nothing measurable is left for patches.
+        """Compute the entropy of the patch rows over the patch keys, and keep the softmax or output. -> [B, H, N], or None where prefix
+        tokens take so much attention that nothing measurable is left for patches.
         """
         found, shares = self.q.new_empty(self.q.shape[:3]), []
         for block in streamed.blocks(Rows(self.q, self.k, self.scale), order):
@@ -126,12 +124,5 @@ class Attended:
             self.mix(block, weight, normal)
             shares.append(total * normal)
             found = block.put(streamed.entropy(block.logits, weight, total, order, prefix), found)
-        if self.doubts is None:
-            return found[:, :, prefix:] if certain(shares) else None
-        self.doubts.extend(shares)
-        return found[:, :, prefix:]
-
-
-def certain(shares: list[Tensor]) -> Tensor:
-    """Whether patches get enough of the attention in all rows, of which shares [n, r] are given, to say how it is distributed."""
-    return torch.cat([share.flatten() for share in shares]).amin() >= FAINT
+        least = torch.cat([share.flatten() for share in shares]).amin()
+        return found[:, :, prefix:] if least >= FAINT else None

@@ -34,9 +34,6 @@ class LazyAttention(Sequence[Tensor]):
         return (exact(q) * self.scale @ exact(k).transpose(-2, -1)).softmax(dim=-1)
 
 
-Maps = LazyAttention
-
-
 @register_score("rollout")
 def accumulated(
     attns: Sequence[Tensor], moves: Sequence[Plan | None] | None, x: Tensor,
