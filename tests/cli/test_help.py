@@ -26,6 +26,13 @@ def test_help_has_examples_that_parse(sparsight, verb):
         PROGRAM.commands[words[1]].make_context(words[1], words[2:])  # complains of words that are not known
 
 
+def test_the_list_of_verbs_is_whole(sparsight):
+    text = sparsight("--help")[1]
+    assert "..." not in text.partition("Commands:")[2]
+    assert "sparsight compare" in text
+    assert all(f"\n  {verb} " in text for verb in VERBS)
+
+
 def values(verb, *words):
     return PROGRAM.commands[verb].make_context(verb, list(words)).params
 

@@ -34,7 +34,6 @@ LONGEST = 2000
 
 # Plain help: drawing it with rich would cost a quarter of a second.
 app = typer.Typer(
-    help="Keep only the visual tokens that matter.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -56,7 +55,7 @@ for verb in (
     reproduce,
     show,
 ):
-    app.command()(verb)
+    app.command(short_help=" ".join((verb.__doc__ or "").partition("\n\n")[0].split()))(verb)
 
 
 def print_version(wanted: bool) -> None:
@@ -70,7 +69,14 @@ def options(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=print_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Keep only the visual tokens that matter."""
+    """Keep only the visual tokens that matter.
+
+    \b
+    Examples:
+      sparsight compare --methods evit,tome,col_ln     methods on the demo model, as a table and a page
+      sparsight methods                                what there is to choose from
+      sparsight VERB --help                            options and examples of a verb
+    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
