@@ -37,7 +37,7 @@ STEP = 0.01
 
 
 def measure(by: str, x: Tensor, s: Tensor) -> Tensor:
-    """Effective rank of x [B, N, D] or entropy of the attention s [B, N]. -> [B]"""
+    """Compute the effective rank of x [B, N, D] or the entropy of the attention s [B, N]. -> [B]"""
     return rank.effective_rank(x) if by == "erank" else rank.attention_entropy(s)
 
 
@@ -45,7 +45,7 @@ def thresholds(
     s: Tensor, x: Tensor, feats: Tensor, count: int, by: By, average: float, adaptive: bool, upper: float,
     tau_max: float, running: bool, space: Space, rank_space: Space,
 ) -> Plan:  # fmt: skip
-    """Tokens by descending s [B, N], each ruling out those near to it in x or feats, until there are `count` (times complexity)."""
+    """Select tokens by descending s [B, N], suppressing those within a threshold in x or feats, up to `count` (times complexity)."""
     n = s.shape[1]
     complexity = measure(by, x if rank_space == "tokens" else feats, s) / average
     most = min(n, int(count * upper + 0.5)) if adaptive else count
@@ -88,7 +88,7 @@ def agile(
 
 
 def averages(erank: float, entropy: float) -> dict[str, float]:
-    """The two averages by name, checked."""
+    """Validate the two averages and return them by name."""
     if erank <= 0 or entropy <= 0:
         raise PruneError(
             f"erank_avg={erank:g}, entropy_avg={entropy:g}: averages are above 0; measure them with sparsight.calibrate(model, images)"
@@ -107,7 +107,7 @@ def shared_out(
     s: Tensor, x: Tensor, feats: Tensor, count: int, diverse: Diversity, by: Share, average: float, span: float,
     ratio: float, low: float, high: float, inverse: bool, rank_space: Space,
 ) -> Plan:  # fmt: skip
-    """Slots shared between attention s [B, N] and diversity, image by image."""
+    """Split the slots between attention s [B, N] and diversity, image by image."""
     if by == "fixed":
         share = torch.full_like(s[:, 0], ratio, dtype=torch.float32)
     else:

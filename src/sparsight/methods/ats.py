@@ -33,7 +33,7 @@ Version = Literal["official", "tr"]
 
 @dataclass(frozen=True)
 class Samples(Schedule):
-    """How many samples are drawn at each site, whatever the count of tokens that an image has left: more of them find more tokens."""
+    """Number of samples drawn at each site, independent of how many tokens an image has left."""
 
     def count(self, n: int, site: int, sites: int, entered: int = 0) -> int:
         if self.remove is None:
@@ -44,7 +44,7 @@ class Samples(Schedule):
 
 
 def significance(class_attn: Tensor, v: Tensor, prefix: int, version: Version) -> Tensor:
-    """Attention of the class token times the length of the value. class_attn [B, H, N], v [B, H, P+N, D] -> [B, N]."""
+    """Multiply the class token's attention by the norm of the value. class_attn [B, H, N], v [B, H, P+N, D] -> [B, N]."""
     v = exact(v[:, :, prefix:])
     if version == "official":
         joined: Tensor = v.transpose(1, 2).flatten(2).norm(dim=2)
@@ -54,7 +54,7 @@ def significance(class_attn: Tensor, v: Tensor, prefix: int, version: Version) -
 
 
 def sampled(s: Tensor, valid: Tensor | None, count: int, version: Version) -> Plan:
-    """The tokens that `count` levels of the cumulative score fall on. s [B, N], valid [B, N]."""
+    """Select the tokens by inverse transform sampling of the cumulative score at `count` levels. s [B, N], valid [B, N]."""
     valid = torch.ones_like(s, dtype=torch.bool) if valid is None else valid
     s = s.masked_fill(~valid, 0)
     s = s / s.sum(dim=1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
@@ -88,7 +88,7 @@ def spatial_levels(s: Tensor, count: int) -> Tensor:
 
 
 def nearest(total: Tensor, level: Tensor) -> Tensor:
-    """Place of the entry of ascending total [B, N] nearest to each level [B, L], the first of equal ones -> [B, L]."""
+    """Index of the entry of ascending total [B, N] nearest to each level [B, L], the first of equal ones -> [B, L]."""
     above = torch.searchsorted(total, level.contiguous()).clamp(max=total.shape[1] - 1)
     below = (above - 1).clamp(min=0)
     lower, upper = total.gather(1, below), total.gather(1, above)

@@ -19,7 +19,7 @@ from ..registry import method
 
 
 def split(s: Tensor, x: Tensor, count: int, ratio: float) -> Plan:
-    """round(ratio * count) by score s [B, N], the rest in clusters of x [B, N, C]."""
+    """Keep round(ratio * count) tokens by score s [B, N] and cluster the rest of x [B, N, C]."""
     return hybrid.top_and_clusters(s, x, count, math.floor(ratio * count + 0.5))
 
 

@@ -41,7 +41,7 @@ Reduce = Literal["drop", "fuse_rest", "merge"]
 
 
 def measure(name: str, given: dict[str, Any]) -> Step | None:
-    """The score of that name as a step: its numbers are those of the name, of the recipe, or its own defaults. None for "none"."""
+    """Build the named score's Step: numbers fixed by the name, then of the recipe, then the function's defaults. None for "none"."""
     if name == "none":
         return None
     found = scores.SCORES[name]
@@ -93,7 +93,7 @@ def fused(plan: Plan, x: Tensor) -> Plan:
 
 
 def merged(plan: Plan, x: Tensor) -> Plan:
-    """Every token in the slot of its partner, where the selector names one, or of the survivor most alike. x [B, N, C]."""
+    """Merge every token into its partner, if the selector names one, or into the most similar kept token. x [B, N, C]."""
     if plan.merged is not None:
         return plan
     alike = diversity.cosine(x).gather(1, plan.keep.unsqueeze(-1).expand(-1, -1, plan.total))

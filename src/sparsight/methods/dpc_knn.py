@@ -30,7 +30,7 @@ def declared(width: int, count: int) -> dict[str, Weight]:
 
 
 def peaks(x: Tensor, noise: Tensor, count: int, neighbours: int, weight: Tensor | None = None) -> Plan:
-    """Clusters of the tokens x [B, N, C], their weights in the plan's mix. weight [B, N] or None."""
+    """Cluster the tokens x [B, N, C]; the plan's mix holds the averaging weights. weight [B, N] or None."""
     if count >= x.shape[1]:
         return select.everything(x)
     with torch.no_grad():

@@ -51,7 +51,7 @@ def keep_score(x: Tensor, size: Tensor | None, weights: dict[str, Tensor]) -> Te
 
 
 def topk_or_all(s: Tensor, count: int, training: bool) -> Plan:
-    """The highest scores; in training all tokens stay."""
+    """Keep the highest scores; keep all tokens in training."""
     return select.everything(s) if training else select.topk(s.detach(), count)
 
 

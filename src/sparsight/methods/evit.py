@@ -24,7 +24,7 @@ from ..registry import method
 def rescued(
     s: Tensor, q: Tensor, k: Tensor, prefix: int, scale: float, count: int, rescue: float, budget: hybrid.Budget, order: float
 ) -> Plan:
-    """As col_ln_rescue, with a slot for the rest."""
+    """Select as col_ln_rescue does, with one more slot for the fused rest."""
     plan = hybrid.rescued_by_columns(s, q, k, prefix, scale, count, rescue, budget, order)
     return replace(plan, fused=count < plan.total)
 

@@ -19,19 +19,19 @@ Start = Literal["first", "attention", "mean"]
 
 
 def sample(x: Tensor, feats: Tensor, count: int, space: Space, start: Start) -> Plan:
-    """Farthest point sampling from the first token, or from the one farthest from the mean."""
+    """Run farthest point sampling from the first token, or from the one farthest from the mean."""
     points = x if space == "tokens" else feats
     away = (points - points.mean(dim=1, keepdim=True)).norm(dim=-1)
     return visit(points, away if start == "mean" else away[:, :1], count)
 
 
 def sample_from_attention(s: Tensor, x: Tensor, feats: Tensor, count: int, space: Space) -> Plan:
-    """Farthest point sampling from the token with the highest score s [B, N]."""
+    """Run farthest point sampling from the token with the highest score s [B, N]."""
     return visit(x if space == "tokens" else feats, s, count)
 
 
 def visit(points: Tensor, s: Tensor, count: int) -> Plan:
-    """Farthest point sampling of points [B, N, D] from the one with the highest s."""
+    """Run farthest point sampling of points [B, N, D] from the one with the highest s."""
     closeness = -diversity.squared_distance(points)
     chosen = diversity.farthest_first(closeness, s.argmax(dim=1, keepdim=True), count)
     return Plan(chosen.sort(dim=1).values, points.shape[1])

@@ -28,7 +28,7 @@ FACTOR = 1000.0
 
 
 def crop_score(a: Tensor, x: Tensor, alpha: float) -> Tensor:
-    """Score of one crop by attention a [B, n] and tokens x [B, n, C] -> [B]."""
+    """Score one crop by attention a [B, n] and tokens x [B, n, C] -> [B]."""
     n = a.shape[1]
     if n == 1:
         return a[:, 0]
@@ -44,7 +44,7 @@ def crop_score(a: Tensor, x: Tensor, alpha: float) -> Tensor:
 
 
 def quotas(score: Tensor, sizes: Tensor, count: int, overflow: Overflow) -> Tensor:
-    """Tokens of each crop by score [B, P] and sizes [P]: [B, P] int64."""
+    """Allocate the tokens to crops by score [B, P] and sizes [P]: [B, P] int64."""
     share = score / (score.sum(dim=1, keepdim=True) + EPS)
     quota = (share * count).floor().long()
     ranked = share.sort(dim=1, descending=True, stable=True).indices
@@ -59,7 +59,7 @@ def quotas(score: Tensor, sizes: Tensor, count: int, overflow: Overflow) -> Tens
 
 
 def by_crops(s: Tensor, x: Tensor, count: int, crops: int, alpha: float, overflow: Overflow, order: Order) -> Plan:
-    """The highest s [B, N] of every crop of x [B, N, C], as many as its quota says."""
+    """Keep the highest s [B, N] of every crop of x [B, N, C], up to its quota."""
     n = s.shape[1]
     if count >= n:
         return select.everything(s)
@@ -74,7 +74,7 @@ def by_crops(s: Tensor, x: Tensor, count: int, crops: int, alpha: float, overflo
         dim=1,
     )
     quota = quotas(score, sizes, count, overflow)
-    rank = torch.cat([ranks(a) for a in torch.split(s, pieces, dim=1)], dim=1)
+    rank = torch.cat([select.ranks(a) for a in torch.split(s, pieces, dim=1)], dim=1)
     crop = torch.arange(crops, device=s.device).repeat_interleave(sizes, output_size=n)
     wanted = rank < quota.index_select(1, crop)
     if order == "spatial":
@@ -86,12 +86,6 @@ def by_crops(s: Tensor, x: Tensor, count: int, crops: int, alpha: float, overflo
     keep = select.chosen(wanted)
     ordered = key.sort(dim=1, stable=True).indices[:, : keep.keep.shape[1]]
     return Plan(ordered.masked_fill(keep.keep < 0, -1), n, valid=keep.valid)
-
-
-def ranks(a: Tensor) -> Tensor:
-    """Place of each token in descending order, ties to the lower index. [B, n]"""
-    order = a.sort(dim=1, descending=True, stable=True).indices
-    return torch.zeros_like(order).scatter(1, order, torch.arange(a.shape[1], device=a.device).expand_as(order))
 
 
 @method

@@ -24,7 +24,7 @@ Weigh = Literal["attention", "equal"]
 
 
 def weighted(x: Tensor, token_weight: Tensor, count: int, rounds: int) -> Plan:
-    """Medoids of x [B, N, C] from the heaviest tokens on. token_weight [B, N]."""
+    """Run k-medoids on x [B, N, C] from the tokens of largest weight. token_weight [B, N]."""
     if count >= x.shape[1]:
         return select.everything(x)
     heaviest = token_weight.sort(dim=1, descending=True, stable=True).indices[:, :count]
@@ -32,7 +32,7 @@ def weighted(x: Tensor, token_weight: Tensor, count: int, rounds: int) -> Plan:
 
 
 def equal(x: Tensor, first: Tensor, count: int, rounds: int) -> Plan:
-    """Medoids of x [B, N, C] from tokens far apart on; first [B]."""
+    """Run k-medoids on x [B, N, C] from farthest-point seeds; first [B]."""
     if count >= x.shape[1]:
         return select.everything(x)
     chosen = first.unsqueeze(-1)

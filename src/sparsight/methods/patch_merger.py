@@ -26,7 +26,7 @@ def normalised(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
 
 
 def assign(x: Tensor, weights: dict[str, Tensor], count: int) -> Plan:
-    """Each query's softmax over the tokens x [B, N, C]."""
+    """Assign tokens x [B, N, C] to queries by a softmax over tokens."""
     if count >= x.shape[1]:
         return select.everything(x)
     logits = weights["queries"] @ normalised(x, weights).transpose(-2, -1)
@@ -34,7 +34,7 @@ def assign(x: Tensor, weights: dict[str, Tensor], count: int) -> Plan:
 
 
 def pool_normalised(x: Tensor, plan: Plan, size: Tensor | None, weights: dict[str, Tensor]) -> Tokens:
-    """Mixtures of the normalised tokens; all tokens as they are if none is to go."""
+    """Pool the normalised tokens; leave them unchanged if none is to go."""
     if plan.mix is None:
         return pool.pooled(x, plan, size)
     tokens, sizes = pool.pooled(normalised(x.to(plan.mix.dtype), weights), plan, size)

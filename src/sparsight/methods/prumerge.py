@@ -45,13 +45,13 @@ def centres(
     rescue: float,
     order: float,
 ) -> Plan:
-    """Centres by score s [B, N], and who merges into whom. q, k [B, H, P+N, D]; count 0: as many as there are outliers."""
+    """Select centres by score s [B, N] and the merging weights. q, k [B, H, P+N, D]; count 0: as many as there are outliers."""
     n = s.shape[1]
     if count >= n:
         return select.everything(s)
     found = outliers(s, shared)
     top = found if not count else found.clamp(1, count) if spread else torch.full_like(found, count)
-    rank = ranks(s)
+    rank = select.ranks(s)
     if rescue:
         rank = rescue_ranks(s, rank, top, importance.single_head(q, k, prefix, "col_ln", order), rescue)
     chosen = rank < top.unsqueeze(-1)
@@ -81,7 +81,7 @@ def training_centres(s: Tensor, q: Tensor, k: Tensor, prefix: int, count: int, s
     place = torch.arange(n, device=s.device)
     stride = n // count
     grid = torch.arange(stride // 2, n - 1, stride, device=s.device).expand(batch, -1)
-    idx = torch.cat([ranks(s).argsort(dim=1)[:, :count], grid], dim=1)
+    idx = torch.cat([select.ranks(s).argsort(dim=1)[:, :count], grid], dim=1)
     slots = idx.shape[1]
     free = torch.ones_like(s, dtype=torch.bool).scatter(1, idx, False)
     rest = free.to(torch.uint8).sort(dim=1, stable=True).indices[:, slots:]
@@ -93,24 +93,18 @@ def training_centres(s: Tensor, q: Tensor, k: Tensor, prefix: int, count: int, s
 
 
 def outliers(s: Tensor, shared: bool) -> Tensor:
-    """How many scores of each image lie above Q3 + 1.5 IQR [B]; shared: the batch's mean, rounded down."""
+    """Count the scores above Q3 + 1.5 IQR of each image [B]; shared: the batch's mean, rounded down."""
     pool = s.reshape(1, -1) if shared else s
     low, high = torch.quantile(pool, torch.tensor([0.25, 0.75], dtype=s.dtype, device=s.device), dim=1, keepdim=True)
     found: Tensor = (pool > high + 1.5 * (high - low)).sum(dim=1)
     return (found // s.shape[0]).expand(s.shape[0]) if shared else found
 
 
-def ranks(s: Tensor) -> Tensor:
-    """Place of each token, from 0, in descending order of score. [B, N] -> [B, N]."""
-    order = s.sort(dim=1, descending=True, stable=True).indices
-    return torch.zeros_like(order).scatter(1, order, torch.arange(s.shape[1], device=s.device).expand_as(order))
-
-
 def rescue_ranks(s: Tensor, rank: Tensor, top: Tensor, other: Tensor, rescue: float) -> Tensor:
     """Ranks of which the first `top` are (1 - rescue) of them by s, then the others by another score."""
     first = top - (top * rescue + 0.5).floor().long()
     rest = rank >= first.unsqueeze(-1)
-    return torch.where(rest, first.unsqueeze(-1) + ranks(other.masked_fill(~rest, float("-inf"))), rank)
+    return torch.where(rest, first.unsqueeze(-1) + select.ranks(other.masked_fill(~rest, float("-inf"))), rank)
 
 
 def every(found: Tensor, n: int) -> Tensor:

@@ -25,7 +25,7 @@ Order = Literal["spatial", "authors"]
 
 
 def components(x: Tensor, groups: int) -> Tensor:
-    """The principal component of each token x [B, N, C] that it has the largest part in: [B, N], from 0 to groups - 1."""
+    """Assign each token x [B, N, C] to the principal component with its largest loading: [B, N], 0 to groups - 1."""
     z = rank.wide(x).sigmoid()
     z = z - z.mean(dim=-1, keepdim=True)
     vectors = torch.linalg.eigh(z @ z.transpose(-2, -1)).eigenvectors.flip(-1)
@@ -36,9 +36,7 @@ def components(x: Tensor, groups: int) -> Tensor:
 def thinned(s: Tensor, likeness: Tensor, group: Tensor, threshold: Tensor) -> Tensor:
     """Mask [B, N] of the tokens taken when, group by group and by descending s [B, N], each one rules out those more alike than
     threshold [B] in its group. Waits for the device."""
-    order = s.sort(dim=1, descending=True, stable=True).indices
-    n = s.shape[1]
-    place = torch.zeros_like(order).scatter(1, order, torch.arange(n, device=s.device).expand_as(order))
+    n, place = s.shape[1], select.ranks(s)
     near = (likeness > threshold[:, None, None]) & (group.unsqueeze(1) == group.unsqueeze(2))
     alive, taken = torch.ones_like(s, dtype=torch.bool), torch.zeros_like(s, dtype=torch.bool)
     while bool(alive.any()):
@@ -50,7 +48,7 @@ def thinned(s: Tensor, likeness: Tensor, group: Tensor, threshold: Tensor) -> Te
 
 
 def quotas(sizes: list[int], kept: list[int], count: int, led: bool) -> list[int]:
-    """Tokens of each group from its size and from how many were left by thinning out; their sum is count, or count - 1 if `led`."""
+    """Allocate tokens to groups by size and by how many survived thinning; the sum is count, or count - 1 if `led`."""
     low = [min(1, size) for size in sizes]
     most = [min(5 * math.ceil(count / 64), size, left) for size, left in zip(sizes, kept, strict=True)]
     while sum(most) < min(count, sum(sizes)):
@@ -79,8 +77,7 @@ def by_groups(s: Tensor, x: Tensor, group: Tensor, count: int, led: bool, order:
     n = s.shape[1]
     likeness = diversity.cosine(x)
     taken = thinned(s, likeness, group, threshold_of(likeness, count))
-    ranked = s.sort(dim=1, descending=True, stable=True).indices
-    place = torch.zeros_like(ranked).scatter(1, ranked, torch.arange(n, device=s.device).expand_as(ranked)) + n * (~taken).long()
+    place = select.ranks(s) + n * (~taken).long()
     keeps = []
     for image in range(s.shape[0]):
         sizes = group[image].bincount()

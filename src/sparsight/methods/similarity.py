@@ -33,25 +33,19 @@ def cell_best(s: Tensor, position: Tensor, grid: tuple[int, int], cells: int) ->
     cell = position.div(w * cells, rounding_mode="floor") * across + position % w // cells
     nowhere = -(-h // cells) * across
     cell = cell.masked_fill(position < 0, nowhere)
-    rank = ranks(s)
+    rank = select.ranks(s)
     first = rank.new_full((s.shape[0], nowhere + 1), s.shape[1]).scatter_reduce(1, cell, rank, "amin")
     return (first.gather(1, cell) == rank) & (position >= 0)
 
 
-def ranks(s: Tensor) -> Tensor:
-    """Place of each token in descending order of score, ties to the lower index. [B, N]"""
-    order = s.sort(dim=1, descending=True, stable=True).indices
-    return torch.zeros_like(order).scatter(1, order, torch.arange(s.shape[1], device=s.device).expand_as(order))
-
-
 def topk_in_cells(s: Tensor, position: Tensor, grid: tuple[int, int], count: int, cells: int) -> Plan:
-    """The best of every cell, best cells first, then the highest scores of the rest. s [B, N]."""
+    """Keep the best token of every cell, best cells first, then the highest scores of the rest. s [B, N]."""
     best = cell_best(s, position, grid, cells)
-    return select.topk((best * s.shape[1] - ranks(s)).to(torch.float32), count)
+    return select.topk((best * s.shape[1] - select.ranks(s)).to(torch.float32), count)
 
 
 def distinct(s: Tensor, valid: Tensor | None, threshold: float, kappa: float) -> Plan:
-    """The tokens whose redundancy -s is at most the threshold, or mean + kappa * std if that is nan. s, valid [B, N]."""
+    """Keep the tokens whose redundancy -s is at most the threshold, or mean + kappa * std if that is nan. s, valid [B, N]."""
     return select.chosen(below(s, valid, threshold, kappa))
 
 
@@ -87,7 +81,7 @@ def below(s: Tensor, valid: Tensor | None, threshold: float, kappa: float) -> Te
 
 
 def read(threshold: str) -> float:
-    """The threshold as a number, nan for `adaptive`."""
+    """Parse the threshold; nan for `adaptive`."""
     try:
         value = math.nan if threshold == "adaptive" else float(threshold)
     except ValueError:

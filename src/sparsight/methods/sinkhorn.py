@@ -23,7 +23,7 @@ def declared(width: int, count: int) -> dict[str, Weight]:
 
 
 def transport(x: Tensor, weights: dict[str, Tensor], count: int, eps: float, rounds: int) -> Plan:
-    """Every centre's share of the tokens x [B, N, C]."""
+    """Assign tokens x [B, N, C] to centres by optimal transport."""
     if count >= x.shape[1]:
         return select.everything(x)
     likeness = normalize(weights["v"], dim=-1) @ normalize(x, dim=-1).transpose(-2, -1)
@@ -31,7 +31,7 @@ def transport(x: Tensor, weights: dict[str, Tensor], count: int, eps: float, rou
 
 
 def pool_units(x: Tensor, plan: Plan, size: Tensor | None) -> Tokens:
-    """Mixtures of tokens of length 1; all tokens as they are if none is to go."""
+    """Pool L2-normalised tokens; leave them unchanged if none is to go."""
     if plan.mix is None:
         return pool.pooled(x, plan, size)
     tokens, sizes = pool.pooled(normalize(x.to(plan.mix.dtype), dim=-1), plan, size)

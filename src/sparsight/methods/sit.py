@@ -30,7 +30,7 @@ def declared(width: int, count: int) -> dict[str, Weight]:
 
 
 def slim(x: Tensor, weights: dict[str, Tensor], count: int) -> Plan:
-    """Each slot's softmax over the tokens x [B, N, C]."""
+    """Assign tokens x [B, N, C] to slots by a small network and a softmax over tokens."""
     if count >= x.shape[1]:
         return select.everything(x)
     hidden = layer_norm(x, x.shape[-1:], weights["weight.0.weight"], weights["weight.0.bias"])

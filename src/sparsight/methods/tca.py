@@ -30,7 +30,7 @@ from ..registry import method
 def condensed(
     s: Tensor, weight: Tensor, x: Tensor, first: Tensor, count: int, centres: int, rescue: Tensor | None, share: float
 ) -> Plan:
-    """The plan by score s [B, N]: patches that stay, centres, the fused rest with its weights [B, N]. x [B, N, C], first [B]."""
+    """Build the plan by score s [B, N]: kept patches, coreset centres, and the fused rest with its weights [B, N]. x [B, N, C], first [B]."""
     n = s.shape[1]
     if count >= n:
         return select.everything(s)
@@ -56,7 +56,7 @@ def condensed(
 
 @dataclass(frozen=True)
 class Remembered:
-    """The weights of a site that remembers class tokens."""
+    """Weights of a site with a class-token cache."""
 
     classes: int
 

@@ -20,7 +20,7 @@ from ..registry import method
 
 
 def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: bool) -> Plan:
-    """Dominant patches by score s [B, N], merge targets among the rest, and who joins whom by keys k [B, H, P+N, D]."""
+    """Select dominant patches by score s [B, N] and merge targets among the rest; assign the others to targets by keys k [B, H, P+N, D]."""
     n = s.shape[1]
     if count >= n:
         return select.everything(s)
@@ -45,7 +45,7 @@ def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: b
 
 
 def share_of(count: int) -> int:
-    """Contextual tokens in the paper's budgets: 10 of 64, 20 of 128, 30 of 192, 5 of 32."""
+    """Number of contextual tokens, as in the paper's budgets: 10 of 64, 20 of 128, 30 of 192, 5 of 32."""
     return round(count * 10 / 64)
 
 

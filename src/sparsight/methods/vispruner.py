@@ -22,7 +22,7 @@ from ..registry import method
 
 
 def split(s: Tensor, feats: Tensor, count: int, ratio: float) -> Plan:
-    """int(count * ratio) by score s [B, N], the others by diversity of feats [B, N, D]."""
+    """Keep int(count * ratio) tokens by score s [B, N] and the others by diversity of feats [B, N, D]."""
     return hybrid.top_and_thinned(s, feats, count, select.best(s, int(count * ratio)))
 
 

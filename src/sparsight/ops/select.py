@@ -14,6 +14,12 @@ def best(s: Tensor, count: int) -> Tensor:
     return order[:, :count].sort(dim=1).values
 
 
+def ranks(s: Tensor) -> Tensor:
+    """Rank of each token in descending order of score, from 0; ties to the lower index. s [B, N] -> [B, N]."""
+    order = s.sort(dim=1, descending=True, stable=True).indices
+    return torch.zeros_like(order).scatter(1, order, torch.arange(s.shape[1], device=s.device).expand_as(order))
+
+
 def everything(x: Tensor) -> Plan:
     """Plan that keeps all tokens unchanged. x [B, N, ...]."""
     n = x.shape[1]
