@@ -42,6 +42,22 @@ def test_an_image_with_fewer_tokens_keeps_them_all(recipe):
         model(**given)
 
 
+@pytest.mark.parametrize(
+    "recipe", ["fastv:layer=1,keep=0.5", "pyramiddrop:layers=1/2,keep=0.5/0.25", "sparsevlm:layers=0/1,count=rank,scale=0.5"]
+)
+@torch.no_grad()
+def test_tokens_left_of_every_image_inside_the_language_model(recipe):
+    model = build("llava")
+    with sparsight.prune(model, recipe) as handle:
+        assert handle.kept_per_image() == []
+        model(**inputs("llava", model, [[2, Size(seed=1), 2, Size(seed=2), 6], [4], [3, Size(), 4]]))
+        kept = handle.kept_per_image()
+        assert len(kept) == 3
+        assert [sum(kept[:2]), kept[2]] == [handle.plans[-1].counts[0], handle.plans[-1].counts[2]]
+        first = handle.left[-1][0]
+        assert kept[0] == int(((first >= 2) & (first < 18)).sum())
+
+
 @pytest.mark.parametrize(("name", "recipe"), [("qwen2.5", "col_ln:tokens=16"), ("llava", "fastv:layer=1,tokens=16")])
 @torch.no_grad()
 def test_recipes_that_do_nothing_say_so(name, recipe):

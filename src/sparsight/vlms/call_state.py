@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+from .wrapped_method import named
 
 Call = TypeVar("Call")
 
@@ -87,3 +89,27 @@ def report(module: nn.Module, args: Any, *rest: Any) -> None:
         if heard is not None and module in heard:
             heard[module] = (args, rest[0] if len(rest) == 2 else {}, rest[-1])
             return
+
+
+@dataclass(eq=False)
+class HeadForward:
+    """A forward of the model with the language-model head. full: somebody looks at its logits by places of the full prompt."""
+
+    owner: Any
+    full: bool
+
+
+def head_forward(owner: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Around that forward: whether its logits have to fit the full prompt."""
+    call = named(run, args, kwargs)
+    full = call.get("labels") is not None or isinstance(call.get("logits_to_keep"), Tensor)
+    with under_way(HeadForward(owner, full)), forgetting(owner):
+        return run(*args, **kwargs)
+
+
+def of_head(owner: Any) -> tuple[bool, list[Any]]:
+    """Whether a forward that begins now is made by such a head whose logits have to fit, and the calls around that."""
+    around = of_owner(owner)
+    if around and isinstance(around[0], HeadForward):
+        return around[0].full, around[1:]
+    return False, around

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..ops import text
 from ..plan import Plan
-from .call_state import calls, forgetting, listen, of_owner, publish, under_way
+from .call_state import calls, forgetting, head_forward, listen, of_head, of_owner, publish, under_way
 from .decoder_forward import DecoderForward, PromptScope, SiteOutcome
 from .language import check_checkpointing, check_images, check_visual, find, in_heads, own_comparison, project, tap, wrapper
 from .request import GenerateCall
@@ -54,14 +54,6 @@ class DecoderSite:
     previous: DecoderSite | None = None
     where: str = "decoder"
     learned: None = None
-
-
-@dataclass(eq=False)
-class HeadForward:
-    """A forward of the model that was given to `prune`. full: somebody looks at its logits by places of the full prompt."""
-
-    owner: Decoder
-    full: bool
 
 
 class Decoder:
@@ -148,7 +140,7 @@ class Decoder:
         wrap += [(self.outer, "forward", self.outer_forward)] if self.outer is not None else []
         wrap += [(self.outer, "get_placeholder_mask", own_comparison)] if hasattr(self.outer, "get_placeholder_mask") else []
         wrap += [(self.model, "_deepstack_process", self.deepstack)] if hasattr(self.model, "_deepstack_process") else []
-        wrap += [(self.top, "forward", self.head_forward)] if self.top is not self.model else []
+        wrap += [(self.top, "forward", partial(head_forward, self))] if self.top is not self.model else []
         wrap += [(self.top, "generate", self.generate)] if hasattr(self.top, "generate") else []
         self.wrapped = [WrappedMethod(*one).install() for one in wrap]
 
@@ -176,13 +168,6 @@ class Decoder:
         call.publish()
         return output
 
-    def head_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The forward of the model around the decoder: whether its logits have to fit the full prompt."""
-        call = named(run, args, kwargs)
-        full = call.get("labels") is not None or isinstance(call.get("logits_to_keep"), Tensor)
-        with under_way(HeadForward(self, full)), forgetting(self):
-            return run(*args, **kwargs)
-
     def outer_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of the vision-language model right around the decoder: find the placeholders in what it is called with."""
         call = named(run, args, kwargs)
@@ -202,16 +187,15 @@ class Decoder:
                         f"{type(self.outer).__name__} got inputs_embeds without placeholders: nobody knows whether images are merged in, and "
                         "where; call it with input_ids and pixel_values, or prune with visual= (a mask or slice of the visual tokens)"
                     )
-        with under_way(PromptScope(self, visual, ids)):
+        with under_way(PromptScope(self, visual, ids, of_head(self)[0])):
             return run(*args, **kwargs)
 
     def forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The decoder's own forward."""
-        around = of_owner(self)
-        scope = around.pop(0) if around and isinstance(around[0], PromptScope) else None
-        head = around.pop(0) if around and isinstance(around[0], HeadForward) else None
+        scope = next((one for one in of_owner(self)[:1] if isinstance(one, PromptScope)), None)
         generating = self.generating()
-        full = (head is not None and head.full) or ((self.full_length or self.model.training) and generating is None)
+        full = scope.full if scope is not None else of_head(self)[0]
+        full = full or ((self.full_length or self.model.training) and generating is None)
         call = named(run, args, kwargs)
         with forgetting(self):
             forward = self.begin(call, scope, generating, full)
@@ -251,8 +235,9 @@ class Decoder:
             for site in self.sites if entered else ():
                 if site.check is not None:
                     site.check(entered, images)
-        listen(self.taps, self.tapped())
-        forward.heard = dict.fromkeys(self.tapped())
+        if forward.visual is not None:
+            forward.heard = dict.fromkeys(self.tapped())
+            listen(self.taps, forward.heard)
         return forward
 
     # ---- hooks inside one forward -------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..ops.text import Rows, raters
 from ..plan import Plan
-from .request import PACKED, GenerateCall, packed
+from .prompt import refuse_packed
+from .request import GenerateCall
 from .sequence import Sequence
 
 
@@ -38,21 +39,33 @@ class SiteOutcome:
 
 @dataclass(frozen=True, eq=False)
 class PrunedForward:
-    """What a finished forward tells the handles: outcomes by site, the place [B, n] of each token that is left at the end, and the number
-    of tokens before."""
+    """What a finished forward tells the handles: outcomes by site, the place [B, n] of each token that is left at the end (-1: padding),
+    and which tokens [B, length] were visual."""
 
     sites: dict[Any, SiteOutcome]
     index: Tensor
-    length: int
+    visual: Tensor
+
+    def kept_per_image(self) -> list[int]:
+        """Tokens left of every image, sample by sample; adjacent images count as one, and a cluster is its centre's."""
+        number = starts(self.visual).long().cumsum(dim=1).where(self.visual, 0)
+        left = torch.nn.functional.pad(number, (1, 0)).gather(1, self.index + 1)
+        return [
+            int((row == image).sum())
+            for row, images in zip(left, number.amax(dim=1).tolist(), strict=True)
+            for image in range(1, images + 1)
+        ]
 
 
 @dataclass(eq=False)
 class PromptScope:
-    """A forward of the vision-language model around a decoder. visual [B, length]: its visual tokens, None in single steps."""
+    """A forward of the vision-language model around a decoder. visual [B, length]: its visual tokens, None in single steps; full: somebody
+    looks at its last hidden states by places of the full prompt."""
 
     owner: Any
     visual: Tensor | None
     ids: Tensor | None
+    full: bool
 
 
 @dataclass(eq=False)
@@ -101,7 +114,7 @@ class DecoderForward:
         found = found.to(tokens.device) & True if forward.mask is None else found & forward.mask[:, start:]
         if bool(found.any()):
             forward.take(found)
-            forward.check(call)
+            refuse_packed(call)
         return forward
 
     def prompt_of(self, generating: GenerateCall | None, ids: Tensor | None) -> int | None:
@@ -116,25 +129,17 @@ class DecoderForward:
         same = rows > 0 and torch.equal(first, known.repeat_interleave(rows, dim=0))
         return generating.prompt if same else None
 
-    def check(self, call: dict[str, Any]) -> None:
-        """Refuse packed rows: after a site their borders would be lost."""
-        position = call.get("position_ids")
-        restarts = isinstance(position, Tensor) and call.get("attention_mask") is None and packed(position)
-        if restarts or any(call.get(name) is not None for name in PACKED):
-            raise PruneError("packed rows (several samples in one) cannot be pruned; give every sample a row of its own")
-
     def outcome(self) -> PrunedForward:
         """What handles show of this forward."""
         assert self.visual is not None
         index = torch.arange(self.length, device=self.visual.device).expand(self.visual.shape[0], -1)
-        return PrunedForward(self.outcomes, index if self.now is None else self.now.index, self.length)
+        return PrunedForward(self.outcomes, index if self.now is None else self.now.index, self.visual)
 
     def take(self, visual: Tensor) -> None:
         """There are visual tokens: count them, and images as runs of adjacent ones."""
         self.visual = visual
         self.entered = visual.sum(dim=1).tolist()
-        first = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
-        self.images = first.sum(dim=1).tolist()
+        self.images = starts(visual).sum(dim=1).tolist()
         self.right = self.mask is not None and not bool(self.mask[:, -1].all())
 
     def declared(self, visual: Any, ids: Tensor | None, tokens: Tensor) -> Tensor | None:
@@ -225,7 +230,7 @@ class DecoderForward:
     def settle(
         self, layer: int, after: Sequence, left: SiteCache | None, dropped: list[int], hidden: Tensor, renumber: bool, config: Any
     ) -> Sequence:
-        """Give the layers after a site their mask, and leave a left in the cache."""
+        """Give the layers after a site their mask, and let the cache remember what the site has left."""
         if left is None and after.own:
             return after
         batch, count = hidden.shape[:2]
@@ -314,6 +319,11 @@ class DecoderForward:
         if valid is not None:
             cached = cached & valid[sample, valid.shape[1] - past :]
         return torch.cat([cached, causal], dim=1).unsqueeze(0), past
+
+
+def starts(visual: Tensor) -> Tensor:
+    """Where runs of visual tokens begin: [B, N] bool -> [B, N] bool."""
+    return visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
 
 
 def for_batch(values: Tensor, batch: int) -> Tensor:

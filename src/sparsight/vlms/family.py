@@ -14,26 +14,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from .call_state import Listener, forgetting, listen, of_owner, publish, under_way
+from .call_state import Listener, forgetting, head_forward, listen, of_head, of_owner, publish, under_way
 from .request import GenerateCall, VlmRequest
 from .tiles import ImageSite, ImageTokens, KeptTokens, reduced
 from .wrapped_method import WrappedMethod, named
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-
-
-@dataclass(eq=False)
-class HeadForward:
-    """A forward of the outer model. full: somebody looks at its logits by places of the full prompt."""
-
-    owner: LVLM
-    full: bool
 
 
 @dataclass(eq=False)
@@ -143,8 +136,8 @@ class LVLM(ABC):
             raise PruneError("the images of this model are pruned already; remove that handle first")
         self.sites = list(sites)
         self.model._sparsight = self
-        wrap = [(self.core, "forward", self.core_forward)]
-        wrap += [(self.model, "forward", self.head_forward)] if self.model is not self.core else []
+        wrap: list[tuple[Any, str, Any]] = [(self.core, "forward", self.core_forward)]
+        wrap += [(self.model, "forward", partial(head_forward, self))] if self.model is not self.core else []
         wrap += [(self.model, "generate", self.generate)] if hasattr(self.model, "generate") else []
         self.wrapped = [WrappedMethod(module, name, around, outermost=True).install() for module, name, around in wrap]
         self.guarding = self.core.language_model.register_forward_pre_hook(self.guard, with_kwargs=True)
@@ -168,18 +161,10 @@ class LVLM(ABC):
 
     # ---- one call -----------------------------------------------------------------------------------------------------
 
-    def head_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The outer model's forward: whether its logits have to fit the full prompt."""
-        call = named(run, args, kwargs)
-        full = call.get("labels") is not None or isinstance(call.get("logits_to_keep"), Tensor)
-        with under_way(HeadForward(self, full)), forgetting(self):
-            return run(*args, **kwargs)
-
     def core_forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of `core` on a shortened prompt."""
         call = named(run, args, kwargs)
-        around = of_owner(self)
-        head = around.pop(0) if around and isinstance(around[0], HeadForward) else None
+        full, around = of_head(self)
         if around and isinstance(around[0], GenerateCall) and around[0].makes(call):
             return self.step(run, call)
         with forgetting(self):
@@ -190,8 +175,7 @@ class LVLM(ABC):
             return output
         request.leave(output)
         self.tell(request)
-        full = self.full_length or self.core.training or (head is not None and head.full)
-        return request.lengthen(output) if full else output
+        return request.lengthen(output) if full or self.full_length or self.core.training else output
 
     def tell(self, request: VlmRequest) -> None:
         """Let the handle know; a step that goes on from a cache without new images leaves what was said of its prompt."""

@@ -58,9 +58,9 @@ class DecoderHandle(Handle):
         return [counts[0] if len(set(counts)) == 1 else counts for counts in per_site]
 
     def kept_per_image(self) -> list[int]:
-        """Visual tokens left after the last site, for each sample of the batch (its images together)."""
-        plans = self.plans
-        return plans[-1].counts if plans else []
+        """Visual tokens left of every image after the last site, sample by sample; images without a token between them count as one."""
+        done: PrunedForward | None = last(self.family)
+        return [] if done is None else done.kept_per_image()
 
     @property
     def left(self) -> list[Tensor]:
@@ -86,7 +86,7 @@ class DecoderHandle(Handle):
         done: PrunedForward | None = last(self.family)
         if done is None:
             raise PruneError("no prompt has been pruned in this thread or task yet; run the model first")
-        return take(values[..., values.shape[-1] - done.length :], done.index, fill)
+        return take(values[..., values.shape[-1] - done.visual.shape[1] :], done.index, fill)
 
 
 def prune_decoder(model: nn.Module, recipe: Recipe, visual: Any = None, noise: Any = None) -> DecoderHandle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from ..errors import PruneError
 
 FILL = {"labels": -100}
 """What padding made here holds in arguments that run along the sequence; 0 in all others but the ids."""
+
+
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Arguments that say where samples begin in a packed row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,18 @@ def locate(marked: Tensor, sizes: list[int], kind: str) -> list[tuple[int, Tenso
             raise PruneError(f"the placeholders of one {kind} reach from sample {rows[0]} into sample {rows[1]} of the batch")
         found.append((int(rows[0]), part[:, 1]))
     return found
+
+
+def refuse_packed(call: dict[str, Any]) -> None:
+    """Raise PruneError for rows of several samples: by `PACKED`, or by position ids [B, L] (or [4, B, L], the text's first) without a mask
+    that start again."""
+    found = [name for name in PACKED if call.get(name) is not None]
+    position = call.get("position_ids")
+    if isinstance(position, Tensor) and call.get("attention_mask") is None and (position.dim() == 2 or position.shape[0] == 4):
+        line = position if position.dim() == 2 else position[0]
+        found += ["position_ids that start again"] if bool((line.diff(dim=-1) <= 0).any()) else []
+    if found:
+        raise PruneError(f"{found[0]}: packed rows (several samples in one) cannot be pruned; give every sample a row of its own")
 
 
 def shortened(batch: int, width: int, spans: list[Span], mask: Tensor | None, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import PruneError
 from ..plan import Plan
 from .call_state import publish
-from .prompt import FILL, PromptMap, Span, locate, shortened, take
+from .prompt import FILL, PromptMap, Span, locate, refuse_packed, shortened, take
 from .sequence import lengthened
 from .tiles import KeptTokens
 
@@ -28,9 +28,6 @@ KNOWN = (
     "second_per_grid_ts", "batch_num_images", "logits_to_keep",
 )  # fmt: skip
 """Tensors that follow the prompt, or do not run along it whatever their shape."""
-
-PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-"""Arguments that say where samples begin in a packed row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,19 +185,10 @@ class VlmRequest:
         """Refuse what speaks about places in the full prompt and cannot be shortened."""
         if self.mask is not None and self.mask.dim() != 2:
             raise PruneError(f"a pruned prompt needs the 2-D attention_mask [B, length], got {list(self.mask.shape)}")
-        given = [name for name, value in self.call.items() if value is not None]
-        position = self.call.get("position_ids")
-        restarts = isinstance(position, Tensor) and self.mask is None and packed(position)
-        if restarts or any(name in given for name in PACKED):
-            what = "position_ids that start again" if restarts else next(name for name in PACKED if name in given)
-            raise PruneError(f"{what}: packed rows (several samples in one) cannot be pruned; give every sample a row of its own")
-        for name in given:
-            value = self.call[name]
-            if (
-                isinstance(value, Tensor)
-                and name not in KNOWN
-                and (value.shape[:2] == self.ids.shape or value.shape == self.ids.shape[1:])
-            ):
+        refuse_packed(self.call)
+        for name, value in self.call.items():
+            along = isinstance(value, Tensor) and (value.shape[:2] == self.ids.shape or value.shape == self.ids.shape[1:])
+            if along and name not in KNOWN:
                 raise PruneError(
                     f"{name} {list(value.shape)} has an entry for every token of the prompt, and pruning does not know how to shorten it; "
                     f"leave it out (known: {', '.join(KNOWN)})"
@@ -358,14 +346,6 @@ class FullPromptAllowed(FullPrompt):
         short = self.request.call["input_ids"]
         same = (short == input_ids[: short.shape[1]].to(short.device)).all(dim=1)
         return self.inner(row, self.request.full_ids(input_ids.unsqueeze(0), same.nonzero()[0])[0])
-
-
-def packed(position: Tensor) -> bool:
-    """Whether position ids [B, L] (or [4, B, L], text positions first) start again within a row."""
-    if position.dim() == 3 and position.shape[0] != 4:
-        return False
-    line = position[0] if position.dim() == 3 else position
-    return bool((line.diff(dim=-1) <= 0).any())
 
 
 class PromptStreamer:
