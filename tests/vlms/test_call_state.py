@@ -183,8 +183,7 @@ def test_copies_and_pickles(name, recipe):
     expected = outcome(model, handle, given, "generate")
     handle.remove()
     for twin in twins:
-        engine = vars(twin).get("_sparsight") or twin.model.language_model._sparsight_decoder
-        (own,) = engine.handles
+        own = sparsight.handle(twin)
         assert own.counts == []
         assert same(outcome(twin, own, given, "generate"), expected)
         own.remove()

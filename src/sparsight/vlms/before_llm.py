@@ -13,15 +13,13 @@ from torch import Tensor
 from .. import registry
 from ..apply import apply, full_precision, needs
 from ..errors import PruneError
-from ..handle import Handle
 from ..ops.schedule import as_tuple, show
 from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..signals import derive
-from .call_state import last
 from .family import LVLM
-from .prompt import take
-from .request import KeptImage, PrunedPrompt
+from .prompt_handle import PromptHandle
+from .request import KeptImage
 from .tiles import ImageSite, Outcome
 
 ELSEWHERE = "score=column_mean or score=col_ln where the method takes it, or col_ln, divprune, fps, random"
@@ -31,21 +29,16 @@ MADE = "contextual"
 
 
 @dataclass(eq=False, repr=False)
-class ImageHandle(Handle):
-    """Handle of a method before the language model. Everything is of the last call that finished in this thread or task.
+class ImageHandle(PromptHandle):
+    """Handle of a method before the language model.
 
     counts   visual tokens that were left of each image (or video), in the order of the call; images before videos.
     plans    one Plan of one row per image, over all its tokens in the prompt, newline vectors included.
     """
 
     @property
-    def family(self) -> Any:
-        return self.engine
-
-    @property
     def images(self) -> tuple[KeptImage, ...]:
-        done: PrunedPrompt | None = last(self.family)
-        return () if done is None or not self.family.sites else done.images
+        return () if self.last is None or not self.engine.sites else self.last.images
 
     @property
     def plans(self) -> list[Plan]:
@@ -68,27 +61,10 @@ class ImageHandle(Handle):
     def grid(self) -> tuple[int, int]:
         """Patch grid (h, w) of the last image, or of every tile."""
         images = self.images
-        return images[-1].grid if images and images[-1].grid is not None else self.family.grid
+        return images[-1].grid if images and images[-1].grid is not None else self.engine.grid
 
     def sources(self) -> list[Plan]:
         return self.plans
-
-    @property
-    def full_length(self) -> bool:
-        """Whether logits and last hidden states of a forward have the length of the full prompt. Without it they do in training, with
-        `labels` and with places in `logits_to_keep`; else they have the length of the shortened prompt."""
-        return bool(self.family.full_length)
-
-    @full_length.setter
-    def full_length(self, value: bool) -> None:
-        self.family.full_length = value
-
-    def shorten(self, values: Tensor, fill: int = -100) -> Tensor:
-        """Values along the prompt of the last call (labels, weights), [B, U], as its tokens were shortened: [B, L]; `fill` in padding."""
-        done: PrunedPrompt | None = last(self.family)
-        if done is None:
-            raise PruneError("no prompt has been pruned in this thread or task yet; run the model first")
-        return take(values[..., values.shape[-1] - done.width :], done.index, fill)
 
 
 def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:

@@ -46,6 +46,10 @@ class PrunedForward:
     index: Tensor
     visual: Tensor
 
+    @property
+    def width(self) -> int:
+        return int(self.visual.shape[1])
+
     def kept_per_image(self) -> list[int]:
         """Tokens left of every image, sample by sample; adjacent images count as one, and a cluster is its centre's."""
         number = starts(self.visual).long().cumsum(dim=1).where(self.visual, 0)

@@ -11,37 +11,30 @@ from torch import Tensor, nn
 
 from ..apply import apply, needs, only_drops
 from ..errors import PruneError
-from ..handle import Handle
 from ..ops.schedule import as_tuple
 from ..ops.text import DecoderSchedule
 from ..plan import Plan
 from ..recipe import Recipe
-from .call_state import last
 from .decoder import Decoder as Decoder
 from .decoder import DecoderSite, decoder_of
-from .decoder_forward import PrunedForward, SiteOutcome
-from .prompt import take
+from .decoder_forward import SiteOutcome
+from .prompt_handle import PromptHandle
 
 OFFERS = ("x", "text_attn", "feats", "size", "position", "noise")
 
 
 @dataclass(eq=False, repr=False)
-class DecoderHandle(Handle):
-    """Handle of a method inside the language model. Sites and layers are those of the decoder. Everything is of the last forward that
-    finished in this thread or task; of a `generate`, of the forward on its prompt.
+class DecoderHandle(PromptHandle):
+    """Handle of a method inside the language model. Sites and layers are those of the decoder; of a `generate` it shows the forward on
+    its prompt.
 
     counts   visual tokens left after each site: an int where all samples of the batch have as many, else a list.
     left     for each site, which tokens of the prompt are left [B, n] (clusters named by their centres), -1 for padding.
     """
 
     @property
-    def family(self) -> Any:
-        return self.engine
-
-    @property
     def outcomes(self) -> list[SiteOutcome]:
-        done: PrunedForward | None = last(self.family)
-        return [] if done is None else [done.sites[site] for site in self.sites if site in done.sites]
+        return [] if self.last is None else [self.last.sites[site] for site in self.sites if site in self.last.sites]
 
     @property
     def plans(self) -> list[Plan]:
@@ -59,8 +52,7 @@ class DecoderHandle(Handle):
 
     def kept_per_image(self) -> list[int]:
         """Visual tokens left of every image after the last site, sample by sample; images without a token between them count as one."""
-        done: PrunedForward | None = last(self.family)
-        return [] if done is None else done.kept_per_image()
+        return [] if self.last is None else self.last.kept_per_image()
 
     @property
     def left(self) -> list[Tensor]:
@@ -69,24 +61,6 @@ class DecoderHandle(Handle):
     @property
     def grid(self) -> tuple[int, int]:
         raise PruneError("a language model has no patch grid")
-
-    @property
-    def full_length(self) -> bool:
-        """Whether logits and last hidden states of a forward have the length of the full prompt. Without it they do in training, with
-        `labels` and with places in `logits_to_keep`; else they have the length of the shortened prompt."""
-        return bool(self.family.full_length)
-
-    @full_length.setter
-    def full_length(self, value: bool) -> None:
-        self.family.full_length = value
-
-    def shorten(self, values: Tensor, fill: int = -100) -> Tensor:
-        """Values along the prompt of the last forward (labels, weights), [B, U], as its tokens were shortened at the end: [B, L]; `fill`
-        in padding."""
-        done: PrunedForward | None = last(self.family)
-        if done is None:
-            raise PruneError("no prompt has been pruned in this thread or task yet; run the model first")
-        return take(values[..., values.shape[-1] - done.visual.shape[1] :], done.index, fill)
 
 
 def prune_decoder(model: nn.Module, recipe: Recipe, visual: Any = None, noise: Any = None) -> DecoderHandle:
