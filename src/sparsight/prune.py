@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import warnings
 from functools import partial
 from typing import Any
 
@@ -61,7 +62,17 @@ def prune(
         learn(recipe, recipe.weights, family, sites, recipe.file or None if weights is None else weights)
     engine = engine_of(family)
     engine.add(sites)
+    report_idle(recipe, family, sites)
     return Handle(recipe, engine, sites)
+
+
+def report_idle(recipe: Recipe, family: Family, sites: list[Site]) -> None:
+    """Warn of a budget under which no token leaves an image of the model's own size."""
+    left = entered = family.grid[0] * family.grid[1]
+    for site in sites:
+        left = site.count(left, entered)
+    if left == entered and recipe.params and not recipe.adaptive:
+        warnings.warn(f"{recipe} removes none of the {entered} patches of {type(family.model).__name__}", stacklevel=3)
 
 
 def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> None:

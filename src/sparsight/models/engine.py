@@ -145,6 +145,8 @@ class Engine:
     ) -> tuple[Tensor | None, Plan]:
         """Run one site on the tokens x [B, N, C], prefix excluded; given: the signals of the block's attention. -> new tokens [B, K, C]
         (None: those that the plan keeps, as they are), and the plan."""
+        if site.adaptive and x.is_meta:
+            raise PruneError("every image finds its own count here, which tensors on the meta device cannot tell; give a budget")
         before = state.before(site.layer)
         given = {"x": x, "prefix": self.family.prefix, **self.signals(state, site, block, before), **given}
         entered = 0 if before is None else before.entered
