@@ -26,10 +26,11 @@ def calibrate(
     Example:
       sparsight calibrate llava-hf/llava-1.5-7b-hf --data IMAGES --recipe agile:tokens=64
     """
+    from ..errors import shown
     from ..look.calibrate import calibrate_named
 
     done = calibrate_named(one_model(word, model, None), data, recipe, batch_size, limit, device)
     typer.echo(str(done), err=True)
     for name, reason in done.skipped:
-        typer.echo(f"skipped {name}: {reason}", err=True)
+        typer.echo(shown(f"skipped {name}: {reason}", 500), err=True)
     typer.echo(done.recipe.to_json() if as_json else str(done.recipe))

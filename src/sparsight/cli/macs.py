@@ -23,11 +23,12 @@ def macs(
     """
     from ..registry import parse
     from ..speed.macs import macs as count
+    from .table import say
 
     name, text = sort_out(words or [], model, recipe)
     wanted = parse(text)
     pruned, whole = count(name, wanted, image_size), count(name, None, image_size)
-    typer.echo(f"{name} with {wanted} at {image_size}: {pruned / 1e9:.3f} GMACs, {100 * pruned / whole:.1f}% of {whole / 1e9:.3f}")
+    say(f"{name} with {wanted} at {image_size}: {pruned / 1e9:.3f} GMACs, {100 * pruned / whole:.1f}% of {whole / 1e9:.3f}")
 
 
 def sort_out(words: list[str], model: str | None, recipe: str | None) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from .show import show
 # Typer has had a copy of click inside since 0.17, and click itself before; either way this is the base of its complaints.
 UsageFault: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-LONGEST = 2000
+LONGEST = 1000
 """Characters of an error that are printed, the middle left out of a longer one."""
 
 # Plain help: drawing it with rich would cost a quarter of a second.

@@ -21,5 +21,6 @@ def show(
       sparsight show PHOTO.jpg --recipe evit:keep=0.7,layers=3/6/9 --out kept.png
     """
     from ..look.show import show as draw
+    from .table import say
 
-    typer.echo(draw(image, model, recipe, out))
+    say(str(draw(image, model, recipe, out)))
