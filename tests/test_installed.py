@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import sparsight
 from sparsight import PruneError
@@ -139,3 +140,22 @@ def test_a_family_that_is_none_is_refused():
     for wrong in (Path, object(), "Eyes", 5):
         with pytest.raises(PruneError, match="register_family takes a subclass"):
             sparsight.register_family(wrong)
+
+
+def test_prune_asks_registered_families_first(monkeypatch):
+    timm = pytest.importorskip("timm")
+    from sparsight import registry
+    from sparsight.models.timm_vit import TimmViT
+
+    monkeypatch.setattr(registry, "_families", [])
+
+    @sparsight.register_family
+    class Eyes(TimmViT):
+        name = "eyes"
+        classes = ("VisionTransformer",)
+
+    model = timm.models.VisionTransformer(img_size=16, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3).eval()
+    with sparsight.prune(model, "random:tokens=5,layers=1") as handle:
+        model(torch.zeros(1, 3, 16, 16))
+        assert isinstance(handle.family, Eyes)
+        assert handle.counts == [5]
