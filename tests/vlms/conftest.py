@@ -1,7 +1,17 @@
 """Language models for tests: the golden tiny Llama, and small random ones."""
 
+import sys
+
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    """accelerate keeps one state per process, which would be that of the first test that uses it."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

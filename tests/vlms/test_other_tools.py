@@ -99,3 +99,39 @@ def test_assisted_decoding(main, draft):
         warnings.simplefilter("always")
         assert torch.equal(answer(model, given, assistant_model=assistant), expected)
     assert any("draft of assisted decoding" in str(one.message) for one in caught) == (draft == RECIPES[0])
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:2])
+@pytest.mark.parametrize("prune_first", [True, False])
+def test_weights_offloaded_by_accelerate(recipe, prune_first):
+    accelerate = pytest.importorskip("accelerate")
+    model = build("llava")
+    given = inputs("llava", model, SAMPLES)
+    plain = answer(model, given)
+    with sparsight.prune(model, recipe):
+        expected = answer(model, given)
+    handle = sparsight.prune(model, recipe) if prune_first else None
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    handle = handle or sparsight.prune(model, recipe)
+    assert torch.equal(answer(model, given), expected)
+    handle.remove()
+    assert torch.equal(answer(model, given), plain)
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:2])
+def test_averaged_weights_and_models_without_values(recipe):
+    model = build("llava")
+    given = inputs("llava", model, SAMPLES)
+    handle = sparsight.prune(model, recipe)
+    assert f"pruned by {handle.recipe}" in repr(model)
+    model.train()
+    model(**given, labels=given["input_ids"]).loss.backward()
+    average = torch.optim.swa_utils.AveragedModel(model).eval()
+    average.update_parameters(model)
+    with torch.no_grad():
+        assert torch.equal(average(**given).logits, model.eval()(**given).logits)
+    assert sparsight.handle(average).counts == handle.counts
+    with pytest.raises(sparsight.PruneError, match="device meta"):
+        model.to("meta")(**{key: value.to("meta") for key, value in given.items()})
+    sparsight.unprune(model)
+    assert "pruned by" not in repr(model)

@@ -23,9 +23,10 @@ from ..plan import Plan
 from .call_state import calls, forgetting, head_forward, listen, of_head, of_owner, publish, under_way
 from .decoder_forward import DecoderForward, PromptScope, SiteOutcome
 from .language import check_checkpointing, check_images, check_visual, find, in_heads, own_comparison, project, tap, wrapper
+from .prompt import refuse_meta
 from .request import GenerateCall
 from .sequence import Rope, Row, Sequence, add_features, everything, join, lengthened, rebuild, rotate, stack
-from .wrapped_method import WrappedMethod, named
+from .wrapped_method import WrappedMethod, named, pruned_repr
 
 Reduce = Callable[[dict[str, Any], int, int], tuple[Tensor | None, Plan, Tensor | None]]
 """Signals of one sample, visual tokens that entered the decoder, images -> (tokens or None, plan, score)."""
@@ -135,8 +136,8 @@ class Decoder:
     def wrap(self) -> None:
         """Put something around the methods in which calls begin."""
         self.model._sparsight_decoder = self
-        wrap: list[tuple[Any, str, Any]]
-        wrap = [(self.model, "forward", self.forward)]
+        wrap: list[tuple[Any, str, Any]] = [(self.model, "forward", self.forward)]
+        wrap += [(self.model, "extra_repr", partial(pruned_repr, self))]
         wrap += [(self.outer, "forward", self.outer_forward)] if self.outer is not None else []
         wrap += [(self.outer, "get_placeholder_mask", own_comparison)] if hasattr(self.outer, "get_placeholder_mask") else []
         wrap += [(self.model, "_deepstack_process", self.deepstack)] if hasattr(self.model, "_deepstack_process") else []
@@ -173,6 +174,7 @@ class Decoder:
         call = named(run, args, kwargs)
         ids, embeds, known = call.get("input_ids"), call.get("inputs_embeds"), self.placeholders
         visual = None
+        refuse_meta(ids if ids is not None else embeds)
         if ids is None or ids.shape[1] > 1:
             generating = self.generating()
             if generating is None or not generating.draft:

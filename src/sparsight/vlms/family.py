@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from .call_state import Listener, forgetting, head_forward, listen, of_head, of_owner, publish, under_way
+from .prompt import refuse_meta
 from .request import GenerateCall, VlmRequest
 from .tiles import ImageSite, ImageTokens, KeptTokens, reduced
-from .wrapped_method import WrappedMethod, named
+from .wrapped_method import WrappedMethod, named, pruned_repr
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -137,6 +138,7 @@ class LVLM(ABC):
         self.sites = list(sites)
         self.model._sparsight = self
         wrap: list[tuple[Any, str, Any]] = [(self.core, "forward", self.core_forward)]
+        wrap += [(self.model, "extra_repr", partial(pruned_repr, self))]
         wrap += [(self.model, "forward", partial(head_forward, self))] if self.model is not self.core else []
         wrap += [(self.model, "generate", self.generate)] if hasattr(self.model, "generate") else []
         self.wrapped = [WrappedMethod(module, name, around, outermost=True).install() for module, name, around in wrap]
@@ -236,6 +238,7 @@ class LVLM(ABC):
             if kinds:
                 raise PruneError("pruning finds the images' places in input_ids; call the model with input_ids")
             return None
+        refuse_meta(request.ids)
         for kind in PIXELS:
             if kind not in kinds and request.has_new(self.token_id(kind)):
                 raise PruneError(f"the prompt has placeholders for {kind}s, but {PIXELS[kind]} are not given")

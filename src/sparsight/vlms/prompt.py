@@ -77,6 +77,12 @@ def locate(marked: Tensor, sizes: list[int], kind: str) -> list[tuple[int, Tenso
     return found
 
 
+def refuse_meta(tokens: Tensor | None) -> None:
+    """Raise PruneError for a prompt without values."""
+    if tokens is not None and tokens.is_meta:
+        raise PruneError("a pruned prompt cannot be on device meta: its length depends on where the images are; use real tensors")
+
+
 def refuse_packed(call: dict[str, Any]) -> None:
     """Raise PruneError for rows of several samples: by `PACKED`, or by position ids [B, L] (or [4, B, L], the text's first) without a mask
     that start again."""

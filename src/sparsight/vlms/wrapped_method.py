@@ -69,3 +69,9 @@ class WrappedMethod:
 def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call by their names."""
     return {**dict(zip(inspect.signature(method).parameters, args, strict=False)), **kwargs} if args else dict(kwargs)
+
+
+def pruned_repr(owner: Any, run: Callable[..., Any], _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> str:
+    """Around a model's `extra_repr`: that it is pruned, by which recipes."""
+    recipes = " and ".join(str(handle.recipe) for handle in owner.handles)
+    return ", ".join(filter(None, (run(), f"pruned by {recipes}")))
