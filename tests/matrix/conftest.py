@@ -17,13 +17,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     spare = [p.get("name") in ZOO and ZOO[p["name"]].variant and p.get("recipe", FEW[0]) not in FEW for p in given]
     config.hook.pytest_deselected(items=[item for item, gone in zip(items, spare, strict=True) if gone])
     items[:] = [item for item, gone in zip(items, spare, strict=True) if not gone]
-    models, recipes = list(ZOO), list(RECIPES)
+    models, seen = list(ZOO), {}
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        name, recipe = params.get("name"), params.get("recipe")
-        product = name in ZOO and recipe in RECIPES and name != models[0]
-        if product and (models.index(name) * 5 + recipes.index(recipe)) % SAMPLE:
-            item.add_marker(pytest.mark.product)
+        recipe = params.get("recipe", params.get("later"))
+        if params.get("name") in ZOO and recipe is not None:
+            seen.setdefault((item.module, item.originalname), {}).setdefault(recipe, []).append(
+                (models.index(params["name"]), item)
+            )
+    for recipes in seen.values():
+        for number, pairs in enumerate(recipes.values()):
+            for model, item in pairs:
+                if model and (model * 5 + number) % min(SAMPLE, len(recipes)):
+                    item.add_marker(pytest.mark.product)
 
 
 @pytest.fixture(params=ZOO)
