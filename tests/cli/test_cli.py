@@ -136,9 +136,9 @@ def finished(out):
 
 
 def test_an_interrupted_run_says_how_to_go_on(sparsight, long_job, tmp_path, monkeypatch):
-    from sparsight.evaluation import measure
+    from sparsight.evaluation.study import Study
 
-    count, calls = measure.count_macs, []
+    count, calls = Study.macs, []
 
     def interrupted(*arguments, **options):
         calls.append(arguments)
@@ -146,7 +146,7 @@ def test_an_interrupted_run_says_how_to_go_on(sparsight, long_job, tmp_path, mon
             signal.raise_signal(signal.SIGINT)
         return count(*arguments, **options)
 
-    monkeypatch.setattr(measure, "count_macs", interrupted)
+    monkeypatch.setattr(Study, "macs", interrupted)
     code, _, news = sparsight(*long_job)
     assert code == 130
     line = f"stopped: 1 of 4 rows are finished in {tmp_path}; give the same command again to go on from there"

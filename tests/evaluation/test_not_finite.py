@@ -29,7 +29,9 @@ def spoilt(folder):
     loaded = make_model()
     target = loaded.transform(decode(folder / "dog" / "1.png"))
     bad = []
-    loaded.model.register_forward_pre_hook(lambda _m, given: bad.append((given[0] - target).abs().amax(dim=(1, 2, 3)) < 1e-3))
+    loaded.model.register_forward_pre_hook(
+        lambda _m, given: bad.append((given[0] - target.to(given[0].device)).abs().amax(dim=(1, 2, 3)) < 1e-3)
+    )
 
     def overflow(_module, _given, x):
         return torch.where(bad.pop().view(-1, 1, 1), torch.inf, x)

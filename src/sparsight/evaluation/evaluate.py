@@ -26,7 +26,7 @@ from ..runs.workers import Workers
 from .accuracy import judge
 from .probes import classify
 from .result import Evaluation, Score, write_predictions
-from .study import Data, Study, check_pace, check_recipes, count_macs, make_sweep, prepare, reserved
+from .study import Data, Study, check_pace, check_recipes, make_sweep, prepare, reserved
 
 
 def evaluate(
@@ -103,14 +103,14 @@ class Job:
     def score(self, recipe: Recipe | None, chunk: Chunk, reference: Chunk) -> Score:
         """One recipe against the unpruned model."""
         tokens = chunk.columns["tokens"].float().mean(dim=0).tolist() if recipe is not None else []
-        judged, model = judge(chunk, reference), self.study.loaded.model
+        judged = judge(chunk, reference)
         return Score(
             recipe=UNPRUNED if recipe is None else str(recipe),
             definition=None if recipe is None else definition(recipe),
             tokens=tokens,
             images=len(chunk),
             labelled=sum(label is not None for label in chunk.labels),
-            macs=count_macs(model, lambda image: self.study.ask(image, None), recipe, self.study.loaded.image_size, tokens),
+            macs=self.study.macs(recipe, tokens),
             not_finite=judged.not_finite,
             **judged.intervals(None if recipe is None else judge(reference, reference)),
         )

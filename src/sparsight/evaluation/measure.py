@@ -26,7 +26,7 @@ from ..runs.store import UNPRUNED, Chunk, write_text
 from ..runs.sweep import Listener, RowJob, Step, Sweep, pruned, run_rows
 from ..speed.timing import memory_method, peak_memory, race
 from .accuracy import judge, note_of
-from .study import Study, count_macs
+from .study import Study
 
 READING = 0.6
 """Share of the work that is running all images, for the progress bar; the rest is the paired runs."""
@@ -127,7 +127,7 @@ class Job:
             top5_change=shares["top5_change"],
             agreement=shares["agreement"],
             cosine=float(cosine.mean()),
-            macs=count_macs(self.loaded.model, self.loaded.model, recipe, self.loaded.image_size, tokens),
+            macs=self.study.macs(recipe, tokens),
             images_per_second=len(batch) / times.median,
             speedup=times.speedup,
             peak_memory=memory,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.fingerprint import digest
 from ..data.images import SPLITS
@@ -25,9 +24,9 @@ from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
 from ..runs.settings import PRECISIONS, Settings, versions_in_use
 from ..runs.store import ResultStore, claim, fingerprint_model, release
-from ..runs.sweep import Ask, Pace, Sweep, pruned
+from ..runs.sweep import Ask, Pace, Sweep
 from ..runs.workers import Workers
-from ..speed.macs import typical
+from ..speed.macs import Forward, as_model, macs
 
 MODES = ("classify", "zero-shot", "knn", "probe")
 TRAIN = ("train", "training")
@@ -72,6 +71,7 @@ class Study:
     """The model on its device, the question, the images with labels in the order of the classes, and what to tell the reader.
 
     names: of the classes, None where nobody knows them. key: fingerprint of what the question depends on, beside model and images.
+    forward: how the model is called.
     """
 
     loaded: Loaded
@@ -82,6 +82,12 @@ class Study:
     names: list[str] | None
     notes: list[str]
     key: str
+    forward: Forward = as_model
+
+    def macs(self, recipe: Recipe | None, tokens: Sequence[float]) -> int:
+        """Multiply-accumulates per image. tokens: mean number after each site, which is what an adaptive recipe is counted with."""
+        counts = [max(1, round(count)) for count in tokens]
+        return macs(self.loaded.model, recipe, self.loaded.image_size, counts=counts, forward=self.forward)
 
 
 def prepare(
@@ -175,7 +181,11 @@ def zero_shot(
     names = preset.classes(source.classes) if preset is not None else [spaced(name) for name in source.classes]
     prompts = templates or (preset.prompts() if preset is not None else PHOTO)
     dual = load_dual(model) if isinstance(model, str) else model
-    loaded = replace(dual.loaded, model=place(dual.loaded.model, settings))
+    if isinstance(model, str):
+        loaded = replace(dual.loaded, model=place(dual.loaded.model, settings))
+    else:
+        loaded = open_model(dual.loaded, device=settings.device, dtype=PRECISIONS[settings.precision])
+    dual = replace(dual, loaded=loaded)
     rows = dual.classifier(names, prompts)
 
     def ask(images: Tensor, _handle: Handle | None) -> Mapping[str, Tensor]:
@@ -183,7 +193,7 @@ def zero_shot(
 
     said = [t.format("{}") if isinstance(t, str) else t("{}") for t in prompts]
     notes = [source.note, f"{len(names)} class names in {len(said)} templates, such as {said[0]!r}"]
-    return Study(loaded, ask, source, None, len(names), names, notes, digest("zero-shot", names, said))
+    return Study(loaded, ask, source, None, len(names), names, notes, digest("zero-shot", names, said), dual.image)
 
 
 def check_recipes(recipes: Sequence[str | Recipe], model: nn.Module) -> list[Recipe]:
@@ -228,18 +238,3 @@ def make_sweep(study: Study, recipes: list[Recipe], pace: Pace, settings: Settin
     (out / "rows").mkdir(parents=True, exist_ok=True)
     store = ResultStore(out / "rows", key)
     return Sweep(loaded.model, loaded.transform, [None, *recipes], study.ask, pace, settings.seed, store, processes)
-
-
-def count_macs(
-    model: nn.Module, run: Callable[[Tensor], object], recipe: Recipe | None, size: tuple[int, int], tokens: Sequence[float]
-) -> int:
-    """Multiply-accumulates per image of what `run` does with the model, counted in a real forward.
-
-    tokens: mean number of tokens after each site, which is what an adaptive recipe is counted with.
-    """
-    if recipe is not None and recipe.adaptive:
-        recipe = typical(recipe, [round(count) for count in tokens])
-    image = torch.zeros(1, 3, *size).to(next(model.parameters()))
-    with torch.no_grad(), pruned(model, recipe), FlopCounterMode(display=False) as counter:
-        run(image)
-    return int(counter.get_total_flops()) // 2

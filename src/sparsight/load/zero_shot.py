@@ -26,12 +26,12 @@ OPEN_CLIP = "open_clip:"
 class Dual:
     """A model of images and texts.
 
-    loaded.model: the whole model, which `prune` takes. image: pixels [n, 3, H, W] -> [n, D]; text: sentences -> [n, D]. scale and
+    loaded.model: the whole model, which `prune` takes. image: the model and pixels [n, 3, H, W] -> [n, D]; text: sentences -> [n, D]. scale and
     bias: of the logits; pairwise: SigLIP's, whose probabilities are of each class by itself.
     """
 
     loaded: Loaded
-    image: Callable[[Tensor], Tensor] = field(repr=False)
+    image: Callable[[Any, Tensor], Tensor] = field(repr=False)
     text: Callable[[list[str]], Tensor] = field(repr=False)
     scale: float = 1.0
     bias: float = 0.0
@@ -44,7 +44,7 @@ class Dual:
 
     def answer(self, images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
         """Ranked classes of a batch."""
-        features = nn.functional.normalize(self.image(images).float(), dim=-1)
+        features = nn.functional.normalize(self.image(self.loaded.model, images).float(), dim=-1)
         return ranked(self.scale * features @ rows.to(features).T + self.bias, pairwise=self.pairwise)
 
 
@@ -98,7 +98,7 @@ def load_transformers(folder: Path) -> Dual:
         raise PruneError(f"transformers cannot load {folder}, model, tokenizer and image processor ({one_line(error)})") from error
     length = model.config.text_config.max_position_embeddings
 
-    def image(pixels: Tensor) -> Tensor:
+    def image(model: Any, pixels: Tensor) -> Tensor:
         return tensor_of(model.get_image_features(pixel_values=pixels))
 
     def text(sentences: list[str]) -> Tensor:
@@ -140,7 +140,13 @@ def load_open_clip(name: str) -> Dual:
     bias = getattr(model, "logit_bias", None)
     loaded = finish(name, model, transform, None)
     scale = float(model.logit_scale.detach().exp())
-    return Dual(loaded, model.encode_image, text, scale, 0.0 if bias is None else float(bias), bias is not None)
+    return Dual(loaded, encode_image, text, scale, 0.0 if bias is None else float(bias), bias is not None)
+
+
+def encode_image(model: Any, pixels: Tensor) -> Tensor:
+    """Features of a model of open_clip."""
+    features: Tensor = model.encode_image(pixels)
+    return features
 
 
 def open_clip_name(name: str) -> tuple[str, str | None]:

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import PruneError
@@ -24,6 +24,15 @@ NORM_COST = 5
 """Multiply-accumulates per normalised element in the published tables (fvcore's rule for LayerNorm)."""
 
 
+Forward = Callable[[Any, Tensor], object]
+"""Calls a model with images [1, 3, H, W]."""
+
+
+def as_model(model: Any, images: Tensor) -> object:
+    """The ordinary call."""
+    return model(images)
+
+
 def macs(
     model: nn.Module | str,
     recipe: Recipe | str | None = None,
@@ -31,6 +40,7 @@ def macs(
     *,
     convention: Convention = "all",
     counts: Sequence[Any] | None = None,
+    forward: Forward = as_model,
 ) -> int:
     """Multiply-accumulates per image, from torch.utils.flop_counter on the meta device; attention inside SDPA is counted.
 
@@ -38,7 +48,8 @@ def macs(
     convention "all" counts every matrix product that runs, the score's own included; where tokens are chosen by q and k alone, a
     site's attention runs for the survivors only. "published" counts as the tables of the token pruning papers do (fvcore): LayerNorm
     at 5 per element is added, the attention is whole, and the score is free because it reads that attention's matrix.
-    counts: for adaptive methods, `Handle.counts` of a forward on real images, whose means count. Raises PruneError as `prune` does.
+    counts: for adaptive methods, `Handle.counts` of a forward on real images, whose means count. forward: how the
+    model is called with the images. Raises PruneError as `prune` does.
     """
     if convention not in ("all", "published"):
         raise PruneError(f"convention={convention!r} is not known; choose all or published")
@@ -58,7 +69,7 @@ def macs(
     images = torch.zeros(1, 3, h, w, device="meta", dtype=next(shell.parameters()).dtype)
     with torch.no_grad(), counter:
         try:
-            shell(images)
+            forward(shell, images)
         except (AssertionError, ValueError) as error:
             if isinstance(error, PruneError):
                 raise
@@ -81,6 +92,8 @@ def skeleton(model: nn.Module | str, image_size: int | tuple[int, int]) -> nn.Mo
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in plain}
     return copy.deepcopy(model, memo).eval()
 
 
