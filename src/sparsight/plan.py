@@ -79,9 +79,8 @@ class Plan:
 
     def dropped(self) -> Tensor:
         """Indices of the tokens that lost their own slot, ascending: [B, N - K]. Not for plans with padding."""
-        kept = torch.zeros(self.keep.shape[0], self.total, dtype=torch.bool, device=self.keep.device)
-        kept = kept.scatter(1, self.keep, True)
-        return kept.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.total - self.keep.shape[1]]
+        index = torch.arange(self.total, device=self.keep.device).expand(self.keep.shape[0], -1)
+        return index.scatter(1, self.keep, self.total).sort(dim=1).values[:, : self.total - self.keep.shape[1]]
 
     def rows(self) -> Tensor:
         """Row of every token's slot among the 1 + slots of all images one after the other: [B * N]. The first of each image is a spare

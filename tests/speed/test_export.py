@@ -204,3 +204,24 @@ def test_distances_and_ties(loaded: Loaded, format: str, tmp_path: Path) -> None
 def test_adaptive_counts_are_refused(loaded: Loaded, tmp_path: Path) -> None:
     with pytest.raises(PruneError, match="another number of tokens in every image"):
         export(loaded, "ats:keep=0.5,layers=1", tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
+@pytest.mark.parametrize("recipe", ["col_ln:keep=0.6,layers=0/1", "similarity:keep=0.6,layers=1,metric=l2"])
+def test_pytorch_s_own_exporters_take_a_pruned_model(loaded: Loaded, recipe: str, dynamo: bool, tmp_path: Path) -> None:
+    """They have no stable sort and no distances; equal scores go to the lower index in the file, too."""
+    model, images, file = loaded.model, torch.rand(2, 3, SIDE, SIDE), tmp_path / "m.onnx"
+    images[0] = 0.5
+    sparsight.prune(model, recipe)
+    with torch.no_grad():
+        wanted = model(images)
+        torch.onnx.export(model, (images,), str(file), dynamo=dynamo, verbose=False)
+        assert torch.allclose(open_exported(file)(images)[0], wanted, atol=1e-4)
+
+
+def test_pytorch_s_tracer_takes_a_pruned_model(loaded: Loaded) -> None:
+    sparsight.prune(loaded.model, "evit:keep=0.6,layers=0/1")
+    with torch.no_grad():
+        traced = torch.jit.trace(loaded.model, torch.rand(2, 3, SIDE, SIDE))
+        images = torch.rand(5, 3, SIDE, SIDE)
+        assert torch.allclose(traced(images), loaded.model(images), atol=1e-5)

@@ -25,6 +25,7 @@ from ..ops import diversity, hybrid, schedule
 from ..ops import reduce as reducers
 from ..ops import score as scores
 from ..ops import select as selectors
+from ..ops.portable import stable_order
 from ..ops.schedule import Layers
 from ..plan import Plan
 from ..recipe import Recipe, Step
@@ -62,7 +63,7 @@ def by_two_scores(s: Tensor, other: Tensor, count: int, share: float) -> Plan:
 def by_distance(x: Tensor, count: int, share: float, s: Tensor | None = None) -> Plan:
     """Greedy max-min from the best-scored token, or from the one that is farthest from its nearest. x [B, N, C]."""
     similarity = diversity.cosine(x)
-    first = diversity.loneliest(similarity) if s is None else s.sort(dim=1, descending=True, stable=True).indices[:, :1]
+    first = diversity.loneliest(similarity) if s is None else stable_order(s, descending=True)[:, :1]
     return Plan(diversity.farthest_first(similarity, first, count).sort(dim=1).values, x.shape[1])
 
 

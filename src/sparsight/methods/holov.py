@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import PruneError
 from ..ops import importance, reduce, schedule, select
 from ..ops.importance import Importance
+from ..ops.portable import stable_order
 from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..registry import method
@@ -47,7 +48,7 @@ def quotas(score: Tensor, sizes: Tensor, count: int, overflow: Overflow) -> Tens
     """Allocate the tokens to crops by score [B, P] and sizes [P]: [B, P] int64."""
     share = score / (score.sum(dim=1, keepdim=True) + EPS)
     quota = (share * count).floor().long()
-    ranked = share.sort(dim=1, descending=True, stable=True).indices
+    ranked = stable_order(share, descending=True)
     place = torch.zeros_like(ranked).scatter(1, ranked, torch.arange(ranked.shape[1], device=score.device).expand_as(ranked))
     quota = quota + (place < count - quota.sum(dim=1, keepdim=True))
     fitting = torch.minimum(quota, sizes)
@@ -84,7 +85,7 @@ def by_crops(s: Tensor, x: Tensor, count: int, crops: int, alpha: float, overflo
     whole = (quota >= sizes).index_select(1, crop)
     key = torch.where(whole, place, start.index_select(0, crop) + rank).masked_fill(~wanted, n)
     keep = select.chosen(wanted)
-    ordered = key.sort(dim=1, stable=True).indices[:, : keep.keep.shape[1]]
+    ordered = stable_order(key)[:, : keep.keep.shape[1]]
     return Plan(ordered.masked_fill(keep.keep < 0, -1), n, valid=keep.valid)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..ops import cluster, reduce, schedule, select
+from ..ops.portable import stable_order
 from ..ops.schedule import Layers
 from ..plan import Plan
 from ..recipe import Recipe, Step
@@ -27,7 +28,7 @@ def weighted(x: Tensor, token_weight: Tensor, count: int, rounds: int) -> Plan:
     """Run k-medoids on x [B, N, C] from the tokens of largest weight. token_weight [B, N]."""
     if count >= x.shape[1]:
         return select.everything(x)
-    heaviest = token_weight.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    heaviest = stable_order(token_weight, descending=True)[:, :count]
     return fitted(x, heaviest, token_weight, rounds)
 
 

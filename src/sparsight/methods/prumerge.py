@@ -24,6 +24,7 @@ from ..errors import PruneError
 from ..ops import diversity, importance, reduce, schedule, select
 from ..ops.attention_given import exact
 from ..ops.importance import Importance
+from ..ops.portable import stable_order
 from ..ops.score import check_order
 from ..plan import Plan
 from ..recipe import Recipe, Step
@@ -61,7 +62,7 @@ def centres(
         rank = torch.where(rank < top.unsqueeze(-1), rank, n + torch.arange(n, device=s.device))
     sizes = chosen.sum(dim=1)
     kept = [count] if count else sizes.tolist()
-    idx = rank.masked_fill(~chosen, 2 * n).sort(dim=1, stable=True).indices[:, : max(kept)]
+    idx = stable_order(rank.masked_fill(~chosen, 2 * n))[:, : max(kept)]
     if min(kept) < max(kept):
         idx = idx.masked_fill(torch.arange(max(kept), device=s.device) >= sizes.unsqueeze(-1), -1)
     mix = weights(idx, None, ~chosen, attention(s, q, k, prefix, score), k[:, :, prefix:])
@@ -84,7 +85,7 @@ def training_centres(s: Tensor, q: Tensor, k: Tensor, prefix: int, count: int, s
     idx = torch.cat([select.ranks(s).argsort(dim=1)[:, :count], grid], dim=1)
     slots = idx.shape[1]
     free = torch.ones_like(s, dtype=torch.bool).scatter(1, idx, False)
-    rest = free.to(torch.uint8).sort(dim=1, stable=True).indices[:, slots:]
+    rest = stable_order(free.to(torch.uint8))[:, slots:]
     lost = torch.ones_like(free).scatter(1, rest, False) & free
     own = place[:slots].expand_as(idx)
     mix = weights(idx, torch.cat([idx, rest], dim=1), free & ~lost, attention(s, q, k, prefix, score), k[:, :, prefix:])

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import PruneError
 from ..ops import importance, reduce, schedule, select
 from ..ops.importance import Importance
+from ..ops.portable import stable_order
 from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..registry import method
@@ -27,7 +28,7 @@ def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: b
     merged = share_of(count) if contextual < 0 else contextual
     dominant = select.best(s, count - merged - int(led))
     taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, dominant, True)
-    rest = taken.to(torch.uint8).sort(dim=1, stable=True).indices[:, : n - dominant.shape[1]]
+    rest = stable_order(taken.to(torch.uint8))[:, : n - dominant.shape[1]]
     targets = rest[:, :: max(1, rest.shape[1] // max(1, merged))][:, :merged]
     keep = torch.cat([dominant, targets], dim=1)
     if not led:

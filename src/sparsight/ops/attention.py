@@ -25,6 +25,7 @@ from . import attention_torch as plain
 from .attention_given import exact, real, visible
 from .attention_shared import Attended
 from .attention_torch import Rows as Work
+from .portable import tracing
 
 Heads = Literal["mean", "joint", "average"]
 Rows = Literal["all", "patches"]
@@ -277,7 +278,7 @@ def setting(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, valid: Tens
 
 def backend(work: Work) -> Backend:
     """Choose the back end; docs/attention.md has the measurements behind the rules."""
-    traced = torch.compiler.is_compiling() or work.q.device.type == "meta"
+    traced = tracing() or work.q.device.type == "meta"
     learning = torch.is_grad_enabled() and (work.q.requires_grad or work.k.requires_grad)
     if traced or learning:
         return "explicit"

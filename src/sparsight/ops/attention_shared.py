@@ -14,6 +14,7 @@ from torch import Tensor
 from . import attention_streamed as streamed
 from .attention_streamed import Block
 from .attention_torch import Rows
+from .portable import tracing
 
 ORDERS = (1, 2)
 """Orders of norms and entropies that are sums over exp(logits) or their squares; other orders want logarithms."""
@@ -48,7 +49,7 @@ class Attended:
     def possible(v: Tensor) -> bool:
         """Whether attention with these values can share its softmax."""
         usual = v.device.type == "cpu" and v.dtype in (torch.float32, torch.float64)
-        return usual and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return usual and not torch.is_grad_enabled() and not tracing()
 
     def takes(self, q: Tensor, k: Tensor, scale: float, order: float, *hidden: Tensor | None) -> bool:
         """Whether a statistic can share the softmax: same q, k and scale, nothing masked, an order that is a sum over exponentials."""

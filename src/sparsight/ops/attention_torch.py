@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .portable import tracing
+
 PIECE = 1 << 19
 """Matrix elements per piece on a CPU, 2 MiB of float32."""
 
@@ -55,7 +57,7 @@ def pieces(rows: Rows) -> Iterator[tuple[int, slice, Tensor]]:
     """Iterate over pieces of logits [b, H, r, K]: (first image, rows, logits)."""
     batch, heads, total, _ = rows.q.shape
     size = heads * rows.k.shape[2]
-    eager = rows.q.device.type == "cpu" and not torch.compiler.is_compiling()
+    eager = rows.q.device.type == "cpu" and not tracing()
     images = max(1, PIECE // max(1, size * total)) if eager else batch
     step = total if eager and images > 1 else max(1, (PIECE if eager else CHUNK) // max(1, size))
     q, keys = rows.q * rows.scale, rows.k.transpose(-2, -1)
@@ -71,7 +73,7 @@ def products(q: Tensor, k: Tensor) -> Tensor:
     """q k^T of few queries: [B, H, T, K]. Keys whose heads lie between the tokens would be copied for it; on a CPU, where the copy takes
     as long as the product, images go one by one."""
     copied = k.shape[0] > 1 and not k.is_contiguous()
-    if not copied or k.device.type != "cpu" or torch.compiler.is_compiling():
+    if not copied or k.device.type != "cpu" or tracing():
         return q @ k.transpose(-2, -1)
     return torch.stack([torch.bmm(queries, keys.transpose(-2, -1)) for queries, keys in zip(q, k, strict=True)])
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..plan import Plan
 from . import diversity
+from .portable import stable_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None, neighbo
     denser = density.unsqueeze(1) > density.unsqueeze(2)
     farthest = distance.flatten(1).amax(dim=1)[:, None, None]
     apart = distance.where(denser, farthest).amin(dim=-1)
-    centres = (apart * density).sort(dim=1, descending=True, stable=True).indices[:, :clusters]
+    centres = stable_order(apart * density, descending=True)[:, :clusters]
     to_centres = distance.gather(1, centres.unsqueeze(-1).expand(-1, -1, x.shape[1]))
     own = torch.arange(centres.shape[1], device=x.device).expand_as(centres)
     return Clusters(centres, to_centres.argmin(dim=1).scatter(1, centres, own), density, apart)
@@ -45,7 +46,7 @@ def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None, neighbo
 
 def in_order(centres: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
     """Renumber clusters by ascending centre index [B, c]; member [B, N] follows."""
-    keep, order = centres.sort(dim=1, stable=True)
+    keep, order = centres.sort(dim=1)
     return keep, order.argsort(dim=1).gather(1, member)
 
 
@@ -116,7 +117,7 @@ def keep_and_recycle(s: Tensor, x: Tensor, count: int, noise: Tensor) -> Plan:
     if gone <= 0:
         return Plan(torch.arange(n, device=s.device).expand_as(s), n)
     members = int(gone * 0.3) + 1
-    order = s.sort(dim=1, descending=True, stable=True).indices
+    order = stable_order(s, descending=True)
     keep, rest = order[:, :count].sort(dim=1).values, order[:, count : count + members]
     tokens = x.gather(1, rest.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     found = density_peaks(tokens, members // 10 + 1, noise[:, :members])

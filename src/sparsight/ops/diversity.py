@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .portable import stable_order, tracing
 from .rank import wide
 
 STRIP = 128
@@ -81,7 +82,7 @@ def triangle(matrix: Tensor) -> Tensor:
 
 def strips(n: int) -> list[slice]:
     """Strips of rows of a matrix; a single one in compiled graphs, which have no use for work in place."""
-    step = max(1, n) if torch.compiler.is_compiling() else STRIP
+    step = max(1, n) if tracing() else STRIP
     return [slice(start, min(n, start + step)) for start in range(0, n, step)]
 
 
@@ -123,7 +124,7 @@ def thin_out(similarity: Tensor, left: Tensor, count: int, step: int = 8) -> Ten
         for part in torch.split(start + odd, piece, dim=1):
             partners = rows.index_select(0, part.flatten()).view(batch, -1, n)
             closest = torch.maximum(closest, partners.amax(dim=1))
-        order = closest.gather(1, even).sort(dim=1, descending=True, stable=True).indices
+        order = stable_order(closest.gather(1, even), descending=True)
         left = torch.cat([even.gather(1, order[:, removed:]), odd], dim=1)
     return left
 
@@ -138,7 +139,7 @@ def by_threshold(
     -> chosen [B, count] in the order of choice, and how many [B] were chosen before that happened.
     """
     batch, n = s.shape
-    order = s.sort(dim=1, descending=True, stable=True).indices
+    order = stable_order(s, descending=True)
     index = torch.arange(n, device=s.device).expand(batch, n)
     rank = torch.zeros_like(order).scatter(1, order, index)
     rows = torch.arange(batch, device=s.device).unsqueeze(-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..plan import Plan
 from . import cluster, diversity, score, select
 from .attention_shared import Attended
+from .portable import stable_order
 
 Budget = Literal["kept", "removed"]
 
@@ -40,7 +41,7 @@ def rescued_by_columns(
 
 def descending(s: Tensor, taken: Tensor) -> Tensor:
     """Indices of the tokens not in `taken` [B, T], by descending score: [B, N - T]."""
-    ranked = s.scatter(1, taken, float("inf")).sort(dim=1, descending=True, stable=True).indices
+    ranked = stable_order(s.scatter(1, taken, float("inf")), descending=True)
     return ranked[:, taken.shape[1] :]
 
 
@@ -67,7 +68,7 @@ def top_and_clusters(s: Tensor, x: Tensor, count: int, top: int) -> Plan:
     keep, owner = attentive, None
     if count > top:
         taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, attentive, True)
-        rest = taken.to(torch.uint8).sort(dim=1, stable=True).indices[:, : n - top]
+        rest = stable_order(taken.to(torch.uint8))[:, : n - top]
         found = cluster.density_peaks(x.gather(1, rest.unsqueeze(-1).expand(-1, -1, x.shape[2])), count - top)
         keep = torch.cat([attentive, rest.gather(1, found.centres)], dim=1)
         owner = torch.arange(n, device=s.device).expand_as(s).scatter(1, rest, keep[:, top:].gather(1, found.member))

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import PruneError, shown
 from . import attention
 from .attention_shared import Attended
+from .portable import cdist
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
@@ -107,7 +108,7 @@ def distinctness(feats: Tensor, valid: Tensor | None, metric: Metric = "cosine")
     if valid is not None:
         others = (valid.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     if metric == "l2":
-        rows = (torch.cdist(feats[:, here], feats) for here in pieces(feats.shape[1]))
+        rows = (cdist(feats[:, here], feats) for here in pieces(feats.shape[1]))
         return torch.cat([(row if valid is None else row * valid.unsqueeze(1)).sum(dim=-1) for row in rows], dim=1) / others
     feats = comparable(feats, metric)
     feats = feats if valid is None else feats * valid.unsqueeze(-1)
@@ -133,7 +134,7 @@ def local_distinctness(
     found = []
     for here in pieces(feats.shape[1]):
         rows = feats[:, here]
-        similarity = -torch.cdist(rows, feats) if metric == "l2" else rows @ feats.transpose(-2, -1)
+        similarity = -cdist(rows, feats) if metric == "l2" else rows @ feats.transpose(-2, -1)
         weight = nearness(place, diversity, here)
         weight = weight if valid is None else weight * valid.unsqueeze(1)
         found.append(-(weight * similarity).sum(dim=-1) / weight.sum(dim=-1).clamp(min=torch.finfo(weight.dtype).tiny))
@@ -150,7 +151,7 @@ def nearness(place: Tensor, sigma: float, here: slice) -> Tensor:
     """Gaussian of grid distance between some tokens and all; 1 for tokens without a position (row -1), 0 on the diagonal.
     place [B, N, 2] -> [B, rows, N]"""
     nowhere = place[..., 0] < 0
-    apart = torch.cdist(place[:, here], place).square()
+    apart = cdist(place[:, here], place).square()
     apart = apart.masked_fill(nowhere[:, here].unsqueeze(-1) | nowhere.unsqueeze(-2), 0)
     index = torch.arange(place.shape[1], device=place.device)
     return torch.exp(-apart / (2 * sigma**2)).masked_fill(index[here].unsqueeze(-1) == index, 0)

@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
+from .portable import stable_order
 
 
 def best(s: Tensor, count: int) -> Tensor:
     """Indices of the `count` highest scores, ascending. s [B, N] -> [B, K]."""
-    order = s.sort(dim=1, descending=True, stable=True).indices
+    order = stable_order(s, descending=True)
     return order[:, :count].sort(dim=1).values
 
 
 def ranks(s: Tensor) -> Tensor:
     """Rank of each token in descending order of score, from 0; ties to the lower index. s [B, N] -> [B, N]."""
-    order = s.sort(dim=1, descending=True, stable=True).indices
+    order = stable_order(s, descending=True)
     return torch.zeros_like(order).scatter(1, order, torch.arange(s.shape[1], device=s.device).expand_as(order))
 
 
@@ -38,7 +39,7 @@ def chosen(mask: Tensor) -> Plan:
     """
     counts = mask.sum(dim=1)
     least, most = (int(count) for count in torch.stack(torch.aminmax(counts)).tolist())
-    keep = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+    keep = stable_order(mask.to(torch.uint8), descending=True)[:, :most]
     if least == most:
         return Plan(keep, mask.shape[1])
     valid = torch.arange(most, device=mask.device) < counts.unsqueeze(1)
@@ -52,7 +53,7 @@ def topk_fused(s: Tensor, count: int) -> Plan:
 
 def rescued(s: Tensor, other: Tensor, count: int, slots: int) -> Plan:
     """Keep the `count - slots` highest by `s`, then the `slots` highest by `other` among the rest. s, other [B, N]."""
-    first = s.sort(dim=1, descending=True, stable=True).indices[:, : count - slots]
+    first = stable_order(s, descending=True)[:, : count - slots]
     return topk(other.scatter(1, first, float("inf")), count)
 
 
@@ -61,15 +62,15 @@ def bipartite_by_score(s: Tensor, k: Tensor, prefix: int, count: int) -> Plan:
     stand in ascending order."""
     n = s.shape[1]
     removed = min(n - count, n // 2)
-    ranked = s.sort(dim=1, descending=True, stable=True).indices
+    ranked = stable_order(s, descending=True)
     target, source = ranked[:, : n - n // 2], ranked[:, n - n // 2 :]
     metric = directions(k, prefix)
     rows = [metric.gather(1, index.unsqueeze(-1).expand(-1, -1, metric.shape[2])) for index in (source, target)]
     value, partner = (rows[0] @ rows[1].transpose(-2, -1)).max(dim=-1)
-    going = value.sort(dim=1, descending=True, stable=True).indices[:, :removed]
+    going = stable_order(value, descending=True)[:, :removed]
     gone = source.gather(1, going)
     taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, gone, True)
-    keep = taken.to(torch.uint8).sort(dim=1, stable=True).indices[:, : n - removed]
+    keep = stable_order(taken.to(torch.uint8))[:, : n - removed]
     slot = torch.zeros_like(ranked).scatter(1, keep, torch.arange(n - removed, device=s.device).expand_as(keep))
     host = target.gather(1, partner.gather(1, going))
     return Plan(keep, n, slot.scatter(1, gone, slot.gather(1, host)))
@@ -90,7 +91,7 @@ def bipartite(k: Tensor, prefix: int, count: int) -> Plan:
         return Plan(index.expand(k.shape[0], n), n, index.expand(k.shape[0], n))
     metric = directions(k, prefix)
     value, partner = (metric[:, first::2] @ metric[:, 1 - first :: 2].transpose(-2, -1)).max(dim=-1)
-    ranked = value.sort(dim=1, descending=True, stable=True).indices
+    ranked = stable_order(value, descending=True)
     # at batch 1 the number of operations is what a site costs: arithmetic instead of lookups, scatters in place
     place = torch.add(index[first], ranked, alpha=2)
     left = place[:, removed:].sort(dim=1).values if prefix else place[:, removed:]

@@ -19,7 +19,7 @@ from ..load.models import twin
 from ..models.engine import Engine
 from ..plan import Plan
 from .engines import OpenVINO, Runner, check_images, need_module, open_onnx
-from .tracing import ONE_FILE, complaint, quantise, to_onnx, to_openvino, trace
+from .tracing import complaint, quantise, to_openvino, write_onnx
 
 ENGINES = {
     "openvino": ("f32", "bf16", "f16"),
@@ -61,13 +61,10 @@ def compile(
         wrapper(images[:1])
     if engine == "inductor":
         run = inductor(wrapper, images)
+    elif engine == "openvino":
+        run = OpenVINO(to_openvino(wrapper, images, wrapper.names), batch_sizes or [len(images)], wanted, threads)
     else:
-        program = trace(wrapper, images)
-        names = [f"out_{index}" for index in range(len(wrapper.layout.tensors))]
-        if engine == "openvino":
-            run = OpenVINO(to_openvino(program, names), {len(images)} if batch_sizes is None else batch_sizes, wanted, threads)
-        else:
-            run = onnxruntime(program, names, wanted, threads)
+        run = onnxruntime(wrapper, images, wanted, threads)
     return Compiled(engine, wanted, tuple(images.shape[1:]), images.dtype, keyword or first_parameter(model), run, wrapper.layout)
 
 
@@ -159,6 +156,11 @@ class WithPlans(nn.Module):
         self.model = model
         self.layout = Layout(tree_flatten(None)[1], [], [], [])
 
+    @property
+    def names(self) -> list[str]:
+        """A name for each tensor."""
+        return [f"out_{index}" for index in range(len(self.layout.tensors))]
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         leaves, spec = tree_flatten(self.model(images))
         engine = at_work(self.model)
@@ -201,13 +203,11 @@ def inductor(wrapper: WithPlans, images: Tensor) -> Runner:
     return run
 
 
-def onnxruntime(program: Any, names: list[str], precision: str, threads: int) -> Runner:
+def onnxruntime(wrapper: WithPlans, images: Tensor, precision: str, threads: int) -> Runner:
     """A session of onnxruntime on a file that is gone as soon as the session has read it."""
-    made = to_onnx(program, names)
-    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
         file = Path(folder) / "model.onnx"
-        made.save(str(file), external_data=weights > ONE_FILE)
+        write_onnx(wrapper, images, wrapper.names, file, {})
         if precision == "int8":
             quantise(file)
         return open_onnx(file, threads).run

@@ -26,7 +26,7 @@ from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import versions_in_use
 from .engines import Runner, need_module, open_exported
-from .tracing import Format, quantise, save, strip, trace
+from .tracing import Format, quantise, save, strip
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch-export": ()}
@@ -103,8 +103,7 @@ def export(
         if listen is not None:
             listen(f"tracing {loaded.name}, half a minute or more ...")
         names = ["logits", *(f"kept_{site}" for site in sites)]
-        program = trace(wrapper, images[:2])
-        save(program, room / target.name, format, names, metadata(loaded, recipe))
+        save(wrapper, images[:2], names, room / target.name, format, metadata(loaded, recipe))
         found, names = finish(wrapper, room / target.name, images, names, int8, kept)
         size = sum(part.stat().st_size for part in room.iterdir())
         for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):

@@ -24,11 +24,17 @@ ONE_FILE = 1_900_000_000
 
 def trace(module: nn.Module, example: Tensor) -> Any:
     """The module as a torch.export program that takes any batch size; example [B, 3, H, W]. Raises PruneError if it cannot be traced."""
-    batch = torch.export.Dim("batch", min=1)
-    if len(example) == 1:  # a batch of one would become a constant
-        example = torch.cat([example, example])
     with torch.no_grad(), complaint("the model cannot be traced"):
-        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+        return torch.export.export(module, (pair(example),), dynamic_shapes=FREE, strict=False)
+
+
+FREE = ({0: torch.export.Dim("batch", min=1)},)
+"""The free dimension of the images."""
+
+
+def pair(example: Tensor) -> Tensor:
+    """The example; two images instead of one, because a batch of one would become a constant."""
+    return torch.cat([example, example]) if len(example) == 1 else example
 
 
 class complaint:
@@ -58,76 +64,56 @@ def reason(error: Exception) -> str:
     return f"OpenVINO has no operation for {missing.group(1)}" if missing else f"{type(error).__name__}: {lines[0]}"
 
 
-def to_onnx(program: Any, names: list[str]) -> Any:
-    """A torch.export program as torch's ONNX program with outputs of these names."""
-    with complaint("the model cannot be traced for onnx"):
+def to_onnx(module: nn.Module, example: Tensor, names: list[str]) -> Any:
+    """The module as an ONNX program of torch's that takes any batch size, with outputs of these names."""
+    with torch.no_grad(), complaint("the model cannot be traced for onnx"):
         return torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["images"], output_names=names, custom_translation_table=onnx_rules()
-        )  # fmt: skip
+            module, (pair(example),), dynamo=True, verbose=False, input_names=["images"], output_names=names, dynamic_shapes=FREE
+        )
 
 
-def to_openvino(program: Any, names: list[str]) -> Any:
-    """A torch.export program as a model of OpenVINO's with outputs of these names."""
+def write_onnx(module: nn.Module, example: Tensor, names: list[str], file: Path, metadata: dict[str, Any]) -> None:
+    """Write the module as an ONNX file; weights that are too large for it go into a second one."""
+    made = to_onnx(module, example, names)
+    made.model.metadata_props.update({f"{SECTION}.{name}": json.dumps(value) for name, value in metadata.items()})
+    weights = sum(tensor.nbytes for tensor in module.state_dict().values())
+    made.save(str(file), external_data=weights > ONE_FILE)
+
+
+def to_openvino(module: nn.Module, example: Tensor, names: list[str]) -> Any:
+    """The module as a model of OpenVINO's that takes any batch size, with outputs of these names."""
     import openvino
 
+    program = trace(module, example)
     with complaint("the model cannot be traced for openvino"):
         model = openvino.convert_model(program, extension=openvino_rules())
     model.inputs[0].get_tensor().set_names({"images"})
-    example = next(
-        value
-        for node in program.graph.nodes
-        if (value := node.meta.get("val")) is not None and node.name == program.graph_signature.user_inputs[0]
-    )
     model.reshape([-1, *example.shape[1:]])
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
     return model
 
 
-def save(program: Any, file: Path, format: Format, names: list[str], metadata: dict[str, Any]) -> None:
-    """Write a torch.export program as a file with outputs of these names; OpenVINO's weights and large ONNX ones go into a second one."""
-    if format == "torch-export":
-        with complaint("the model cannot be traced for torch-export"):
-            torch.export.save(program, file, extra_files={f"{SECTION}.json": json.dumps(metadata)})
+def save(module: nn.Module, example: Tensor, names: list[str], file: Path, format: Format, metadata: dict[str, Any]) -> None:
+    """Write the module as a file that takes any batch size, with outputs of these names. Raises PruneError."""
+    if format == "onnx":
+        write_onnx(module, example, names, file, metadata)
     elif format == "openvino":
         import openvino
 
-        model = to_openvino(program, names)
+        model = to_openvino(module, example, names)
         for name, value in metadata.items():
             model.set_rt_info(json.dumps(value), [SECTION, name])
         openvino.save_model(model, file, compress_to_fp16=False)
     else:
-        made = to_onnx(program, names)
-        made.model.metadata_props.update({f"{SECTION}.{name}": json.dumps(value) for name, value in metadata.items()})
-        weights = sum(tensor.nbytes for tensor in program.state_dict.values())
-        made.save(str(file), external_data=weights > ONE_FILE)
-
-
-def onnx_rules() -> dict[Any, Callable[..., Any]]:
-    """What PyTorch's exporter does not know: a stable sort is ONNX's TopK of all entries, whose ties go to the lower index; Euclidean
-    distances are roots of |a|^2 + |b|^2 - 2ab."""
-    from onnxscript import opset18
-
-    op: Any = opset18
-
-    def stable_sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-        size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
-        return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
-
-    def distance(x1: Any, x2: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
-        last = op.Constant(value_ints=[-1])
-        lengths = op.Add(op.ReduceSumSquare(x1, last), swapped(op.ReduceSumSquare(x2, last)))
-        product = op.MatMul(x1, swapped(x2))
-        return op.Sqrt(op.Relu(op.Sub(lengths, op.Add(product, product))))
-
-    def swapped(x: Any) -> Any:
-        return op.Transpose(x, perm=[0, 2, 1])
-
-    return {torch.ops.aten.sort.stable: stable_sort, torch.ops.aten._cdist_forward.default: distance}
+        program = trace(module, example)
+        with complaint("the model cannot be traced for torch-export"):
+            torch.export.save(program, file, extra_files={f"{SECTION}.json": json.dumps(metadata)})
 
 
 def openvino_rules() -> list[Any]:
-    """What OpenVINO's reader does not know: resizing with antialiasing, by which timm fits position tables to the images."""
+    """What OpenVINO's reader does not know: resizing with antialiasing, by which timm fits position tables to the images, and the diagonal
+    of a matrix."""
     import openvino.opset13 as op
     from openvino.frontend import ConversionExtension
 
@@ -140,8 +126,14 @@ def openvino_rules() -> list[Any]:
 
         return rule
 
+    def diagonal(node: Any) -> Any:
+        x = node.get_input(0)
+        own = op.constant(torch.eye(x.get_partial_shape()[-1].get_length(), dtype=torch.bool).numpy())
+        return op.reduce_sum(op.select(own, x, op.convert_like(op.constant(0), x)), op.constant(-1)).outputs()
+
     rules = {"_upsample_bicubic2d_aa": resize("bicubic_pillow", -0.5), "_upsample_bilinear2d_aa": resize("bilinear_pillow", 0.0)}
-    return [ConversionExtension(f"aten.{name}.{kind}", rule) for name, rule in rules.items() for kind in ("vec", "default")]
+    found = [(f"aten.{name}.{kind}", rule) for name, rule in rules.items() for kind in ("vec", "default")]
+    return [ConversionExtension(name, rule) for name, rule in [*found, ("aten.diagonal.default", diagonal)]]
 
 
 def quantise(file: Path) -> None:
