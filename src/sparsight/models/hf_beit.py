@@ -7,7 +7,7 @@ the attention. A token fused of many has the bias of the class token, which has 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +26,11 @@ class HFBeit(TransformersViT):
     """BeitModel and its wrapper: one class token, LayerScale, drop path."""
 
     name = "transformers BEiT"
-    classes: ClassVar[tuple[str, ...]] = ("BeitModel", "BeitForImageClassification")
-    inner = "beit"
+    classes = ("BeitModel", "BeitForImageClassification")
+    inner, layers = "beit", "layers"
+    norms = ("layernorm_before", "layernorm_after")
+    after = (("dropout", "lambda_1", "drop_path"), ("dropout", "lambda_2", "drop_path"))
     positional = True
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.model.layers)  # type: ignore[arg-type]
-
-    @property
-    def prefix(self) -> int:
-        return 1
-
-    def projection(self) -> nn.Module:
-        return self.model.embeddings.patch_embeddings  # type: ignore[return-value, union-attr]
 
     def refuse_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The bias that all layers share comes as a mask: it is one for all pairs of tokens, in floating point."""
@@ -62,25 +53,10 @@ class HFBeit(TransformersViT):
     def opens(self, block: nn.Module) -> bool:
         return False  # every pair of tokens has a bias
 
-    def normal(self, block: nn.Module, x: Tensor) -> Tensor:
-        b: Any = block
-        out: Tensor = b.layernorm_before(x)
-        return out
-
-    def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
-        b: Any = block
-        branch = b.drop_path(b.lambda_1 * b.dropout(branch))
-        return branch + x
-
     def attended(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         others = {name: value for name, value in kwargs.items() if name not in (MASK, "resolution", "interpolate_pos_encoding")}
         total = with_bias(kwargs.get(MASK), bias)
         return super().attended(block, x, None if total is None else total.to(x.dtype), others)
-
-    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
-        b: Any = block
-        branch: Tensor = b.drop_path(b.lambda_2 * b.dropout(b.mlp(b.layernorm_after(x))))
-        return branch + x
 
     def install(self, engine: Engine) -> None:
         super().install(engine)

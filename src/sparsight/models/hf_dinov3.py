@@ -5,12 +5,12 @@ The rows of the rotary tables follow the tokens that are left; a token fused of 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .hf_dinov2 import HFDinov2
+from .hf_vit import HFDinov2
 from .positions import take_rows
 from .select_first import Heads
 from .state import ForwardState
@@ -23,18 +23,9 @@ class HFDinov3(HFDinov2):
     """DINOv3ViTModel: pre-norm blocks with LayerScale and drop path, plain or gated MLP."""
 
     name = "transformers DINOv3"
-    classes: ClassVar[tuple[str, ...]] = ("DINOv3ViTModel",)
-    inner = ""
+    classes = ("DINOv3ViTModel",)
+    inner, layers = "", "model.layer"
     positional = True
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.model.model.layer)  # type: ignore[arg-type, union-attr]
-
-    @property
-    def prefix(self) -> int:
-        embeddings: Any = self.model.embeddings
-        return 1 + int(embeddings.register_tokens.shape[1])
 
     def follow(self, index: int, kwargs: dict[str, Any], place: Tensor | None, state: ForwardState) -> dict[str, Any]:
         if place is None:

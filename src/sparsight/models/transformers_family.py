@@ -7,8 +7,8 @@ pruned, whichever of the wrapping classes was given, so that all of them find th
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
 from functools import partial
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -28,9 +28,16 @@ def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 class TransformersViT(Opened):
-    """An image encoder of transformers: the model that is given, or its attribute `inner`."""
+    """An image encoder of transformers: the model that is given, or its attribute `inner`. Subclasses name its parts."""
 
     inner: ClassVar[str]
+    layers: ClassVar[str]
+    """Where the layers are, from the encoder on."""
+    patches: ClassVar[str] = "embeddings.patch_embeddings"
+    norms: ClassVar[tuple[str, str]]
+    """In a layer, what normalises the input of attention and MLP."""
+    after: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
+    """In a layer, what the output of attention and MLP passes before it is added: dropout, LayerScale (module or parameter), drop path."""
     averaging: ClassVar[tuple[str, ...]] = ()
     """Names of the wrapping classes that take the plain mean of the patch tokens."""
 
@@ -38,6 +45,20 @@ class TransformersViT(Opened):
         encoder = getattr(model, self.inner, model)
         super().__init__(encoder if isinstance(encoder, nn.Module) else model)
         self.averager = model if any(kind.__name__ in self.averaging for kind in type(model).__mro__) else None
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(attrgetter(self.layers)(self.model))
+
+    @property
+    def prefix(self) -> int:
+        """A class token, and registers where there are some."""
+        registers = getattr(self.model.embeddings, "register_tokens", None)
+        return 1 if registers is None else 1 + int(registers.shape[1])
+
+    def projection(self) -> nn.Module:
+        found: nn.Module = attrgetter(self.patches)(self.model)
+        return found
 
     def adopt(self, other: Family) -> None:
         """The encoder was pruned by itself before; now its wrapper is known."""
@@ -113,13 +134,16 @@ class TransformersViT(Opened):
         a = self.attention(block)
         return float(a.scaling if hasattr(a, "scaling") else a.scale)
 
-    @abstractmethod
     def normal(self, block: nn.Module, x: Tensor) -> Tensor:
         """x as the attention gets it."""
+        return through(block, self.norms[:1], x)
 
-    @abstractmethod
     def residual(self, block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
         """x plus the output of the attention."""
+        return through(block, self.after[0], branch) + x
+
+    def feed(self, block: nn.Module, x: Tensor) -> Tensor:
+        return through(block, (self.norms[1], "mlp", *self.after[1]), x) + x
 
     def attend(self, block: nn.Module, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
         return self.residual(block, x, self.attended(block, self.normal(block, x), bias, kwargs))
@@ -153,6 +177,14 @@ def weigh_mean(engine: Engine, _module: nn.Module, _args: Any, output: Any) -> A
     if state is None or state.size is None or not engine.states.within("averager"):
         return output
     return dataclasses.replace(output, last_hidden_state=weighed(output.last_hidden_state, state.size, family.prefix))
+
+
+def through(block: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
+    """x through the modules of these names, or times the parameters."""
+    for name in names:
+        part: Any = getattr(block, name)
+        x = part * x if isinstance(part, nn.Parameter) else part(x)
+    return x
 
 
 def output(attention: Any) -> nn.Module:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..models.family import Family
-from ..models.hf_clip import HFCLIP, HFSiglip
+from ..models.hf_siglip import HFSiglip
+from ..models.hf_vit import HFCLIP
 from .family import LVLM
 from .tiles import ImageSite, ImageTokens, Tile
 
