@@ -21,6 +21,10 @@ class HFSiglip(HFCLIP):
     def prefix(self) -> int:
         return 0
 
+    @property
+    def class_token(self) -> bool:
+        return False
+
     def install(self, engine: Engine) -> None:
         super().install(engine)
         head = getattr(self.model, "head", None)

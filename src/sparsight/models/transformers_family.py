@@ -56,6 +56,10 @@ class TransformersViT(Opened):
         registers = getattr(self.model.embeddings, "register_tokens", None)
         return 1 if registers is None else 1 + int(registers.shape[1])
 
+    @property
+    def class_token(self) -> bool:
+        return True
+
     def projection(self) -> nn.Module:
         found: nn.Module = attrgetter(self.patches)(self.model)
         return found
