@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsight
-from sparsight.speed.bench import race
+from sparsight.speed.timing import race
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -51,8 +51,7 @@ def theirs_evit(path: Path, model: nn.Module, keep: float, layers: tuple[int, ..
 def compare(name: str, ours: Forward, theirs: Forward, images: Tensor, seconds: float) -> dict[str, object]:
     with torch.inference_mode():
         apart = float((ours(images) - theirs(images)).abs().max())
-    times = race(theirs, ours, images, "eager", seconds)
-    gain = times.speedup
+        gain = race(theirs, ours, images, seconds).speedup
     print(f"{name}, batch {len(images)}: logits differ by {apart:.1e}; ours is {gain} times as fast", flush=True)
     return {"method": name, "batch": len(images), "difference": apart, "speedup": gain.median, "quartiles": [gain.low, gain.high]}
 

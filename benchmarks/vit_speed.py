@@ -25,9 +25,7 @@ from sparsight.speed.timing import Forward, Pairs, Spread, race
 
 LIMITS = ["class_attention:keep=0.7", "class_attention:keep=0.5", "class_attention:keep=0.7,layers=0/3/6",
           "class_attention:keep=0.5,layers=0/3/6"]  # fmt: skip
-NOTHING = "random:keep=1.0,layers=11"
-"""Drops no token: what a pruned model gains by running its blocks as lines with packed weights."""
-REALISED = [NOTHING, *LIMITS, "evit:keep=0.7", "col_ln:keep=0.7", "col_ln:keep=0.5,layers=0/3/6", "tome:keep=0.7,layers=3/6/9",
+REALISED = [*LIMITS, "evit:keep=0.7", "col_ln:keep=0.7", "col_ln:keep=0.5,layers=0/3/6", "tome:keep=0.7,layers=3/6/9",
             "similarity:keep=0.7"]  # fmt: skip
 COPIES = 4
 """Of every score beside class attention: where a copy's weights lie in memory is worth a point or two."""

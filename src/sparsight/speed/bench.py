@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
 from ..runs.store import ResultStore, claim, digest, fingerprint_model, release, write_text
-from ..runs.sweep import Listener, Step, ignore
+from ..runs.sweep import Listener, RowJob, ignore, run_rows
 from .bench_result import Bench, BenchRow, Timing
 from .compile import Compiled, check_engine, compile
 from .macs import macs, mean_counts
@@ -155,26 +156,20 @@ class Job:
 
     def run(self, listen: Listener) -> Bench:
         """All rows, those in the store taken from there; then the files in `out`."""
-        rows: list[BenchRow] = []
         total = len(self.engines) * (len(self.recipes) + 1)
-        whole = macs(self.loaded.model, None, self.loaded.image_size)
-        for precision, backend in self.engines:
-            base: Engine | None = None
-            for recipe in [None, *self.recipes]:
-                name = f"{UNPRUNED if recipe is None else recipe}, {precision}, {backend}"
-                row = self.store.find(name, BenchRow.from_dict)
-                restored = row is not None
-                if row is None:
-                    listen(Step(len(rows), total, name))
-                    base = base or self.engine(None, precision, backend)
-                    row = self.measure(recipe, base, whole, lambda part, name=name: listen(Step(len(rows) + part, total, name)))  # type: ignore[misc]
-                    self.store.keep(name, row.to_dict())
-                rows.append(row)
-                listen(Step(len(rows), total, name, row, restored))
-            torch.compiler.reset()
-        done = self.sum_up(rows)
+        done = self.sum_up(run_rows(self.rows(), total, self.store, BenchRow.from_dict, listen))
         self.publish(done)
         return done
+
+    def rows(self) -> Iterator[RowJob[BenchRow]]:
+        """The rows to be measured, engine by engine; an engine's unpruned model is made when its first row needs it."""
+        whole = macs(self.loaded.model, None, self.loaded.image_size)
+        for precision, backend in self.engines:
+            base = cache(partial(self.engine, None, precision, backend))
+            for recipe in [None, *self.recipes]:
+                name = f"{UNPRUNED if recipe is None else recipe}, {precision}, {backend}"
+                yield RowJob(name, partial(self.measure, recipe, base, whole))
+            torch.compiler.reset()
 
     def engine(self, recipe: Recipe | None, precision: str, backend: str) -> Engine:
         """The model, pruned, on its device and in its precision, in the engine of the backend."""
@@ -189,8 +184,11 @@ class Job:
         hint = "int8" if backend.endswith("int8") else HINTS[precision] if backend == "openvino" else None
         return Engine(precision, backend, compile(model, images, ENGINES[backend], precision=hint, batch_sizes=self.sizes), None)
 
-    def measure(self, recipe: Recipe | None, base: Engine, whole: int, step: Callable[[float], object]) -> BenchRow:
+    def measure(
+        self, recipe: Recipe | None, unpruned: Callable[[], Engine], whole: int, step: Callable[[float], object]
+    ) -> BenchRow:
         """One row: all batch sizes, then what can be seen inside."""
+        base = unpruned()
         mine = base if recipe is None else self.engine(recipe, base.precision, base.backend)
         images = self.images.to(self.settings.device, torch.float32 if base.backend == "openvino" else PRECISIONS[base.precision])
         timings = []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,14 @@ from torch import nn
 from ..errors import PruneError
 from ..load.shapes import check_memory
 from ..load.vlms import Inputs, Prompts, Source, find_source, make_prompts
-from ..prune import LVLM, Handle, family_of, prune, resolve
+from ..prune import LVLM, Handle, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
 from ..runs.store import ResultStore, claim, digest, release, write_text
-from ..runs.sweep import Listener, Step, ignore
-from ..vlms.in_llm import Decoder
+from ..runs.sweep import Listener, RowJob, ignore, run_rows
 from .stage_result import StageBench, StageRow
-from .stages import Footprint, Times, count_macs, peak_memory, time_stages
+from .stages import Footprint, Times, count_macs, peak_memory, time_stages, vision_language
 from .timing import memory_method
 
 LOOKING = 0.3
@@ -119,37 +118,29 @@ class Job:
         return Job(source, prompts, recipes, settings, new_tokens, rounds, out, ResultStore(out / "rows", key))
 
     @property
-    def total(self) -> int:
-        return len(self.recipes) + 1
-
-    @property
     def dtype(self) -> torch.dtype:
         return PRECISIONS[self.settings.precision]
 
     def run(self, listen: Listener) -> StageBench:
         """All rows, those in the store taken from there; then the files in `out`."""
-        rows: list[StageRow] = []
-        bench: Bench | None = None
-        for index, recipe in enumerate([None, *self.recipes]):
-            name = UNPRUNED if recipe is None else str(recipe)
-            row = self.store.find(name, StageRow.from_dict)
-            restored = row is not None
-            if row is None:
-                if bench is None:
-                    listen(Step(index, self.total, "loading the model"))
-                    model = self.source.load(self.settings.device, self.dtype, self.settings.seed)
-                    bench = Bench.make(model, self.prompts.to(self.settings.device, self.dtype), self.new_tokens, self.rounds)
-                row = bench.measure(recipe, self.prompts.visual, partial(self.tell, listen, index, name))
-                self.store.keep(name, row.to_dict())
-            listen(Step(index + 1, self.total, name, row, restored))
-            rows.append(row)
-        done = self.sum_up(rows)
+        done = self.sum_up(run_rows(self.rows(), len(self.recipes) + 1, self.store, StageRow.from_dict, listen))
         self.publish(done)
         return done
 
-    def tell(self, listen: Listener, index: int, name: str, part: float) -> None:
-        """How much of a row is done."""
-        listen(Step(index + part, self.total, name))
+    def rows(self) -> Iterator[RowJob[StageRow]]:
+        """The rows to be measured; the model is loaded when the first of them needs it."""
+        bench = cache(self.load)
+        for recipe in [None, *self.recipes]:
+            yield RowJob(UNPRUNED if recipe is None else str(recipe), partial(self.measure, recipe, bench))
+
+    def load(self) -> Bench:
+        """The model and the prompts on the device."""
+        model = self.source.load(self.settings.device, self.dtype, self.settings.seed)
+        return Bench.make(model, self.prompts.to(self.settings.device, self.dtype), self.new_tokens, self.rounds)
+
+    def measure(self, recipe: Recipe | None, bench: Callable[[], Bench], step: Callable[[float], object]) -> StageRow:
+        """One row."""
+        return bench().measure(recipe, self.prompts.visual, step)
 
     def sum_up(self, rows: list[StageRow]) -> StageBench:
         """The rows with everything that has to be known about how they came about."""
@@ -197,10 +188,7 @@ class Bench:
     @staticmethod
     def make(model: nn.Module, inputs: Inputs, new_tokens: int, rounds: int) -> Bench:
         """Raises PruneError if the model is no vision-language model."""
-        family = family_of(model)
-        if not isinstance(family, LVLM):
-            raise PruneError(f"{type(model).__name__} is no vision-language model")
-        return Bench(model, family, inputs, new_tokens, rounds)
+        return Bench(model, vision_language(model), inputs, new_tokens, rounds)
 
     def pruned(self, recipe: Recipe | None) -> AbstractContextManager[Handle | None]:
         return nullcontext() if recipe is None else prune(self.model, recipe)
@@ -242,9 +230,9 @@ class Bench:
 
 def tokens_left(handle: Handle) -> list[int]:
     """Visual tokens of the whole batch after each site, in the last forward that read a prompt."""
-    if isinstance(handle.family, Decoder):
+    if handle.recipe.where == "decoder":
         return [sum(plan.counts) for plan in handle.plans]
-    return [sum(handle.counts)]
+    return [sum(handle.kept_per_image())]
 
 
 def weights_on_disk(path: str | None) -> list[Any]:

@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import PruneError
 from ..prune import LVLM, Handle, family_of, prune
 from ..recipe import Recipe
-from ..vlms.in_llm import Decoder
 from .timing import Alive, now
 
 Inputs = dict[str, Any]
@@ -137,15 +136,14 @@ class Meter:
 def metered(model: nn.Module, family: LVLM, handle: Handle | None, read: Number) -> Iterator[Meter]:
     """Follow the model through one `generate`: wrap the places where stages begin and end, and give them back afterwards."""
     meter = Meter(read)
-    core, decoder = family.core, getattr(handle, "family", None)
+    core = family.core
     with ExitStack() as stack:
         for name in ("get_image_features", "get_video_features"):
             if hasattr(core, name):
                 stack.enter_context(wrapped(core, name, meter, "vision"))
-        if isinstance(decoder, Decoder):
-            stack.enter_context(wrapped(decoder, "visit", meter, "selection"))
-        elif isinstance(decoder, LVLM):
-            stack.enter_context(wrapped(decoder, "prepare", meter, "selection"))
+        if handle is not None:
+            inside = handle.recipe.where == "decoder"
+            stack.enter_context(wrapped(handle.family, "visit" if inside else "prepare", meter, "selection"))
         language = core.language_model
         hooks = [
             language.register_forward_pre_hook(lambda *_: meter.enter("prefill"), prepend=True),
@@ -208,14 +206,20 @@ def count_macs(model: nn.Module, family: LVLM, handle: Handle | None, inputs: In
     return macs, [int(keys.shape[-2]) for keys, _ in layers], sum(keys.nbytes + values.nbytes for keys, values in layers)
 
 
+def vision_language(model: nn.Module) -> LVLM:
+    """The model's family. Raises PruneError if it is no vision-language model."""
+    family = family_of(model)
+    if not isinstance(family, LVLM):
+        raise PruneError(f"{type(model).__name__} is no vision-language model; sparsight.macs and bench are for vision models")
+    return family
+
+
 def prefill_macs(model: nn.Module, inputs: Inputs, recipe: Recipe | str | None = None) -> Macs:
     """Multiply-accumulates per prompt of a vision-language model on what its processor gives. recipe None = as the model is now.
 
     Runs the model once, because methods look at the data. Raises PruneError as `prune` does.
     """
-    family = family_of(model)
-    if not isinstance(family, LVLM):
-        raise PruneError(f"{type(model).__name__} is no vision-language model; sparsight.macs counts vision models")
+    family = vision_language(model)
     with nullcontext() if recipe is None else prune(model, recipe) as handle:
         return count_macs(model, family, handle, inputs)[0]
 

@@ -1,0 +1,137 @@
+"""Every benchmark runs from its command line, with settings so small that the numbers say nothing."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import made_up
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks are not part of an installed package")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Load a benchmark, change some of its constants, and call its main with words."""
+
+    def load(name: str, words: str = "", **changed: object) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        spec.loader.exec_module(module)
+        for key, value in changed.items():
+            monkeypatch.setattr(module, key, value)
+        monkeypatch.setattr(sys, "argv", [name, *words.split()])
+        threads = torch.get_num_threads()
+        if words:
+            module.main()
+        torch.set_num_threads(threads)
+        return module
+
+    return load
+
+
+def table(file: Path) -> str:
+    """The page beside a JSON file."""
+    assert json.loads(file.read_text())
+    text = file.with_suffix(".md").read_text()
+    assert "| --- " in text
+    return text
+
+
+def test_every_benchmark_has_a_test():
+    tested = {name for name in globals() if name.startswith("test_")}
+    assert {f"test_{file.stem}" for file in FOLDER.glob("*.py")} <= tested
+
+
+def test_accuracy_table(run):
+    module = run("accuracy_table")
+    text = module.tables(made_up.comparison("x"))
+    assert "### " in text
+    assert "| method |" in text
+
+
+def test_against_authors(run, tmp_path):
+    """In place of the authors' code two modules of the same interface that prune by ours."""
+    for file, code in {
+        "tome/patch/timm.py": "import sparsight\ndef apply_patch(model, prop_attn):\n    sparsight.prune(model, 'tome:remove=13,layers=all')\n",
+        "evit.py": "import sparsight, timm\ndef EViT(**sizes):\n    model = timm.create_model('vit_small_patch16_224')\n"
+        "    sparsight.prune(model, 'evit:keep=0.7,layers=3/6/9')\n    return model\n",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(code)
+    before = sys.path[:]
+    run("against_authors", f"--tome {tmp_path} --evit {tmp_path} --batches 1 --seconds 0 --out {tmp_path / 'o.json'}")
+    sys.path[:] = before
+    rows = json.loads((tmp_path / "o.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["ToMe, r=13", "EViT, keep 0.7"]
+    assert all(row["difference"] < 1e-5 for row in rows)
+
+
+def test_attention(run, tmp_path):
+    out = tmp_path / "o.json"
+    run("attention", f"--quick --seconds 0.01 --threads 1 --out {out}", QUICK=(17, 33))
+    assert "| 33 | 6 | Col-Ln |" in table(out)
+
+
+def test_engines(run, tmp_path):
+    out = tmp_path / "o.json"
+    recipe = "col_ln:keep=0.7,layers=3/6/9"
+    run("engines", f"--smoke --engines eager,openvino --recipes {recipe} --beside {FOLDER.parent / 'src'} --out {out}", WARM=1)
+    text = table(out)
+    assert "| recipe | MAC ratio | eager | openvino | other version |" in text
+    assert f"| `{recipe}` |" in text
+    assert "of the other version" in text
+
+
+def test_make_demo_weights(run):
+    from sparsight.demo import dequantise
+
+    module = run("make_demo_weights")
+    state = {"blocks.0.mlp.fc1.weight": torch.randn(6, 8), "head.weight": torch.randn(3, 4)}
+    back = dequantise(module.compress(state))
+    assert torch.equal(back["head.weight"], state["head.weight"])
+    assert torch.allclose(back["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc1.weight"], atol=0.02)
+
+
+def test_prefill(run, tmp_path):
+    from sparsight.load.shapes import shape_config
+
+    out = tmp_path / "o.json"
+    run(
+        "prefill", f"--rounds 2 --batch 2 --new-tokens 2 --threads 1 --out {out}", ALONE=["vispruner:tokens=64"],
+        shape_config=lambda name, vision_layers: shape_config("tiny", vision_layers),
+    )  # fmt: skip
+    text = table(out)
+    assert "| `short prompt, 128 tokens` |" in text
+    assert "## Batch 2" in text
+
+
+def test_same_tokens(run, tmp_path):
+    out = tmp_path / "o.json"
+    run("same_tokens", f"--out {out}", RECIPES=("col_ln:keep=0.7",), ENGINES={"OpenVINO": ("openvino", None)})
+    assert json.loads(out.read_text())["rows"][0]["same_kept"] == 1
+    assert "| OpenVINO | 100 |" in table(out)
+
+
+def test_selection(run, tmp_path):
+    out = tmp_path / "o.json"
+    run("selection", f"--tokens 256 --width 32 --rounds 2 --threads 1 --out {out}")
+    assert "| divprune:tokens=64 |" in table(out)
+
+
+def test_vit_sizes(run, tmp_path):
+    out = tmp_path / "o.json"
+    run("vit_sizes", f"--models ViT-S/16 --sides 64 --batches 1 --seconds 0 --threads 1 --out {out}")
+    assert "| ViT-S/16 at 64 | col_ln:keep=0.5,layers=3/6/9 |" in table(out)
+
+
+def test_vit_speed(run, tmp_path):
+    out = tmp_path / "o.json"
+    one = ["class_attention:keep=0.5"]
+    run("vit_speed", f"--batches 1 --seconds 0 --out {out}", LIMITS=one, REALISED=one, SCORES=["col_ln"], COPIES=1)
+    assert "| `class_attention:keep=0.5` |" in table(out)
