@@ -163,6 +163,30 @@ def test_recipes_that_cannot_work_are_refused_at_once():
         assert "forward" not in vars(model)
 
 
+def test_what_is_refused_is_not_half_installed():
+    model = build("llava")
+    model.config.vision_feature_layer = 9
+    with pytest.raises(PruneError, match="selects no output"):
+        sparsight.prune(model, "col_ln:tokens=3")
+    assert not any("forward" in vars(module) or module._forward_hooks for module in model.modules())
+    model.config.vision_feature_layer = -2
+    with sparsight.prune(model, "col_ln:tokens=3"):
+        model(**inputs("llava", model, SAMPLES))
+
+
+def test_grids():
+    model = build("qwen2.5")
+    with sparsight.prune(model, "col_ln:tokens=3") as handle:
+        with pytest.raises(PruneError, match="run the model first"):
+            _ = handle.grid
+        model(**inputs("qwen2.5", model, [[3, Size(32, 16), 4]]))
+        assert handle.grid == (4, 2)
+        with pytest.raises(PruneError, match="vision models only"):
+            handle.restore(torch.zeros(1, 3, 4))
+    with sparsight.prune(build("llava"), "col_ln:tokens=3") as handle:
+        assert handle.grid == (4, 4)
+
+
 def test_a_recipe_by_hand():
     parts = (score.class_attention, select.topk, reduce.drop)
     model = build("llava")
@@ -272,6 +296,17 @@ def test_together_with_a_method_inside_the_language_model(name, inner_first):
     assert torch.equal(answer(model, given, use_cache=False), reply)
     for i, sample in enumerate(SAMPLES):
         assert torch.equal(answer(model, inputs(name, model, [sample]))[0], reply[i])
+    labels = given["input_ids"].masked_fill((given["input_ids"] == IMAGE) | (given["attention_mask"] == 0), -100)
+    labels[torch.arange(2), given["attention_mask"].argmax(dim=1)] = -100
+    total, count = 0.0, 0
+    for sample in SAMPLES:
+        one = inputs(name, model, [sample])
+        own = one["input_ids"].masked_fill(one["input_ids"] == IMAGE, -100)
+        n = int((own[:, 1:] != -100).sum())
+        total, count = total + model(**one, labels=own).loss * n, count + n
+    out = model(**given, labels=labels)
+    assert out.logits.shape[1] == labels.shape[1]
+    torch.testing.assert_close(out.loss, (total / count).to(out.loss), atol=1e-5, rtol=1e-5)
     for handle in handles:
         handle.remove()
     assert "generate" not in vars(model)

@@ -90,7 +90,7 @@ class LVLM(ABC):
     @property
     def grid(self) -> tuple[int, int]:
         """Patch grid (h, w) of an image or tile, if that is fixed."""
-        raise PruneError(f"images of {type(self.model).__name__} have grids of their own; see handle.grids")
+        raise PruneError(f"images of {type(self.model).__name__} have grids of their own; run the model first")
 
     @abstractmethod
     def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
@@ -135,6 +135,7 @@ class LVLM(ABC):
         """Install the site; refuse a second one."""
         if self.sites:
             raise PruneError("the images of this model are pruned already; remove that handle first")
+        taps = self.taps("image", {}, sites[0])
         self.sites = list(sites)
         self.model._sparsight = self
         wrap: list[tuple[Any, str, Any]] = [(self.core, "forward", self.core_forward)]
@@ -143,7 +144,7 @@ class LVLM(ABC):
         wrap += [(self.model, "generate", self.generate)] if hasattr(self.model, "generate") else []
         self.wrapped = [WrappedMethod(module, name, around, outermost=True).install() for module, name, around in wrap]
         self.guarding = self.core.language_model.register_forward_pre_hook(self.guard, with_kwargs=True)
-        listen(self.hooks, self.taps("image", {}, sites[0]).values())
+        listen(self.hooks, taps.values())
 
     def take_out(self, sites: list[Any]) -> None:
         """Take the site out again and leave the model as it was."""
