@@ -53,7 +53,7 @@ def prune(
 
         return prune_decoder(model, recipe, visual, noise)
     family = family_of(model)
-    if isinstance(family, LVLM):
+    if family.language:
         from .vlms.before_llm import prune_images
 
         return prune_images(family, recipe)
@@ -77,9 +77,9 @@ def report_idle(recipe: Recipe, family: Family, sites: list[Site]) -> None:
 
 def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> None:
     """Raise PruneError for an argument of `prune` that is for other methods or models."""
-    if recipe.per_tile and (recipe.where == "decoder" or not isinstance(family_of(model), LVLM)):
+    if recipe.per_tile and (recipe.where == "decoder" or not family_of(model).language):
         raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
-    if recipe.fewer != "keep" and recipe.where != "decoder" and not isinstance(family_of(model), LVLM):
+    if recipe.fewer != "keep" and recipe.where != "decoder" and not family_of(model).language:
         raise PruneError("fewer= is for the images of a vision-language model; leave it out")
     if weights is not None and recipe.weights is None:
         raise PruneError(f"weights= is for learned methods, and {recipe.name} has no weights; leave it out")

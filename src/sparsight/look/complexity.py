@@ -62,7 +62,7 @@ def check_choice(word: str, value: str, choices: tuple[str, ...]) -> None:
 def place_of(model: nn.Module, layer: int | None = None) -> str:
     """Where `measure` looks, in words."""
     family = family_of(model)
-    if isinstance(family, LVLM):
+    if family.language:
         return "between vision encoder and language model"
     return f"after block {block_of(family, layer)}"
 
@@ -92,7 +92,7 @@ def measure(
         raise PruneError("no images: give pixel_values of at least one image, as the model's image processor makes them")
     found: list[Complexity] = []
     probe = recorder(score, space, found)
-    if isinstance(family, LVLM):
+    if family.language:
         if like is not None:
             probe = replace(probe, where=like.where, attention=like.attention, name=like.name)
         return of_language_model(family, probe, dict(call), found)

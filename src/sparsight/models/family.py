@@ -34,6 +34,8 @@ class Family(ABC):
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     """Names of the model classes, any of which may appear among the bases of the model's class."""
+    language: ClassVar[bool] = False
+    """Whether a language model reads the tokens."""
     methods: ClassVar[tuple[str, ...]] = ()
     """Methods of the model, besides its forward, with which people begin a forward."""
     positional: bool = False

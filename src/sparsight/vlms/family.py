@@ -44,6 +44,8 @@ class LVLM(ABC):
     """
 
     name: ClassVar[str]
+    language: ClassVar[bool] = True
+    """Whether a language model reads the tokens."""
     classes: ClassVar[tuple[str, ...]]
     """Names of the model classes, any of which may appear among the bases of the model's class."""
 
