@@ -107,3 +107,28 @@ def test_budgets_are_constants_of_every_graph(recipes):
             model(x)
             assert all(torch.equal(keep, plan.keep) for keep, plan in zip(kept, handle.plans, strict=True))
     assert given == [[]] * len(recipes)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["blocks", "broken graph", "features"])
+def test_parts_of_a_forward_that_are_compiled(way):
+    """Blocks compiled one by one in an eager model, a graph that breaks between two sites, timm's `forward_features`: the forward's state
+    goes on, and an eager forward afterwards is the last one."""
+    name = "timm-token-avg"
+    model, x = copy.deepcopy(made(name)), images(name)
+    with prune(model, RECIPES["tome"]) as handle:
+        expected = model(x)
+        kept = [plan.keep for plan in handle.plans]
+        if way == "blocks":
+            for block in model.blocks:
+                block.compile(backend="aot_eager")
+            found = model(x)
+        elif way == "broken graph":
+            model.blocks[1].mlp.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+            found = torch.compile(model, backend="aot_eager")(x)
+        else:
+            found = model.forward_head(torch.compile(model.forward_features, backend="aot_eager")(x))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        assert all(torch.equal(keep, plan.keep) for keep, plan in zip(kept, handle.plans, strict=True))
+        model(x[:1])
+        assert [len(plan.keep) for plan in handle.plans] == [1, 1]
