@@ -117,9 +117,75 @@ def deepseek_vl() -> Made:
     return t.DeepseekVLForConditionalGeneration(config), 16, {"pixel_values": pixels(1, 3, 16, 16)}
 
 
+def lighton_ocr() -> Made:
+    import transformers as t
+
+    vision = {"model_type": "pixtral", **VISION, "image_size": 32, "patch_size": 4}
+    config = t.LightOnOcrConfig(
+        vision_config=vision, text_config=text("qwen3", head_dim=8), image_token_id=IMAGE, spatial_merge_size=2
+    )
+    return (
+        t.LightOnOcrForConditionalGeneration(config),
+        16,
+        {"pixel_values": pixels(1, 3, 32, 32), "image_sizes": torch.tensor([[32, 32]])},
+    )
+
+
+def video_llava() -> Made:
+    import transformers as t
+
+    config = t.VideoLlavaConfig(vision_config=clip(), text_config=text(), image_token_index=IMAGE, video_token_index=91)
+    return t.VideoLlavaForConditionalGeneration(config), 16, {"pixel_values_images": pixels(1, 3, 16, 16)}
+
+
+def qianfan_ocr() -> Made:
+    import transformers as t
+
+    vision = {**VISION, "image_size": [32, 32], "patch_size": [4, 4]}
+    config = t.QianfanOCRConfig(
+        vision_config=vision, text_config=text("qwen3", head_dim=8), image_token_id=IMAGE, image_seq_length=16
+    )
+    return t.QianfanOCRForConditionalGeneration(config), 16, {"pixel_values": pixels(1, 3, 32, 32)}
+
+
+def ovis2() -> Made:
+    import transformers as t
+
+    vision = {**VISION, "image_size": 16, "patch_size": 4, "vocab_size": 40}
+    config = t.Ovis2Config(
+        vision_config=vision, text_config=text("qwen2"), image_token_id=IMAGE, visual_indicator_token_ids=[91, 92, 93, 94, 95],
+        vocab_size=VOCAB, hidden_size=32,
+    )  # fmt: skip
+    return t.Ovis2ForConditionalGeneration(config), 16, {"pixel_values": pixels(1, 3, 16, 16)}
+
+
+def got_ocr2() -> Made:
+    import transformers as t
+
+    vision = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 128, "patch_size": 4,
+              "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 48}  # fmt: skip
+    config = t.GotOcr2Config(vision_config=vision, text_config=text("qwen2"), image_token_index=IMAGE, image_seq_length=64)
+    return t.GotOcr2ForConditionalGeneration(config), 64, {"pixel_values": pixels(1, 3, 128, 128)}
+
+
 MODELS: dict[str, Callable[[], Made]] = {
     function.__name__: function
-    for function in (idefics2, idefics3, smolvlm, internvl, mistral3, llava_next_video, vipllava, janus, deepseek_vl)
+    for function in (
+        idefics2,
+        idefics3,
+        smolvlm,
+        internvl,
+        mistral3,
+        llava_next_video,
+        vipllava,
+        janus,
+        deepseek_vl,
+        lighton_ocr,
+        video_llava,
+        qianfan_ocr,
+        ovis2,
+        got_ocr2,
+    )
 }
 
 

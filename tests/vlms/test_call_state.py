@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from lvlms import IMAGE, Size, answer, build, inputs
+from lvlms import IMAGE, Size, answer, build, inputs, product
 
 import sparsight
 from sparsight import PruneError
@@ -147,9 +147,12 @@ def test_two_forwards_before_one_backward(recipe):
         torch.testing.assert_close(total, sum(parts))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+CHECKPOINTED = [("llava", "col_ln:tokens=3"), ("llava", RECIPES[2]), ("llava", RECIPES[3]), ("qwen2.5", RECIPES[2])]
+
+
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("llava", "col_ln:tokens=3"), ("llava", RECIPES[2]), ("llava", RECIPES[3]), ("qwen2.5", RECIPES[2])]
+    ("name", "recipe", "reentrant"),
+    product([(*pair, on) for pair in CHECKPOINTED for on in (False, True)], lambda _name, recipe, on: on == (recipe != RECIPES[3])),
 )
 def test_gradient_checkpointing(name, recipe, reentrant):
     model = build(name).train()

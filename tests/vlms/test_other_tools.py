@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from lvlms import IMAGE, Size, answer, build, inputs
+from lvlms import IMAGE, Size, answer, build, inputs, product
 
 import sparsight
 
@@ -85,8 +85,10 @@ def test_sft_trainer(recipe, smoothing, tmp_path):
         assert handle.counts
 
 
-@pytest.mark.parametrize("draft", [None, *RECIPES[:2]])
-@pytest.mark.parametrize("main", [None, *RECIPES[:2]])
+BOTH = [(main, draft) for main in (None, *RECIPES[:2]) for draft in (None, *RECIPES[:2])]
+
+
+@pytest.mark.parametrize(("main", "draft"), product(BOTH, lambda main, draft: main is None or main == draft))
 def test_assisted_decoding(main, draft):
     """A draft changes nothing about the answer; pruned itself, it says that it is given no images."""
     model, assistant = build("llava"), build("llava")

@@ -17,7 +17,7 @@ CLASSES = (
 """Decoders that are known: q_proj, k_proj, input_layernorm, RoPE given to the layers as `position_embeddings`."""
 
 PIXELS = ("pixel_values", "pixel_values_videos")
-"""Arguments of vision-language models that hold images."""
+"""Arguments of vision-language models that hold images, as most are called (pixel_values_images in Video-LLaVA)."""
 
 
 def check_visual(visual: Any) -> None:
@@ -59,7 +59,7 @@ def wrapper(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
 def check_images(ids: Tensor | None, placeholders: list[int], call: dict[str, Any]) -> None:
     """Raise PruneError if a vision-language model is called with an empty list of images, or with placeholders and no images: the
     untouched model would read the placeholders as words."""
-    given = {name: call[name] for name in PIXELS if call.get(name) is not None}
+    given = {name: value for name, value in call.items() if "pixel_values" in name and value is not None}
     for name, pixels in given.items():
         if len(pixels) == 0:
             raise PruneError(f"{name} is empty: an empty list of images; leave it out for a prompt of text alone")
