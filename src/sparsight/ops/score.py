@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import PruneError, shown
 from . import attention
 from .attention_shared import Attended
-from .portable import cdist
+from .portable import cdist, tracing
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
@@ -162,6 +162,17 @@ def comparable(feats: Tensor, metric: Metric) -> Tensor:
     return torch.nn.functional.normalize(feats, dim=-1) if metric == "cosine" else feats
 
 
+Whole = TypeVar("Whole", int, Tensor)
+
+
+def mixed(index: Whole, n: int, seed: int) -> Whole:
+    """A number of 32 bits from index, token count and seed: the finaliser of MurmurHash3."""
+    word = (index + ((seed * 0x9E3779B1 + n * 0x85EBCA77) & 0xFFFFFFFF)) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        word = ((word ^ (word >> shift)) * factor) & 0xFFFFFFFF
+    return word
+
+
 @register_score("random")
 def noise(x: Tensor, seed: int = 0) -> Tensor:
     """Uniform random numbers from a counter: a function of seed, token count and index alone. x [B, N, C] -> [B, N].
@@ -169,9 +180,9 @@ def noise(x: Tensor, seed: int = 0) -> Tensor:
     All images of a batch get the same numbers, so that the result for an image does not depend on its batch.
     Integer mixing (the finaliser of MurmurHash3) instead of a generator: equal on every device, in compiled graphs too.
     """
-    n = x.shape[1]
-    start = (seed * 0x9E3779B1 + n * 0x85EBCA77) & 0xFFFFFFFF
-    word = (torch.arange(n, device=x.device, dtype=torch.int64) + start) & 0xFFFFFFFF
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        word = ((word ^ (word >> shift)) * factor) & 0xFFFFFFFF
+    n = int(x.shape[1])
+    if tracing() and x.device.type == "cpu":  # as a constant: engines for CPUs compute in 32 bits
+        word = torch.tensor([mixed(index, n, seed) for index in range(n)], dtype=torch.int64)
+    else:
+        word = mixed(torch.arange(n, device=x.device, dtype=torch.int64), n, seed)
     return (word.to(torch.float32) / 2**32).expand(x.shape[0], n)
