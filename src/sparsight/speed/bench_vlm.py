@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import PruneError
 from ..load.shapes import check_memory
 from ..load.vlms import Inputs, Prompts, Source, find_source, make_prompts
-from ..prune import LVLM, Handle, prune, resolve
+from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
@@ -180,7 +180,7 @@ class Bench:
     """A loaded model and a batch of prompts on its device."""
 
     model: nn.Module
-    family: LVLM
+    family: Any
     inputs: Inputs
     new_tokens: int
     rounds: int

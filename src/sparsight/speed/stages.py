@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import PruneError
-from ..prune import LVLM, Handle, family_of, prune
+from ..prune import Handle, family_of, prune
 from ..recipe import Recipe
 from .timing import Alive, now
 
@@ -133,7 +133,7 @@ class Meter:
 
 
 @contextmanager
-def metered(model: nn.Module, family: LVLM, handle: Handle | None, read: Number) -> Iterator[Meter]:
+def metered(model: nn.Module, family: Any, handle: Handle | None, read: Number) -> Iterator[Meter]:
     """Follow the model through one `generate`: wrap the places where stages begin and end, and give them back afterwards."""
     meter = Meter(read)
     core = family.core
@@ -187,14 +187,14 @@ def generate(model: Any, inputs: Inputs, tokens: int) -> Any:
     )  # fmt: skip
 
 
-def time_stages(model: nn.Module, family: LVLM, handle: Handle | None, inputs: Inputs, tokens: int) -> Times:
+def time_stages(model: nn.Module, family: Any, handle: Handle | None, inputs: Inputs, tokens: int) -> Times:
     """One `generate` of at least two tokens on the clock."""
     with metered(model, family, handle, partial(now, inputs["input_ids"].device)) as meter:
         generate(model, inputs, tokens)
     return Times(**meter.spent, tokens=tokens)
 
 
-def count_macs(model: nn.Module, family: LVLM, handle: Handle | None, inputs: Inputs) -> tuple[Macs, list[int], int]:
+def count_macs(model: nn.Module, family: Any, handle: Handle | None, inputs: Inputs) -> tuple[Macs, list[int], int]:
     """Multiply-accumulates of reading the prompt, by torch.utils.flop_counter on the real run; also the cache that the prompt leaves:
     tokens per layer, and bytes."""
     counter = FlopCounterMode(display=False)
@@ -206,10 +206,10 @@ def count_macs(model: nn.Module, family: LVLM, handle: Handle | None, inputs: In
     return macs, [int(keys.shape[-2]) for keys, _ in layers], sum(keys.nbytes + values.nbytes for keys, values in layers)
 
 
-def vision_language(model: nn.Module) -> LVLM:
+def vision_language(model: nn.Module) -> Any:
     """The model's family. Raises PruneError if it is no vision-language model."""
     family = family_of(model)
-    if not isinstance(family, LVLM):
+    if not family.language:
         raise PruneError(f"{type(model).__name__} is no vision-language model; sparsight.macs and bench are for vision models")
     return family
 
