@@ -13,8 +13,10 @@ import torch
 
 from . import registry
 from .errors import PruneError, shown
+from .ops.importance import Importance, column_mean
 from .ops.schedule import IN_BLOCKS as IN_BLOCKS
 from .ops.schedule import PLACES, Schedule, show, spell
+from .ops.score import check_order, class_attention, column_norm
 
 Attention = Literal["making", "consuming"]
 Value = int | float | bool | str | tuple[Any, ...] | None
@@ -71,6 +73,13 @@ class Step:
         if torch.compiler.is_compiling():
             return self.function(**given, **self.fixed, **{name: float(text) for name, text in self.spelt.items()})
         return self.function(**given, **self.bound)
+
+
+def attention_score(kind: Importance, order: float = 2.0) -> Step:
+    """The score by attention of that name; order: that of Col-Ln."""
+    if kind != "col_ln":
+        return Step(class_attention if kind == "class" else column_mean)
+    return Step(column_norm, order=check_order(order), heads="mean", rows="patches", diagonal=True, stride=1)
 
 
 def as_step(step: Step | Callable[..., Any]) -> Step:

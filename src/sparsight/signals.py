@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import PruneError
 from .ops import attention
-from .ops.attention_given import exact
+from .ops.attention_torch import exact
 
 SIGNALS: dict[str, str] = {
     "x": "[B, N, C] tokens to be reduced, prefix excluded",

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sparsight.evaluation import metrics
-from sparsight.look.block_probe import Pair, Sums, Tally, mask_of, random_rank
+from sparsight.look.block_probe import Tally, correlations, mask_of, moments, random_rank, shared
 from sparsight.look.heat import heat
 from sparsight.look.rank import pearson
 from sparsight.ops.attention import head_entropy, row_entropy
@@ -23,13 +23,12 @@ def test_random_rank_ignores_padding():
 
 
 def test_overlap_by_hand():
-    pair = Pair()
-    pair.add(torch.tensor([[1, 1, 1, 0, 0, 0]]).bool(), torch.tensor([[0, 1, 1, 1, 1, 0]]).bool())
-    assert (pair.overlap, pair.iou, pair.chance) == pytest.approx((2 / 3, 2 / 5, 4 / 6))
+    sums = shared(torch.tensor([[1, 1, 1, 0, 0, 0]]).bool(), torch.tensor([[0, 1, 1, 1, 1, 0]]).bool())
+    assert sums == pytest.approx((1, 2 / 3, 2 / 5, 4 / 6))
     tally = Tally(1)
     mask = torch.rand(4, 20).argsort(dim=1) < 10
     tally.compare({0: mask, 3: ~mask})
-    assert {key: value.overlap for key, value in tally.pairs.items()} == {(0, 0): 4, (0, 3): 0, (3, 3): 4}
+    assert {key: value[1] for key, value in tally.pairs.items()} == {(0, 0): 4, (0, 3): 0, (3, 3): 4}
     keep = torch.tensor([[0, 2, -1], [1, 2, 3]])
     assert mask_of(Plan(keep, 4, valid=keep >= 0)).tolist() == [[True, False, True, False], [False, True, True, True]]
 
@@ -43,18 +42,16 @@ def test_correlation_sign():
     sharp = torch.linspace(0, 8, n, dtype=torch.float64)[torch.randperm(n, generator=torch.Generator().manual_seed(0))][:, None]
 
     def correlation(sign):
-        sums, logits = Sums(), (sign * sharp * far / far.amax())[None, None]
+        logits = (sign * sharp * far / far.amax())[None, None]
         entropy = head_entropy(logits, eye, 0, 1.0, 1.0)
         distance = attention_distance(logits, eye, 0, 1.0, grid)
-        sums.add(distance.transpose(0, 1).flatten(1), entropy.transpose(0, 1).flatten(1))
-        assert sums.correlations()[0] == pytest.approx(pearson(distance.flatten().tolist(), entropy.flatten().tolist()))
-        return sums.correlations()[0]
+        found = correlations(moments(distance.transpose(0, 1).flatten(1), entropy.transpose(0, 1).flatten(1)))
+        assert found[0] == pytest.approx(pearson(distance.flatten().tolist(), entropy.flatten().tolist()))
+        return found[0]
 
     assert correlation(-1) > 0.4
     assert correlation(1) < -0.2
-    flat = Sums()
-    flat.add(torch.ones(1, 5), torch.arange(5.0)[None])
-    assert flat.correlations() == [None]
+    assert correlations(moments(torch.ones(1, 5), torch.arange(5.0)[None])) == [None]
 
 
 def test_distance_of_known_attention():

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +28,7 @@ from ..runs.settings import Settings, check_settings, device_name, versions_in_u
 from ..runs.store import ResultStore, claim, digest, fingerprint_model, release
 from ..runs.sweep import Listener, Step, ignore
 from .analysis import Agreement, Analysis, Head, Histogram, Left
-from .block_probe import Asked, Batch, Probe, Tally, ask
+from .block_probe import Asked, Batch, Probe, Sums, Tally, ask, correlations
 from .rank import need_plot
 from .watch import unpruned
 
@@ -206,29 +207,32 @@ def sum_up(loaded: Loaded, folder: Folder, skipped: Sequence[Skipped], probe: Pr
             for layer, tally in probe.tallies.items()
         ],
         heads=[head for layer, tally in probe.tallies.items() for head in heads_of(layer, tally)],
-        agreements=[row for layer, tally in probe.tallies.items() for row in agreements_of(layer, tally, names)],
-        left=[row for layer, tally in probe.tallies.items() for row in left_of(layer, tally, names)],
+        agreements=[
+            Agreement(layer, names[a], names[b], *means(sums))
+            for layer, tally in probe.tallies.items()
+            for (a, b), sums in sorted(tally.pairs.items(), key=lambda pair: pair[0])
+        ],
+        left=[
+            Left(layer, names[number], *means(sums))
+            for layer, tally in probe.tallies.items()
+            for number, sums in sorted(tally.ranks.items(), key=lambda pair: pair[0])
+        ],
     )
+
+
+def means(sums: Sums) -> list[float]:
+    """Means of sums that stand behind their number."""
+    found: list[float] = (sums[1:] / sums[0]).tolist()
+    return found
 
 
 def heads_of(layer: int, tally: Tally) -> list[Head]:
     """The heads of one block."""
-    distances = torch.as_tensor(tally.heads.x) / tally.heads.n
-    entropies = torch.stack([torch.as_tensor(total) for total in tally.entropies], dim=-1) / tally.heads.n
-    rows = zip(distances.tolist(), entropies.tolist(), tally.heads.correlations(), strict=True)
+    count, distances = np.asarray(tally.distances)[:2]
+    rows = zip(
+        (distances / count).tolist(), (tally.entropies / count).T.tolist(), correlations(np.asarray(tally.distances)), strict=True
+    )
     return [Head(layer, index, *row) for index, row in enumerate(rows)]
-
-
-def agreements_of(layer: int, tally: Tally, names: list[str]) -> list[Agreement]:
-    """All pairs of recipes in one block, each with itself too."""
-    pairs = sorted(tally.pairs.items())
-    return [Agreement(layer, names[a], names[b], *(s / p.images for s in (p.overlap, p.iou, p.chance))) for (a, b), p in pairs]
-
-
-def left_of(layer: int, tally: Tally, names: list[str]) -> list[Left]:
-    """What the recipes leave in one block."""
-    ranks = sorted(tally.ranks.items())
-    return [Left(layer, names[number], *(s / r.images for s in (r.tokens, r.rank, r.random, r.full))) for number, r in ranks]
 
 
 def remarks(asked: list[Asked], layers: tuple[int, ...]) -> list[str]:

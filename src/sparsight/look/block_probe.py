@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..ops.attention import head_entropy
 from ..ops.distance import attention_distance
 from ..ops.rank import effective_rank
 from ..ops.schedule import as_tuple
+from ..ops.select import rows
 from ..plan import Plan
 from ..prune import family_of, plan_sites
 from ..recipe import Recipe
@@ -30,7 +31,7 @@ from .watch import watch
 BINS = 60
 """Bins of an entropy histogram, from 0 to the logarithm of the number of patches, which no entropy exceeds."""
 
-Map = NDArray[np.float64]
+Sums = NDArray[np.float64]
 
 HEADS = ("q", "k", "prefix", "scale", "grid")
 """What entropy and distance are made of."""
@@ -38,92 +39,58 @@ MIDDLE = "attn"
 """Where most methods prune, and where entropy and distance are taken: between a block's attention and its MLP."""
 
 
-@dataclass
-class Sums:
-    """Running sums of numbers that belong together, x and y of one shape [...]: means, and their correlation over everything added."""
-
-    n: int = 0
-    x: Tensor | float = 0.0
-    y: Tensor | float = 0.0
-    xx: Tensor | float = 0.0
-    yy: Tensor | float = 0.0
-    xy: Tensor | float = 0.0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """x, y [..., M]: M more pairs for each place."""
-        x, y = x.double().cpu(), y.double().cpu()
-        self.n += x.shape[-1]
-        self.x, self.y = self.x + x.sum(-1), self.y + y.sum(-1)
-        self.xx, self.yy, self.xy = self.xx + (x * x).sum(-1), self.yy + (y * y).sum(-1), self.xy + (x * y).sum(-1)
-
-    def correlations(self) -> list[float | None]:
-        """Pearson correlation of each place; None where one of the two does not vary."""
-        x, y, xx, yy, xy = (np.asarray(part) for part in (self.x, self.y, self.xx, self.yy, self.xy))
-        across = self.n * xy - x * y
-        spread = (self.n * xx - x * x, self.n * yy - y * y)
-        # a spread of a millionth is rounding: the values come in float32
-        flat = (spread[0] <= 1e-12 * self.n * xx) | (spread[1] <= 1e-12 * self.n * yy)
-        found = across / np.sqrt(np.where(flat, 1.0, spread[0] * spread[1]))
-        return [None if still else float(value) for still, value in zip(flat, found, strict=True)]
+def moments(x: Tensor, y: Tensor) -> Sums:
+    """Count and sums of x, y, x^2, y^2 and x y over the last dimension of x, y [..., M]: [6, ...]."""
+    x, y = x.double().cpu(), y.double().cpu()
+    parts = [part.sum(-1).numpy() for part in (torch.ones_like(x), x, y, x * x, y * y, x * y)]
+    return np.stack(parts)
 
 
-@dataclass
-class Pair:
-    """Sums over images of how much two kept sets have in common."""
-
-    images: int = 0
-    overlap: float = 0.0
-    iou: float = 0.0
-    chance: float = 0.0
-
-    def add(self, a: Tensor, b: Tensor) -> None:
-        """Kept sets of some images as masks [B, N]."""
-        sizes = torch.stack([a.sum(dim=1), b.sum(dim=1)]).double()
-        both = (a & b).sum(dim=1).double()
-        low, high = sizes.amin(dim=0).clamp(min=1), sizes.amax(dim=0)
-        self.images += a.shape[0]
-        self.overlap += float((both / low).sum())
-        self.iou += float((both / (sizes.sum(dim=0) - both).clamp(min=1)).sum())
-        # two random sets of these sizes share a * b / N tokens on average
-        self.chance += float((high / a.shape[1]).sum())
+def correlations(moments: Sums) -> list[float | None]:
+    """Pearson correlation of each place from sums [6, places]; None where one of the two does not vary."""
+    n, x, y, xx, yy, xy = moments
+    across, spread_x, spread_y = n * xy - x * y, n * xx - x * x, n * yy - y * y
+    # a spread of a millionth is rounding: the values come in float32
+    flat = (spread_x <= 1e-12 * n * xx) | (spread_y <= 1e-12 * n * yy)
+    found = across / np.sqrt(np.where(flat, 1.0, spread_x * spread_y))
+    return [None if still else float(value) for still, value in zip(flat, found, strict=True)]
 
 
-@dataclass
-class Ranks:
-    """Sums over images of what a recipe leaves: tokens and effective rank, and that of as many random tokens and of all tokens."""
-
-    images: int = 0
-    tokens: float = 0.0
-    rank: float = 0.0
-    random: float = 0.0
-    full: float = 0.0
-
-    def add(self, counts: Sequence[int], rank: Tensor, random: Tensor, full: Tensor) -> None:
-        """Some images: tokens left, and ranks [B]."""
-        self.images += len(counts)
-        self.tokens += sum(counts)
-        self.rank += float(rank.sum())
-        self.random += float(random.sum())
-        self.full += float(full.sum())
+def shared(a: Tensor, b: Tensor) -> Sums:
+    """How much kept sets, masks [B, N], have in common: number of images, and sums over them of the shared tokens over the smaller set,
+    over the union, and what the first would be for two random sets of these sizes."""
+    sizes = torch.stack([a.sum(dim=1), b.sum(dim=1)]).double()
+    both = (a & b).sum(dim=1).double()
+    low, high = sizes.amin(dim=0).clamp(min=1), sizes.amax(dim=0)
+    # two random sets share a * b / N tokens on average
+    parts = both / low, both / (sizes.sum(dim=0) - both).clamp(min=1), high / a.shape[1]
+    return np.array([a.shape[0], *(float(part.sum()) for part in parts)])
 
 
-@dataclass
+ARRAYS, KEYED = ("kept", "pruned", "entropies", "distances"), ("pairs", "ranks", "maps")
+"""What a tally adds up: arrays, and arrays by recipes or images."""
+
+
+@dataclass(eq=False)
 class Tally:
-    """Everything about one block. kept, pruned [orders, BINS]; heads: distance and entropy of each head, patch by patch."""
+    """What one block has shown, as sums over images and patches.
+
+    kept, pruned [orders, BINS]: histograms of the row entropies; entropies [orders, H]; distances [6, H]: `moments` of distance and
+    entropy; pairs: what `shared` gives, by pairs of recipes; ranks: number of images, tokens left, effective rank of these, of as many
+    random ones and of all, by recipe; maps: scores [h, w] of the images that are drawn, by (place in the folder, recipe).
+    """
 
     orders: int
-    kept: Map = field(init=False)
-    pruned: Map = field(init=False)
-    entropies: list[Tensor | float] = field(init=False)
-    heads: Sums = field(default_factory=Sums)
-    pairs: dict[tuple[int, int], Pair] = field(default_factory=dict)
-    ranks: dict[int, Ranks] = field(default_factory=dict)
-    maps: dict[tuple[int, int], Map] = field(default_factory=dict)
-    """Scores [h, w] of the images that are drawn, by (place in the folder, recipe)."""
+    kept: Sums = field(init=False)
+    pruned: Sums = field(init=False)
+    entropies: Sums | float = 0.0
+    distances: Sums | float = 0.0
+    pairs: dict[tuple[int, int], Sums] = field(default_factory=dict)
+    ranks: dict[int, Sums] = field(default_factory=dict)
+    maps: dict[tuple[int, int], Sums] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.kept, self.pruned = np.zeros((self.orders, BINS)), np.zeros((self.orders, BINS))
-        self.entropies = [0.0] * self.orders
 
     def histogram(self, order: int, entropy: Tensor, count: int) -> None:
         """Entropies [B, N] of one order; the `count` lowest of each image are its kept ones."""
@@ -140,42 +107,22 @@ class Tally:
         for a, first in kept.items():
             for b, second in kept.items():
                 if a <= b:
-                    self.pairs.setdefault((a, b), Pair()).add(first, second)
+                    self.pairs[a, b] = self.pairs.get((a, b), 0.0) + shared(first, second)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was added up, as JSON can hold it; `from_dict` is the inverse, to the last bit."""
-        return {
-            "kept": self.kept.tolist(),
-            "pruned": self.pruned.tolist(),
-            "entropies": [plain(total) for total in self.entropies],
-            "heads": {name: plain(value) for name, value in vars(self.heads).items()},
-            "pairs": [[*key, asdict(pair)] for key, pair in self.pairs.items()],
-            "ranks": [[number, asdict(ranks)] for number, ranks in self.ranks.items()],
-            "maps": [[*key, scores.tolist()] for key, scores in self.maps.items()],
-        }
+        arrays = {name: np.asarray(getattr(self, name)).tolist() for name in ARRAYS}
+        return arrays | {name: [(key, sums.tolist()) for key, sums in getattr(self, name).items()] for name in KEYED}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Tally:
         """Read what `to_dict` made."""
         made = Tally(len(data["kept"]))
-        made.kept, made.pruned = np.array(data["kept"]), np.array(data["pruned"])
-        made.entropies = [tensor(total) for total in data["entropies"]]
-        heads = dict(data["heads"])
-        made.heads = Sums(int(heads.pop("n")), **{name: tensor(value) for name, value in heads.items()})
-        made.pairs = {(a, b): Pair(**pair) for a, b, pair in data["pairs"]}
-        made.ranks = {number: Ranks(**ranks) for number, ranks in data["ranks"]}
-        made.maps = {(place, number): np.array(scores) for place, number, scores in data["maps"]}
+        for name in ARRAYS:
+            setattr(made, name, np.array(data[name]))
+        for name in KEYED:
+            setattr(made, name, {tuple(key) if isinstance(key, list) else key: np.array(sums) for key, sums in data[name]})
         return made
-
-
-def plain(value: Tensor | float) -> Any:
-    """A sum as numbers."""
-    return value.tolist() if isinstance(value, Tensor) else value
-
-
-def tensor(value: Any) -> Tensor | float:
-    """A sum of several numbers as the tensor that it was."""
-    return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else float(value)
 
 
 def mask_of(plan: Plan) -> Tensor:
@@ -187,7 +134,7 @@ def mask_of(plan: Plan) -> Tensor:
 def random_rank(x: Tensor, counts: Sequence[int], draws: Tensor) -> Tensor:
     """Effective rank of as many tokens, drawn at random. x [B, N, C], draws [B, N] a permutation for every image -> [B]."""
     index = draws[:, : max(counts)].to(x.device)
-    left = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    left = rows(x, index)
     real = torch.arange(index.shape[1], device=x.device) < torch.tensor(counts, device=x.device).unsqueeze(1)
     return effective_rank(left * real.unsqueeze(-1))  # rows of zeros do not count
 
@@ -290,17 +237,17 @@ class Probe:
         # half of them where the recipe has no fixed count
         self.grid, self.kept = grid, self.asked[0].count(patches) or -(-patches // 2)
         patch = (self.batch.size[0] / grid[0], self.batch.size[1] / grid[1])
-        for index, order in enumerate(self.orders):
-            entropy = head_entropy(q, k, prefix, scale, order)
+        found = [head_entropy(q, k, prefix, scale, order) for order in self.orders]
+        for index, entropy in enumerate(found):
             tally.histogram(index, entropy.mean(dim=1), self.kept)
-            tally.entropies[index] = tally.entropies[index] + entropy.double().sum(dim=(0, 2)).cpu()
-            if index == self.order:
-                distance = attention_distance(q, k, prefix, scale, grid, patch)
-                tally.heads.add(distance.transpose(0, 1).flatten(1), entropy.transpose(0, 1).flatten(1))
+        tally.entropies = tally.entropies + np.stack([entropy.double().sum(dim=(0, 2)).cpu().numpy() for entropy in found])
+        distance = attention_distance(q, k, prefix, scale, grid, patch)
+        tally.distances += moments(*(x.transpose(0, 1).flatten(1) for x in (distance, found[self.order])))
 
     def choose(self, layer: int, here: list[Asked], given: dict[str, Any]) -> None:
         """What each recipe keeps of these tokens, and how much that is worth."""
         x: Tensor = given["x"]
+        tally = self.tallies[layer]
         full, draws = effective_rank(x), self.draws(x.shape[1])
         random: dict[tuple[int, ...], Tensor] = {}
         for asked in here:
@@ -311,19 +258,13 @@ class Probe:
             if counts not in random:
                 random[counts] = random_rank(x, counts, draws)
             rank = effective_rank(left if plan.valid is None else left * plan.valid.unsqueeze(-1))
-            self.tallies[layer].ranks.setdefault(asked.number, Ranks()).add(counts, rank, random[counts], full)
+            sums = np.array([len(counts), sum(counts), *(float(ranks.sum()) for ranks in (rank, random[counts], full))])
+            tally.ranks[asked.number] = tally.ranks.get(asked.number, 0.0) + sums
             if score is not None:
-                self.draw(layer, asked.number, score, given["grid"])
-
-    def draw(self, layer: int, number: int, score: Tensor, grid: tuple[int, int]) -> None:
-        """Keep the scores of the images that are shown. score [B, N]."""
-        for item, place in self.batch.shown.items():
-            self.tallies[layer].maps[place, number] = score[item].double().reshape(grid).cpu().numpy()
+                maps = score.double().reshape(-1, *given["grid"]).cpu().numpy()
+                tally.maps |= {(place, asked.number): maps[item] for item, place in self.batch.shown.items()}
 
     def draws(self, n: int) -> Tensor:
         """A random order of the patches for every image, the same whatever its batch: [B, N]."""
-        orders = []
-        for place in self.batch.places:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
-            orders.append(torch.randperm(n, generator=generator))
-        return torch.stack(orders)
+        seeds = (self.seed * 1_000_003 + place for place in self.batch.places)
+        return torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

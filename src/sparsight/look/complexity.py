@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..models.family import Family
-from ..ops import importance, rank, reduce, schedule
+from ..ops import rank, reduce, schedule
 from ..ops.importance import Importance
 from ..plan import Plan
 from ..prune import engine_of, family_of, prune
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..vlms.before_llm import check_signals, make_site
 from ..vlms.family import LVLM
 from ..vlms.tiles import reduced
@@ -49,8 +49,7 @@ def score_of(model: nn.Module, score: str | None = None, order: float = 2.0) -> 
     """The attention whose entropy is asked, and its name: the class token's row where there is one, else the mean column."""
     check_choice("score", score or "class", get_args(Importance))
     name: Any = score or ("class" if family_of(model).class_token else "column_mean")
-    function, numbers = importance.named(name, order)
-    return name, Step(function, **numbers)
+    return name, attention_score(name, order)
 
 
 def check_choice(word: str, value: str, choices: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from ..pages.analysis_page import Figure
 from ..pages.page import picture_uri
 from .analysis import Analysis, table
 from .analysis_figures import DARK, DPI, LIGHT, Palette
-from .block_probe import Map, Probe
+from .block_probe import Probe, Sums
 from .patches import pictures
 from .show import font, inferno, lines
 
@@ -51,7 +51,7 @@ def places_of(probe: Probe) -> list[int]:
     return sorted({place for tally in probe.tallies.values() for place, _ in tally.maps})
 
 
-def draw(picture: Image.Image, maps: dict[tuple[str, int], Map], name: str, model: str, palette: Palette) -> Image.Image:
+def draw(picture: Image.Image, maps: dict[tuple[str, int], Sums], name: str, model: str, palette: Palette) -> Image.Image:
     """The sheet of one image."""
     recipes = list(dict.fromkeys(recipe for recipe, _ in maps))
     layers = sorted({layer for _, layer in maps})
@@ -98,7 +98,7 @@ def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, i
     pen.text((x + width, y + 15), "highest, kept first", palette.quiet, font(20), anchor="ra")
 
 
-def heat(picture: Image.Image, score: Map) -> Image.Image:
+def heat(picture: Image.Image, score: Sums) -> Image.Image:
     """A score [h, w] in colours over the greyed picture, without the edges of patches."""
     # Two percent at either end are cut so that one outlier does not paint everything else in one colour.
     low, high = np.percentile(score, (2, 98))

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import diversity, hybrid, importance, rank, reduce, schedule, select
+from ..ops import diversity, hybrid, rank, reduce, schedule, select
 from ..ops.importance import Importance
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 By = Literal["erank", "entropy"]
@@ -79,12 +79,11 @@ def agile(
     if tau_max < 0 or upper < 1:
         raise PruneError(f"tau_max={tau_max:g}, upper={upper:g}: tau_max is a distance of 0 or more, upper a factor of 1 or more")
     average = averages(erank_avg, entropy_avg)[by]
-    function, numbers = importance.named(score, order)
     choose = Step(
         thresholds, by=by, average=average, adaptive=count == "adaptive", upper=upper,
         tau_max=tau_max, running=place == "selection", space=space, rank_space=rank_space,
     )  # fmt: skip
-    return Recipe(Step(function, **numbers), choose, reduce.drop, schedule.once(tokens), where="projector")
+    return Recipe(attention_score(score, order), choose, reduce.drop, schedule.once(tokens), where="projector")
 
 
 def averages(erank: float, entropy: float) -> dict[str, float]:
@@ -151,11 +150,11 @@ def mix(
     spans = averages(erank_span, entropy_span)
     if low > high:
         raise PruneError(f"low={low:g} is above high={high:g}: they bound the share of attention")
-    function, numbers = importance.named(attention if attention in ("col_ln", "column_mean") else "class", order)
     choose = Step(
         shared_out, diverse=diversity, by=by, average=averages(erank_avg, entropy_avg)[by], span=spans[by], ratio=ratio,
         low=low, high=high, inverse=inverse, rank_space=rank_space,
     )  # fmt: skip
     merging = diversity == "bat"
     reducer, where = (reduce.mixture, "encoder") if merging else (reduce.drop, "projector")
-    return Recipe(Step(function, **numbers), choose, reducer, schedule.once(tokens), where=where)
+    score: Importance = attention if attention in ("col_ln", "column_mean") else "class"
+    return Recipe(attention_score(score, order), choose, reducer, schedule.once(tokens), where=where)

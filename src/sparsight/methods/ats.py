@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..ops import reduce, select
-from ..ops.attention_given import exact
+from ..ops.attention_torch import exact
 from ..ops.schedule import Layers, Schedule, as_tuple
 from ..plan import Plan
 from ..recipe import Recipe, Step

@@ -11,10 +11,10 @@ import math
 
 from torch import Tensor
 
-from ..ops import hybrid, importance, reduce, schedule
+from ..ops import hybrid, reduce, schedule
 from ..ops.importance import Importance
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 
@@ -26,6 +26,5 @@ def split(s: Tensor, x: Tensor, count: int, ratio: float) -> Plan:
 @method
 def bat(tokens: int = 64, ratio: float = 0.5, score: Importance = "class", order: float = 2.0) -> Recipe:
     schedule.check_share("ratio", ratio)
-    function, numbers = importance.named(score, order)
     choose = Step(split, ratio=ratio)
-    return Recipe(Step(function, **numbers), choose, reduce.mixture, schedule.once(tokens), where="encoder")
+    return Recipe(attention_score(score, order), choose, reduce.mixture, schedule.once(tokens), where="encoder")

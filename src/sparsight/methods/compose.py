@@ -97,7 +97,7 @@ def merged(plan: Plan, x: Tensor) -> Plan:
     """Merge every token into its partner, if the selector names one, or into the most similar kept token. x [B, N, C]."""
     if plan.merged is not None:
         return plan
-    alike = diversity.cosine(x).gather(1, plan.keep.unsqueeze(-1).expand(-1, -1, plan.total))
+    alike = selectors.rows(diversity.cosine(x), plan.keep)
     own = torch.arange(plan.keep.shape[1], device=x.device).expand_as(plan.keep)
     return replace(plan, merged=alike.argmax(dim=1).scatter(1, plan.keep, own))
 

@@ -12,12 +12,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..errors import PruneError
 from ..ops import hybrid, importance, reduce, schedule, select
 from ..ops.importance import Importance
 from ..ops.schedule import Layers
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 
@@ -39,12 +38,9 @@ def evit(
     fuse: Literal["class", "score"] = "class",
     order: float = 2.0,
 ) -> Recipe:
-    function, numbers = importance.named(score, order)
     choose = Step(select.topk_fused)
-    if schedule.check_share("rescue", rescue):
-        if score != "class":
-            raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score} or rescue")
+    if importance.check_rescue(rescue, score):
         choose = Step(rescued, rescue=rescue, budget=budget, order=order)
     own = score == "class" or fuse == "score"
     fused = reduce.fuse_rest if own else reduce.fuse_rest_by_class
-    return Recipe(Step(function, **numbers), choose, fused, schedule.staged(keep, layers))
+    return Recipe(attention_score(score, order), choose, fused, schedule.staged(keep, layers))

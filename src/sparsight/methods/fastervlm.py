@@ -5,13 +5,12 @@ Reference: Theia-4869/FasterVLM. Kept tokens stay in spatial order; keep= rounds
 authors use in VisPruner). Deviation: scores in float32 and stable, ties to the lower index.
 """
 
-from ..ops import importance, reduce, schedule, select
+from ..ops import reduce, schedule, select
 from ..ops.importance import Importance
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, attention_score
 from ..registry import method
 
 
 @method
 def fastervlm(tokens: int = 64, score: Importance = "class", order: float = 2.0) -> Recipe:
-    function, numbers = importance.named(score, order)
-    return Recipe(Step(function, **numbers), select.topk, reduce.drop, schedule.once(tokens), where="projector")
+    return Recipe(attention_score(score, order), select.topk, reduce.drop, schedule.once(tokens), where="projector")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import importance, reduce, schedule, select
+from ..ops import reduce, schedule, select
 from ..ops.importance import Importance
 from ..ops.portable import stable_order
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 Overflow = Literal["next", "authors"]
@@ -49,7 +49,7 @@ def quotas(score: Tensor, sizes: Tensor, count: int, overflow: Overflow) -> Tens
     share = score / (score.sum(dim=1, keepdim=True) + EPS)
     quota = (share * count).floor().long()
     ranked = stable_order(share, descending=True)
-    place = torch.zeros_like(ranked).scatter(1, ranked, torch.arange(ranked.shape[1], device=score.device).expand_as(ranked))
+    place = select.slots(ranked, ranked.shape[1])
     quota = quota + (place < count - quota.sum(dim=1, keepdim=True))
     fitting = torch.minimum(quota, sizes)
     if overflow == "authors":
@@ -101,6 +101,5 @@ def holov(
 ) -> Recipe:
     if crops < 1 or not 0 <= alpha < float("inf"):
         raise PruneError(f"crops={crops}, alpha={alpha:g}: give at least one crop, and a finite alpha of 0 or more")
-    function, numbers = importance.named(score, norm)
     choose = Step(by_crops, crops=crops, alpha=alpha, overflow=overflow, order=order)
-    return Recipe(Step(function, **numbers), choose, reduce.drop, schedule.once(tokens), where="projector")
+    return Recipe(attention_score(score, norm), choose, reduce.drop, schedule.once(tokens), where="projector")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..ops import diversity, importance, reduce, schedule, select
-from ..ops.attention_given import exact
+from ..ops.attention_torch import exact
 from ..ops.importance import Importance
 from ..ops.portable import stable_order
 from ..ops.score import check_order

@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..ops import diversity, importance, rank, reduce, schedule, select
+from ..ops import diversity, rank, reduce, schedule, select
 from ..ops.importance import Importance
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 Order = Literal["spatial", "authors"]
@@ -99,8 +99,7 @@ def split(s: Tensor, x: Tensor, count: int, led: bool, order: Order) -> Plan:
 
 @method
 def prunesid(tokens: int = 64, order: Order = "spatial", score: Importance = "class", norm: float = 2.0) -> Recipe:
-    function, numbers = importance.named(score, norm)
     led = score == "class"
     choose = Step(split, led=led, order=order)
     reducer = reduce.with_class_token if led else reduce.drop
-    return Recipe(Step(function, **numbers), choose, reducer, schedule.once(tokens, least=2 if led else 1), where="encoder")
+    return Recipe(attention_score(score, norm), choose, reducer, schedule.once(tokens, least=2 if led else 1), where="encoder")

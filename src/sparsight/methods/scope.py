@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import diversity, importance, reduce, schedule
+from ..ops import diversity, reduce, schedule
 from ..ops.importance import Importance
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 COVERED = 1e-5
@@ -40,5 +40,4 @@ def cover(s: Tensor, feats: Tensor, count: int, alpha: float) -> Plan:
 def scope(tokens: int = 64, alpha: float = 1.0, score: Importance = "class", order: float = 2.0) -> Recipe:
     if not 0 <= alpha < float("inf"):
         raise PruneError(f"alpha={alpha:g} must be 0 (coverage alone) or more, and finite")
-    function, numbers = importance.named(score, order)
-    return Recipe(Step(function, **numbers), Step(cover, alpha=alpha), reduce.drop, schedule.once(tokens), where="encoder")
+    return Recipe(attention_score(score, order), Step(cover, alpha=alpha), reduce.drop, schedule.once(tokens), where="encoder")

@@ -23,7 +23,7 @@ from ..ops import score as scores
 from ..ops.importance import Importance
 from ..ops.schedule import Layers
 from ..plan import Plan
-from ..recipe import Recipe, Step, Weight
+from ..recipe import Recipe, Step, Weight, attention_score
 from ..registry import method
 
 
@@ -45,7 +45,7 @@ def condensed(
     stay = select.best(s, alone) if rescue is None else select.rescued(s, rescue, alone, slots).keep
     ranked = hybrid.descending(s, stay)
     near, rest = ranked[:, :group], ranked[:, group:]
-    chosen, member, share_of = cluster.coreset(x.gather(1, near.unsqueeze(-1).expand(-1, -1, x.shape[2])), first, centres)
+    chosen, member, share_of = cluster.coreset(select.rows(x, near), first, centres)
     keep = torch.cat([stay, near.gather(1, chosen)], dim=1)
     owner = torch.full_like(near[:, :1], alone + centres).expand(-1, n)
     owner = owner.scatter(1, stay, torch.arange(alone, device=s.device).expand_as(stay)).scatter(1, near, alone + member)
@@ -95,12 +95,9 @@ def tca(
         raise PruneError(f"cache={cache}: the number of class tokens to remember is 0 or more")
     if centres < 1:
         raise PruneError(f"centres={centres}: at least 1 is needed")
-    function, numbers = importance.named(score, order)
     choose = Step(by_score if score == "class" or fuse == "score" else by_other_score, centres=centres)
-    if schedule.check_share("rescue", rescue):
-        if score != "class":
-            raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score} or rescue")
+    if importance.check_rescue(rescue, score):
         choose = Step(by_rescue, centres=centres, rescue=rescue, order=order)
     remembered = Remembered(cache) if cache else None
     plan = schedule.staged(keep, layers)
-    return Recipe(Step(function, **numbers), choose, reduce.mixture, plan, remembers=cache > 0, weights=remembered)
+    return Recipe(attention_score(score, order), choose, reduce.mixture, plan, remembers=cache > 0, weights=remembered)

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import importance, reduce, schedule, select
+from ..ops import reduce, schedule, select
 from ..ops.importance import Importance
-from ..ops.portable import stable_order
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 
@@ -27,8 +26,7 @@ def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: b
         return select.everything(s)
     merged = share_of(count) if contextual < 0 else contextual
     dominant = select.best(s, count - merged - int(led))
-    taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, dominant, True)
-    rest = stable_order(taken.to(torch.uint8))[:, : n - dominant.shape[1]]
+    rest = select.others(dominant, n)
     targets = rest[:, :: max(1, rest.shape[1] // max(1, merged))][:, :merged]
     keep = torch.cat([dominant, targets], dim=1)
     if not led:
@@ -36,11 +34,10 @@ def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: b
     host = torch.full_like(s, -1, dtype=torch.int64)
     if merged:
         keys = select.directions(k, prefix)
-        width = keys.shape[2]
-        likeness = rows(keys, rest, width) @ rows(keys, targets, width).transpose(-2, -1)
+        likeness = select.rows(keys, rest) @ select.rows(keys, targets).transpose(-2, -1)
         host = host.scatter(1, rest, targets.gather(1, likeness.argmax(dim=-1)))
     host = host.scatter(1, keep, keep)
-    slot = torch.zeros_like(host).scatter(1, keep, torch.arange(keep.shape[1], device=s.device).expand_as(keep) + int(led))
+    slot = select.slots(keep, n) + int(led)
     owner = torch.where(host < 0, -1, slot.gather(1, host.clamp(min=0)))
     return Plan(keep, n, owner, mix=own_plus_mean(keep, owner, led, s.dtype), led=led)
 
@@ -48,10 +45,6 @@ def split(s: Tensor, k: Tensor, prefix: int, count: int, contextual: int, led: b
 def share_of(count: int) -> int:
     """Number of contextual tokens, as in the paper's budgets: 10 of 64, 20 of 128, 30 of 192, 5 of 32."""
     return round(count * 10 / 64)
-
-
-def rows(x: Tensor, index: Tensor, width: int) -> Tensor:
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, width))
 
 
 def own_plus_mean(keep: Tensor, owner: Tensor, led: bool, dtype: torch.dtype) -> Tensor:
@@ -70,8 +63,7 @@ def own_plus_mean(keep: Tensor, owner: Tensor, led: bool, dtype: torch.dtype) ->
 def visionzip(tokens: int = 64, contextual: int = -1, score: Importance = "class", order: float = 2.0) -> Recipe:
     if contextual < -1:
         raise PruneError(f"contextual={contextual} is negative; give 0 or more, or -1 for the paper's 10 of every 64 tokens")
-    function, numbers = importance.named(score, order)
     led = score == "class"
     reducer = reduce.with_class_token if led else reduce.mixture
     plan = schedule.once(tokens, least=max(0, contextual) + 1)
-    return Recipe(Step(function, **numbers), Step(split, contextual=contextual, led=led), reducer, plan, where="encoder")
+    return Recipe(attention_score(score, order), Step(split, contextual=contextual, led=led), reducer, plan, where="encoder")

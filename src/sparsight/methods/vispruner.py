@@ -13,11 +13,10 @@ import math
 
 from torch import Tensor
 
-from ..errors import PruneError
 from ..ops import hybrid, importance, reduce, schedule, score, select
 from ..ops.importance import Importance
 from ..plan import Plan
-from ..recipe import Recipe, Step
+from ..recipe import Recipe, Step, attention_score
 from ..registry import method
 
 
@@ -39,10 +38,7 @@ def split_rescued(
 @method
 def vispruner(tokens: int = 64, ratio: float = 0.5, score: Importance = "class", rescue: float = 0.0, order: float = 2.0) -> Recipe:
     schedule.check_share("ratio", ratio)
-    function, numbers = importance.named(score, order)
     choose = Step(split, ratio=ratio)
-    if schedule.check_share("rescue", rescue):
-        if score != "class":
-            raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score} or rescue")
+    if importance.check_rescue(rescue, score):
         choose = Step(split_rescued, ratio=ratio, rescue=rescue, order=order)
-    return Recipe(Step(function, **numbers), choose, reduce.drop, schedule.once(tokens), where="projector")
+    return Recipe(attention_score(score, order), choose, reduce.drop, schedule.once(tokens), where="projector")

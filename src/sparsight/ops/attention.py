@@ -14,17 +14,18 @@ import importlib.util
 import math
 from dataclasses import replace
 from functools import cache
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from . import attention_streamed as streamed
+from . import attention_streamed
 from . import attention_torch as plain
-from .attention_given import exact, real, visible
 from .attention_shared import Attended
 from .attention_torch import Rows as Work
+from .attention_torch import exact
 from .portable import tracing
 
 Heads = Literal["mean", "joint", "average"]
@@ -160,15 +161,9 @@ def head_entropy(
     if work.mask is not None:
         work = replace(work, mask=work.mask[..., prefix:])
     if plain.near_one(order):
-        return plain.entropies(replace(work, q=exact(work.q), k=exact(work.k)), order)
-    match backend(work):
-        case "streamed":
-            return streamed.row_pass(work, order)
-        case "triton":
-            from . import attention_triton
-
-            return attention_triton.row_values(work, order)
-    return plain.entropies(work, order)
+        return plain.row_values(replace(work, q=exact(work.q), k=exact(work.k)), order)
+    found: Tensor = kernels(work).row_values(work, order)
+    return found
 
 
 def row_normalisers(q: Tensor, k: Tensor, scale: float, *, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
@@ -178,28 +173,16 @@ def row_normalisers(q: Tensor, k: Tensor, scale: float, *, mask: Tensor | None =
 
 
 def lse(work: Work) -> Tensor:
-    match backend(work):
-        case "streamed":
-            return streamed.row_pass(work, None)
-        case "triton":
-            from . import attention_triton
-
-            return attention_triton.row_values(work, None)
-    return plain.normalisers(work)
+    found: Tensor = kernels(work).row_values(work, None)
+    return found
 
 
 def columns(work: Work, order: float, diagonal: bool, average: bool) -> Tensor:
     """Dispatch column norms to a back end: [B, H, P+N], or [B, 1, P+N] of the head average (always explicit)."""
     if average:
-        return plain.columns(replace(work, q=exact(work.q), k=exact(work.k)), order, diagonal, True)
-    match backend(work):
-        case "streamed":
-            return streamed.column_pass(work, order, diagonal)
-        case "triton":
-            from . import attention_triton
-
-            return attention_triton.columns(work, order, diagonal)
-    return plain.columns(work, order, diagonal, False)
+        return plain.columns(replace(work, q=exact(work.q), k=exact(work.k)), order, diagonal, average)
+    found: Tensor = kernels(work).columns(work, order, diagonal)
+    return found
 
 
 def sampled_columns(work: Work, start: int, stride: int, order: float, diagonal: bool, average: bool) -> Tensor:
@@ -270,6 +253,31 @@ def cut(work: Work, start: int, step: int) -> Work:
     )
 
 
+def real(valid: Tensor | None, k: Tensor) -> Tensor | None:
+    """Expand a padding mask [B, N] to [B, P+N]; prefix tokens are never padding."""
+    if valid is None or valid.dim() != 2:
+        return valid
+    return torch.nn.functional.pad(valid, (max(0, k.shape[2] - valid.shape[1]), 0), value=True)
+
+
+def visible(q: Tensor, k: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """Merge attention mask and padding mask into one, expanded (not copied) to [B, H, P+N, P+N]. Raises PruneError if it does not fit."""
+    if q.shape[1] % k.shape[1]:
+        raise PruneError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads: not a multiple")
+    shape = (*q.shape[:3], k.shape[2])
+    if valid is not None:
+        if valid.shape != (q.shape[0], k.shape[2]) or valid.dtype != torch.bool:
+            raise PruneError(f"valid must be bool [B, P+N] = {[q.shape[0], k.shape[2]]}, got {valid.dtype} {list(valid.shape)}")
+        seen = valid[:, None, None]
+        mask = seen if mask is None else mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, plain.FLOOR)
+    if mask is None:
+        return None
+    try:
+        return mask.expand(shape)
+    except RuntimeError:
+        raise PruneError(f"mask {list(mask.shape)} does not expand to [B, H, P+N, P+N] = {list(shape)}") from None
+
+
 def setting(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, valid: Tensor | None) -> Work:
     """Collect the inputs; cast to float32 unless the Triton kernels take half precision as it is."""
     work = Work(q, k, scale, mask, valid)
@@ -285,6 +293,16 @@ def backend(work: Work) -> Backend:
     if work.q.device.type == "cuda" and kernels_fit(work):
         return "triton"
     return "streamed" if work.q.device.type == "cpu" else "explicit"
+
+
+def kernels(work: Work) -> ModuleType:
+    """The module with the back end's `columns` and `row_values`."""
+    name = backend(work)
+    if name == "triton":
+        from . import attention_triton
+
+        return attention_triton
+    return attention_streamed if name == "streamed" else plain
 
 
 @cache

@@ -103,7 +103,7 @@ class Attended:
             yield block, *block.column_weights(order)
 
     def columns(self, order: float, start: int) -> Tensor:
-        """Compute `attention_streamed.column_pass` over the rows from `start` on, and keep the softmax or output. -> [B, H, P+N]"""
+        """Compute `attention_streamed.columns` over the rows from `start` on, and keep the softmax or output. -> [B, H, P+N]"""
         sums = self.q.new_zeros(self.q.shape[:3])
         for block, weight, normal in self.weighed(order):
             kept = self.mix(block, weight, normal)

@@ -175,8 +175,8 @@ def dead_rows(rows: Rows, block: Block) -> Tensor | None:
     return dead if blind is None else dead | blind
 
 
-def column_pass(rows: Rows, order: float, diagonal: bool) -> Tensor:
-    """As `attention_torch.columns` without average, in two buffers: no gradients, in eager mode on a CPU. -> [B, H, K]
+def columns(rows: Rows, order: float, diagonal: bool) -> Tensor:
+    """As `attention_torch.columns`, in two buffers: no gradients, in eager mode on a CPU. -> [B, H, K]
 
     Orders 1 and 2 are a product of a row of normalisers with powers of the weights.
     """
@@ -214,18 +214,18 @@ def put_own(rows: Rows, block: Block, matrix: Tensor, diagonal: bool, value: flo
         matrix[:, torch.arange(count), rows.own(block.rows.start, count)] = value
 
 
-def row_pass(rows: Rows, order: float | None) -> Tensor:
-    """As `attention_torch.entropies`, or as its `normalisers` for order None, in two buffers. -> [B, H, R]"""
+def row_values(rows: Rows, order: float | None) -> Tensor:
+    """As `attention_torch.row_values`, in two buffers. -> [B, H, R]"""
     out = rows.q.new_empty(rows.q.shape[:3])
     power = 1.0 if order is None or math.isinf(order) else max(1.0, order)
     for block in blocks(rows, power):
         dead = dead_rows(rows, block)
-        found = row_values(block, order)
+        found = values(block, order)
         out = block.put(found if dead is None else found.masked_fill_(dead, -math.inf if order is None else math.inf), out)
     return out
 
 
-def row_values(block: Block, order: float | None) -> Tensor:
+def values(block: Block, order: float | None) -> Tensor:
     """Compute each row's entropy, or its log-sum-exp for order None; overwrites the logits. -> [n, r]"""
     top = block.shift(deep(order or 1.0))
     weight = block.exponentials(spare=order not in (None, 2))

@@ -78,6 +78,11 @@ def products(q: Tensor, k: Tensor) -> Tensor:
     return torch.stack([torch.bmm(queries, keys.transpose(-2, -1)) for queries, keys in zip(q, k, strict=True)])
 
 
+def exact(x: Tensor) -> Tensor:
+    """Cast to float32; float32 and float64 stay as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def masked(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(~mask, FLOOR) if mask.dtype == torch.bool else (logits + mask).clamp(min=FLOOR)
 
@@ -91,7 +96,7 @@ def counted(rows: Rows, image: int, here: slice, logits: Tensor) -> Tensor | Non
     return alive if seeing is None else alive & seeing
 
 
-def columns(rows: Rows, order: float, diagonal: bool, average: bool) -> Tensor:
+def columns(rows: Rows, order: float, diagonal: bool, average: bool = False) -> Tensor:
     """p-norms of the columns, [B, H, K], or [B, 1, K] of the matrix averaged over heads."""
     rows = rows.full_keys()
     done: dict[int, Tensor] = {}
@@ -126,14 +131,15 @@ def joined(a: Tensor, b: Tensor, order: float) -> Tensor:
     return torch.maximum(a, b) if math.isinf(order) else a + b if order in (1, 2) else torch.logaddexp(a, b)
 
 
-def entropies(rows: Rows, order: float) -> Tensor:
-    """Renyi entropy of every row over the keys, nats; infinite for a row that does not count. -> [B, H, R]"""
-    rows = rows.full_keys()
+def row_values(rows: Rows, order: float | None) -> Tensor:
+    """Renyi entropy of every row over the keys (nats; inf for a row that does not count), or for order None its log-sum-exp (-inf).
+    -> [B, H, R]"""
+    rows, none = rows.full_keys(), -math.inf if order is None else math.inf
     parts: dict[int, list[Tensor]] = {}
     for image, here, logits in pieces(rows):
-        found = entropy(logits, order)
+        found = logits.logsumexp(-1) if order is None else entropy(logits, order)
         counts = counted(rows, image, here, logits)
-        parts.setdefault(image, []).append(found if counts is None else found.masked_fill(~counts[..., 0], math.inf))
+        parts.setdefault(image, []).append(found if counts is None else found.masked_fill(~counts[..., 0], none))
     return torch.cat([torch.cat(some, dim=-1) for some in parts.values()])
 
 
@@ -154,14 +160,3 @@ def entropy(logits: Tensor, order: float) -> Tensor:
     if math.isinf(order):
         return logits.logsumexp(-1) - logits.amax(-1)
     return ((order * logits).logsumexp(-1) - order * logits.logsumexp(-1)) / (1 - order)
-
-
-def normalisers(rows: Rows) -> Tensor:
-    """log of the sum of exp(logits) of every row; -inf for a row that does not count. -> [B, H, R]"""
-    rows = rows.full_keys()
-    parts: dict[int, list[Tensor]] = {}
-    for image, here, logits in pieces(rows):
-        counts = counted(rows, image, here, logits)
-        found = logits.logsumexp(-1)
-        parts.setdefault(image, []).append(found if counts is None else found.masked_fill(~counts[..., 0], -math.inf))
-    return torch.cat([torch.cat(some, dim=-1) for some in parts.values()])

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..plan import Plan
 from . import diversity
 from .portable import stable_order
+from .select import everything, rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ def density_peaks(x: Tensor, clusters: int, noise: Tensor | None = None, neighbo
     farthest = distance.flatten(1).amax(dim=1)[:, None, None]
     apart = distance.where(denser, farthest).amin(dim=-1)
     centres = stable_order(apart * density, descending=True)[:, :clusters]
-    to_centres = distance.gather(1, centres.unsqueeze(-1).expand(-1, -1, x.shape[1]))
+    to_centres = rows(distance, centres)
     own = torch.arange(centres.shape[1], device=x.device).expand_as(centres)
     return Clusters(centres, to_centres.argmin(dim=1).scatter(1, centres, own), density, apart)
 
@@ -98,14 +99,14 @@ def coreset(x: Tensor, first: Tensor, centres: int) -> tuple[Tensor, Tensor, Ten
 
 def apart(x: Tensor, index: Tensor) -> Tensor:
     """Distance of every token to the one at index [B, 1]; exactly 0 to itself. x [B, N, C] -> [B, N]."""
-    offset = x - x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    offset = x - rows(x, index)
     distance: Tensor = torch.linalg.vector_norm(offset, dim=-1)
     return distance
 
 
 def nearest_of(distance: Tensor, chosen: Tensor) -> Tensor:
     """Index of the nearest chosen token [B, K] for every token, by distance [B, N, N]: [B, N]."""
-    return distance.gather(1, chosen.unsqueeze(-1).expand(-1, -1, distance.shape[2])).argmin(dim=1)
+    return rows(distance, chosen).argmin(dim=1)
 
 
 def keep_and_recycle(s: Tensor, x: Tensor, count: int, noise: Tensor) -> Plan:
@@ -115,12 +116,11 @@ def keep_and_recycle(s: Tensor, x: Tensor, count: int, noise: Tensor) -> Plan:
     """
     n, gone = s.shape[1], s.shape[1] - count
     if gone <= 0:
-        return Plan(torch.arange(n, device=s.device).expand_as(s), n)
+        return everything(s)
     members = int(gone * 0.3) + 1
     order = stable_order(s, descending=True)
     keep, rest = order[:, :count].sort(dim=1).values, order[:, count : count + members]
-    tokens = x.gather(1, rest.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    found = density_peaks(tokens, members // 10 + 1, noise[:, :members])
+    found = density_peaks(rows(x, rest), members // 10 + 1, noise[:, :members])
     slot = torch.arange(count, device=s.device).expand_as(keep)
     owner = torch.full((s.shape[0], n), -1, dtype=torch.int64, device=s.device)
     owner = owner.scatter(1, keep, slot).scatter(1, rest, count + found.member)

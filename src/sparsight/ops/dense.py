@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..plan import Plan
+from .select import rows
 
 
 def restore(plan: Plan, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -24,7 +25,7 @@ def restore(plan: Plan, x: Tensor, grid: tuple[int, int]) -> Tensor:
         return share.transpose(1, 2) @ x
     owner = plan.owner
     slot = owner.where(owner >= 0, nearest(plan, grid))
-    return x.gather(1, slot.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return rows(x, slot)
 
 
 def nearest(plan: Plan, grid: tuple[int, int]) -> Tensor:

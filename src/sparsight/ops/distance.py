@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import attention
-from .attention_given import exact
-from .attention_torch import pieces
+from .attention_torch import exact, pieces
 
 
 def attention_distance(

@@ -67,9 +67,8 @@ def top_and_clusters(s: Tensor, x: Tensor, count: int, top: int) -> Plan:
     attentive = select.best(s, top)
     keep, owner = attentive, None
     if count > top:
-        taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, attentive, True)
-        rest = stable_order(taken.to(torch.uint8))[:, : n - top]
-        found = cluster.density_peaks(x.gather(1, rest.unsqueeze(-1).expand(-1, -1, x.shape[2])), count - top)
+        rest = select.others(attentive, n)
+        found = cluster.density_peaks(select.rows(x, rest), count - top)
         keep = torch.cat([attentive, rest.gather(1, found.centres)], dim=1)
         owner = torch.arange(n, device=s.device).expand_as(s).scatter(1, rest, keep[:, top:].gather(1, found.member))
     keep = keep.sort(dim=1).values

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from ..errors import PruneError
 from . import attention
-from .score import check_order, class_attention, column_norm, register_score
+from .schedule import check_share
+from .score import column_norm, register_score
 
 Importance = Literal["class", "col_ln", "column_mean"]
 """Class token's row; p-norm of the column (Col-Ln); mean of the column, what ports to encoders without class token use."""
@@ -21,13 +21,11 @@ def column_mean(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
     return attention.column_mean(q, k, prefix, scale)
 
 
-def named(kind: Importance, order: float = 2.0) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """Look up a score function and its numbers by name, for a recipe's Step."""
-    if kind == "class":
-        return class_attention, {}
-    if kind == "column_mean":
-        return column_mean, {}
-    return column_norm, {"order": check_order(order), "heads": "mean", "rows": "patches", "diagonal": True, "stride": 1}
+def check_rescue(rescue: float, score: str) -> float:
+    """Validate the share of the slots that a method gives to Col-Ln beside class attention."""
+    if check_share("rescue", rescue) and score != "class":
+        raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score} or rescue")
+    return rescue
 
 
 def joined(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..plan import Plan
-from .attention_given import exact
+from .attention_torch import exact
 from .score import register_score
 
 Heads = Literal["mean", "max", "min"]

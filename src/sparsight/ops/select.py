@@ -9,6 +9,23 @@ from ..plan import Plan
 from .portable import stable_order
 
 
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, N, C] at index [B, K] -> [B, K, C]."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+
+def others(index: Tensor, n: int) -> Tensor:
+    """The indices below n that are not among index [B, K], all of them different, ascending: [B, N - K]."""
+    taken = torch.zeros(index.shape[0], n, dtype=torch.uint8, device=index.device).scatter(1, index, 1)
+    return stable_order(taken)[:, : n - index.shape[1]]
+
+
+def slots(keep: Tensor, n: int) -> Tensor:
+    """Position of each token in keep [B, K], 0 for tokens that are not there: [B, N]."""
+    place = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+    return keep.new_zeros(keep.shape[0], n).scatter(1, keep, place)
+
+
 def best(s: Tensor, count: int) -> Tensor:
     """Indices of the `count` highest scores, ascending. s [B, N] -> [B, K]."""
     order = stable_order(s, descending=True)
@@ -17,8 +34,7 @@ def best(s: Tensor, count: int) -> Tensor:
 
 def ranks(s: Tensor) -> Tensor:
     """Rank of each token in descending order of score, from 0; ties to the lower index. s [B, N] -> [B, N]."""
-    order = stable_order(s, descending=True)
-    return torch.zeros_like(order).scatter(1, order, torch.arange(s.shape[1], device=s.device).expand_as(order))
+    return slots(stable_order(s, descending=True), s.shape[1])
 
 
 def everything(x: Tensor) -> Plan:
@@ -65,13 +81,11 @@ def bipartite_by_score(s: Tensor, k: Tensor, prefix: int, count: int) -> Plan:
     ranked = stable_order(s, descending=True)
     target, source = ranked[:, : n - n // 2], ranked[:, n - n // 2 :]
     metric = directions(k, prefix)
-    rows = [metric.gather(1, index.unsqueeze(-1).expand(-1, -1, metric.shape[2])) for index in (source, target)]
-    value, partner = (rows[0] @ rows[1].transpose(-2, -1)).max(dim=-1)
+    value, partner = (rows(metric, source) @ rows(metric, target).transpose(-2, -1)).max(dim=-1)
     going = stable_order(value, descending=True)[:, :removed]
     gone = source.gather(1, going)
-    taken = torch.zeros_like(s, dtype=torch.bool).scatter(1, gone, True)
-    keep = stable_order(taken.to(torch.uint8))[:, : n - removed]
-    slot = torch.zeros_like(ranked).scatter(1, keep, torch.arange(n - removed, device=s.device).expand_as(keep))
+    keep = others(gone, n)
+    slot = slots(keep, n)
     host = target.gather(1, partner.gather(1, going))
     return Plan(keep, n, slot.scatter(1, gone, slot.gather(1, host)))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from .attention_given import exact
+from .attention_torch import exact
 from .schedule import Schedule, as_tuple, show
 
 Rows = Literal["last", "raters"]
