@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,12 +43,22 @@ AS_GIVEN = ("q", "k", "v")
 """In the model's own precision: statistics of attention convert as they go, and kernels multiply half precision without loss. A step
 that takes them otherwise converts by itself."""
 
+USUAL: dict[str, Callable[[Tensor], Any]] = {
+    "feats": exact,
+    "training": lambda x: False,
+    **dict.fromkeys(("size", "moves", "valid", "attended"), lambda x: None),
+    "first": lambda x: torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device),
+    "position": lambda x: torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1),
+    "noise": lambda x: torch.zeros(x.shape[:2], dtype=torch.float32, device=x.device),
+}
+"""What follows from the tokens x alone."""
+
 INTERNAL = ("s", "plan", "count", "attended")
 
 
 def derivable(name: str, given: dict[str, Any]) -> bool:
     """Whether the signal is given or follows from what is given."""
-    if name in given or name in ("feats", "size", "position", "noise", "first", "moves", "valid", "training"):
+    if name in given or name in USUAL:
         return True
     if name in ("class_attn", "token_weight"):
         return ("attn" in given or ("q" in given and "k" in given)) and (prefix_of(given) > 0 or name == "token_weight")
@@ -71,18 +82,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return exact(value) if floating and name not in AS_GIVEN else value
     x = given["x"]
-    if name == "feats":
-        return exact(x)
-    if name == "training":
-        return False
-    if name in ("size", "moves", "valid", "attended"):
-        return None
-    if name == "first":
-        return torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
-    if name == "position":
-        return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-    if name == "noise":
-        return torch.zeros(x.shape[:2], dtype=torch.float32, device=x.device)
+    if name in USUAL:
+        return USUAL[name](x)
     if name == "prefix":
         return prefix_of(given)
     if name == "attns":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import sparsight
-from sparsight.cli.catalogue import markdown
+from sparsight.cli.methods import markdown
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "methods.md"
 

@@ -12,7 +12,7 @@ from compare_data import ARCHITECTURE, CLASSES, make_images, make_model
 from safetensors.torch import save_file
 
 from sparsight import __version__
-from sparsight.cli.compare import split
+from sparsight.cli.words import split
 
 pytest.importorskip("timm")
 

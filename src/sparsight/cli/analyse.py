@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import Vision, Word, one_model
+from .words import BatchSize, Device, Limit, Vision, Word, numbers, one_model
 
 
 def analyse(
@@ -21,10 +21,10 @@ def analyse(
     out: Annotated[Path, typer.Option(help="Folder for figures, tables and the page report.html.")] = Path("runs/analyse"),
     orders: Annotated[str, typer.Option(help="Orders of the entropy, joined by commas; 1 is Shannon's.")] = "1,2,4,inf",
     layers: Annotated[str, typer.Option(help="Blocks joined by '/', or all.")] = "all",
-    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
+    limit: Limit = None,
     shown: Annotated[int, typer.Option("--shown", "--images", help="Images with heat maps.")] = 2,
-    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the random tokens that ranks are compared with.")] = 0,
 ) -> None:
     """Entropy and reach of the attention, score heat maps, agreement of kept tokens and their effective rank, block by block.
@@ -36,14 +36,10 @@ def analyse(
       sparsight analyse --recipe col_ln:keep=0.5 --recipe class_attention:keep=0.5 --layers 0/3/6/9
     """
     from ..look.analyse import analyse as measure
-    from .compare import items
     from .progress import Watch
     from .results import print_analysis
 
-    try:
-        wanted = [float(order) for order in items(orders)]
-    except ValueError:
-        raise typer.BadParameter(f"{orders!r} is no list of numbers", param_hint="--orders") from None
+    wanted = numbers(orders, float, "--orders")
     with Watch(out) as watch:
         done = measure(
             one_model(word, model), data, recipe or (), out, orders=wanted, layers=layers, limit=limit, shown=shown, batch_size=batch_size,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import Vision, Word, one_model
+from .words import Device, Vision, Word, items, numbers, one_model
 
 
 def bench(
@@ -24,7 +24,7 @@ def bench(
     data: Annotated[Path | None, typer.Option("--data", "--images", help="Folder of images. [default: the embedded ones]")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for the paired runs at each batch size. [default: 4]")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer recipes, batches and runs: about two minutes.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench"),
 ) -> None:
     """Time recipes in every engine (precision x backend), beside the unpruned model in the same engine.
@@ -37,14 +37,10 @@ def bench(
       sparsight bench --backend eager,openvino --recipe col_ln:keep=0.7,layers=3/6/9 --batch-size 1,16
     """
     from ..speed.bench import bench as measure
-    from .compare import items
     from .progress import Watch
     from .results import print_bench
 
-    try:
-        sizes = [int(size) for size in items(batch_size)]
-    except ValueError:
-        raise typer.BadParameter(f"--batch-size {batch_size}: give whole numbers joined by commas, such as 1,32") from None
+    sizes = numbers(batch_size, int, "--batch-size")
     with Watch(out) as watch:
         done = measure(
             one_model(word, model), recipe or (), out, backends=items(backend), precisions=items(precision), batch_sizes=sizes, data=data,

@@ -7,25 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .words import Language, Word, one_model
+from .words import Device, Language, LanguageRecipes, Seed, Word, one_model
 
 
 def bench_vlm(
     word: Word = None,
     model: Language = None,
     config: Annotated[str | None, typer.Option(help="Instead of a model: tiny or llava-7b-shape, with random weights.")] = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option(help="Recipe such as vispruner:tokens=64; may be given several times.")
-    ] = None,
+    recipe: LanguageRecipes = None,
     data: Annotated[Path | None, typer.Option("--data", "--images", help="Folder of images. [default: noise]")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text beside each image.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts at a time, one image each.")] = 1,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 16,
     layers: Annotated[int | None, typer.Option(help="Cut the language model to its first layers.")] = None,
     rounds: Annotated[int, typer.Option(help="Pairs of runs per recipe.")] = 6,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto is bf16 on CUDA, else fp32.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench-vlm"),
 ) -> None:
     """Time vision encoder, selection, prefill and decoding, unpruned and pruned in turn; memory, KV cache and MACs.

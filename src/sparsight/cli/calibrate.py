@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import Language, Word, one_model
+from .words import BatchSize, Language, Word, one_model
 
 
 def calibrate(
@@ -15,7 +15,7 @@ def calibrate(
     word: Word = None,
     model: Language = None,
     recipe: Annotated[str, typer.Option(help="agile or mix, with the parameters to use.")] = "agile",
-    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 8,
+    batch_size: BatchSize = 8,
     limit: Annotated[int | None, typer.Option(help="Use only so many images.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
@@ -27,9 +27,9 @@ def calibrate(
       sparsight calibrate llava-hf/llava-1.5-7b-hf --data IMAGES --recipe agile:tokens=64
     """
     from ..errors import shown
-    from ..look.calibrate import calibrate_named
+    from ..look.calibrate import calibration
 
-    done = calibrate_named(one_model(word, model, None), data, recipe, batch_size, limit, device)
+    done = calibration(one_model(word, model, None), data, recipe, batch_size=batch_size, limit=limit, device=device)
     typer.echo(str(done), err=True)
     for name, reason in done.skipped:
         typer.echo(shown(f"skipped {name}: {reason}", 500), err=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .words import Vision, Word, one_model
+from .words import BatchSize, Device, Limit, Precision, Seed, Vision, Word, items, one_model, split
 
 
 def compare(
@@ -20,11 +19,11 @@ def compare(
     layers: Annotated[str, typer.Option(help="Blocks joined by '/'; several lists joined by commas.")] = "3/6/9",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/compare"),
     recipe: Annotated[list[str] | None, typer.Option(help="A whole recipe to add; may be given several times.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 32,
-    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    batch_size: BatchSize = 32,
+    limit: Limit = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    seed: Seed = 0,
     shown: Annotated[int, typer.Option("--shown", "--images", help="Images shown in the report.")] = 4,
     seconds: Annotated[float, typer.Option(help="Time for the paired runs of each row.")] = 4.0,
 ) -> None:
@@ -48,19 +47,3 @@ def compare(
             shown=shown, seconds=seconds, listen=watch,
         )  # fmt: skip
     print_comparison(done, out)
-
-
-def items(text: str) -> list[str]:
-    """Parts between commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def split(text: str) -> list[str]:
-    """Recipes between commas; a part key=value without a name belongs to the recipe before it."""
-    found: list[str] = []
-    for part in items(text):
-        if found and re.fullmatch(r"\w+\s*=.*", part):
-            found[-1] += ("," if ":" in found[-1] else ":") + part
-        else:
-            found.append(part)
-    return found

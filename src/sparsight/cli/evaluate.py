@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import Word, one_model
+from .words import BatchSize, DataSet, Device, Limit, Precision, Recipes, Seed, Split, Word, Workers, one_model
 
 
 def evaluate(
@@ -16,19 +16,19 @@ def evaluate(
         str | None,
         typer.Option(help="As for compare; for zero-shot a CLIP or SigLIP folder, or open_clip:ARCH@FILE. [default: demo]"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="A folder, a saved data set, Parquet, or hf:NAME[@CONFIG][:SPLIT].")] = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="A recipe such as evit:keep=0.7; may be given several times.")] = None,
+    data: DataSet = None,
+    recipe: Recipes = None,
     out: Annotated[Path, typer.Option(help="Folder for results and predictions.")] = Path("runs/evaluate"),
     mode: Annotated[str, typer.Option(help="classify, zero-shot, knn or probe.")] = "classify",
     preset: Annotated[str | None, typer.Option(help="A data set by name: imagenet, imagenet-v2, caltech101 ...")] = None,
-    split: Annotated[str | None, typer.Option(help="Folder or split of the data set.")] = None,
+    split: Split = None,
     train: Annotated[str | None, typer.Option(help="Training images of knn and probe. [default: the split train]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 32,
-    workers: Annotated[int, typer.Option(help="Processes that read images; 0 reads in threads.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    limit: Limit = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    seed: Seed = 0,
     k: Annotated[int, typer.Option(help="Neighbours of mode knn.")] = 20,
     template: Annotated[list[str] | None, typer.Option(help="Prompt with {} for the class; may be given several times.")] = None,
 ) -> None:

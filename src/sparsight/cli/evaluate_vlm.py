@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import Language, Word, one_model
+from .words import Device, Language, LanguageRecipes, Precision, Word, items, one_model
 
 
 def evaluate_vlm(
@@ -16,14 +16,12 @@ def evaluate_vlm(
     ],
     word: Word = None,
     model: Language = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option(help="Recipe such as vispruner:tokens=64; may be given several times.")
-    ] = None,
+    recipe: LanguageRecipes = None,
     out: Annotated[Path, typer.Option(help="Folder for results and answers.")] = Path("runs/evaluate-vlm"),
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each set.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions per generate.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "bf16",
+    device: Device = "auto",
+    precision: Precision = "bf16",
     prompt: Annotated[str | None, typer.Option(help="Prompt with {images} and {question}. [default: the chat template]")] = None,
     square: Annotated[bool, typer.Option("--square", help="Pad images to squares first, as LLaVA-1.5's authors do.")] = False,
 ) -> None:
@@ -40,10 +38,9 @@ def evaluate_vlm(
     from .progress import Watch
     from .results import print_vlm_evaluation
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
     with Watch(out) as watch:
         done = evaluate(
-            one_model(word, model, None), recipe or (), names, out, limit=limit, batch_size=batch_size, device=device,
+            one_model(word, model, None), recipe or (), items(tasks), out, limit=limit, batch_size=batch_size, device=device,
             precision=precision, prompt=prompt, square=square, listen=watch,
         )  # fmt: skip
     print_vlm_evaluation(done, out)

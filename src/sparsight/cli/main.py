@@ -33,28 +33,11 @@ LONGEST = 1000
 """Characters of an error that are printed, the middle left out of a longer one."""
 
 # Plain help: drawing it with rich would cost a quarter of a second.
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for verb in (
-    analyse,
-    bench,
-    bench_vlm,
-    calibrate,
-    compare,
-    evaluate,
-    robustness,
-    evaluate_vlm,
-    export,
-    families,
-    macs,
-    methods,
-    rank,
-    reproduce,
-    show,
-):
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+VERBS = (
+    analyse, bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, families, macs, methods, rank, reproduce, show,
+)  # fmt: skip
+for verb in VERBS:
     app.command(short_help=" ".join((verb.__doc__ or "").partition("\n\n")[0].split()))(verb)
 
 

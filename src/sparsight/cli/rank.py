@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import Word, one_model
+from .words import BatchSize, Limit, Word, one_model
 
 
 def rank(
@@ -29,8 +29,8 @@ def rank(
         str, typer.Option(help="Rank of tokens (what a language model gets) or of the encoder's features.")
     ] = "tokens",
     layer: Annotated[int | None, typer.Option(help="Block of a vision model. [default: the last but one]")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
+    batch_size: BatchSize = 8,
+    limit: Limit = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
     """Print how complex each image is to a model, and how rank and entropy go together over the folder.

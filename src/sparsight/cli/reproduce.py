@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PruneError
+from .words import BatchSize, Device, Limit, Precision, Seed
 
 
 def reproduce(
@@ -19,12 +20,12 @@ def reproduce(
     model: Annotated[list[str] | None, typer.Option(help="Instead of the paper's: NAME, or KEY=NAME for one of several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Folder of images, or KEY=FOLDER for one of several data sets.")] = None,
     only: Annotated[str | None, typer.Option(help="Only rows that contain this text.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")] = None,
+    limit: Limit = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: runs/reproduce/ID]")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of a table.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/reproduce.md.")] = False,
 ) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +11,7 @@ from typing import Any
 
 from ..ops.schedule import show
 from ..runs.store import read_result
-from .rank import pearson
+from .rank import pearson, table
 
 
 @dataclass(frozen=True)
@@ -235,15 +232,6 @@ class Analysis:
 def cells(row: Agreement | Left) -> list[object]:
     """A row's numbers, none of their digits lost."""
     return [repr(value) if isinstance(value, float) else value for value in asdict(row).values()]
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV text."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def maybe(value: float | None) -> str:

@@ -139,31 +139,11 @@ def distance(done: Analysis, palette: Palette) -> Any:
     entropies, distances = done.pairs_of_heads()
     blocks = [head.block for head in done.heads]
     over_depth(left, done, distances, "attention distance (pixels)")
-    left.axhline(done.uniform, color=palette.quiet, linewidth=0.8, linestyle=":")
-    left.annotate(
-        "even attention",
-        (1, done.uniform),
-        (0, 3),
-        ("axes fraction", "data"),
-        "offset points",
-        ha="right",
-        color=palette.quiet,
-        fontsize=8,
-    )
+    even(left, done.uniform, palette)
     left.set_ylim(0, max(done.uniform, *distances) * 1.09)
     left.set_title("dots: heads, line: their mean")
     over_depth(middle, done, entropies, f"{named(done.order)} entropy (nats)")
-    middle.axhline(done.top, color=palette.quiet, linewidth=0.8, linestyle=":")
-    middle.annotate(
-        "even attention",
-        (1, done.top),
-        (0, 3),
-        ("axes fraction", "data"),
-        "offset points",
-        ha="right",
-        color=palette.quiet,
-        fontsize=8,
-    )
+    even(middle, done.top, palette)
     middle.set_ylim(min(0.0, *entropies), done.top * 1.09)
     colours = ListedColormap(colormaps["viridis"](np.linspace(palette.first, 1, 256)))
     dots = right.scatter(entropies, distances, c=blocks, cmap=colours, s=22, linewidths=0, alpha=0.9)
@@ -173,17 +153,29 @@ def distance(done: Analysis, palette: Palette) -> Any:
     return figure
 
 
+def even(axes: Any, value: float, palette: Palette) -> None:
+    """A dotted line where attention spread evenly would be."""
+    axes.axhline(value, color=palette.quiet, linewidth=0.8, linestyle=":")
+    place = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate("even attention", **place, ha="right", color=palette.quiet, fontsize=8)
+
+
 def over_depth(axes: Any, done: Analysis, values: list[float], title: str) -> None:
     """A dot for every head and a line through the means."""
-    places = {block: row for row, block in enumerate(done.layers)}
-    rows = np.array([places[head.block] for head in done.heads])
+    rows = np.array([done.layers.index(head.block) for head in done.heads])
     means = [float(np.mean(np.array(values)[rows == row])) for row in range(len(done.layers))]
     axes.plot(range(len(means)), means, color=KEPT, linewidth=1.6, label="mean")
     axes.scatter(rows, values, color=KEPT, s=16, alpha=0.5, linewidths=0, label="head")
-    axes.set_xticks(range(len(places)), [str(block) for block in places])
-    axes.set(xlabel="block", ylabel=title)
-    axes.grid(axis="y", linewidth=0.6)
+    blocks_below(axes, done)
+    axes.set_ylabel(title)
     axes.set_axisbelow(True)
+
+
+def blocks_below(axes: Any, done: Analysis) -> None:
+    """The blocks as the ticks of the horizontal axis."""
+    axes.set_xticks(range(len(done.layers)), [str(block) for block in done.layers])
+    axes.set_xlabel("block")
+    axes.grid(axis="y", linewidth=0.6)
 
 
 def agreement(done: Analysis, palette: Palette) -> Any:
@@ -228,9 +220,8 @@ def write_cells(panel: Any, percent: Any, colour: Any) -> None:
     """The numbers in the cells of a matrix."""
     for (i, j), value in np.ndenumerate(percent):
         if not np.isnan(value):
-            panel.text(
-                j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if abs(colour[i, j]) > 0.6 else "#1c1c1e"
-            )
+            ink = "white" if abs(colour[i, j]) > 0.6 else LIGHT.ink
+            panel.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
 
 
 def numbered(figure: Any, names: list[str]) -> None:
@@ -259,33 +250,25 @@ def rank(done: Analysis, palette: Palette) -> Any:
     """Effective rank of what is left over the depth, and the same as a share of what as many random tokens have."""
     figure = sheet(10.5, 3.7 + 0.2 * math.ceil(len(done.recipes) / columns_of(done.recipes, 3)))
     left, right = figure.subplots(1, 2)
-    places = {block: row for row, block in enumerate(done.layers)}
+    row_of = done.layers.index
     full = {row.block: row.unpruned for row in done.left}
-    left.plot([places[b] for b in full], list(full.values()), color=palette.ink, linewidth=1.6, label="all tokens")
+    left.plot([row_of(block) for block in full], list(full.values()), color=palette.ink, linewidth=1.6, label="all tokens")
     for index, recipe in enumerate(done.recipes):
         rows = [row for row in done.left if row.recipe == recipe]
-        spots, look = (
-            [places[row.block] for row in rows],
-            {"color": COLOURS[index % len(COLOURS)], "markersize": 4, "linewidth": 1.5},
-        )
-        marker = "osD^vPX"[index % 7]
-        left.plot(spots, [row.rank for row in rows], marker=marker, label=folded(recipe), **look)
-        right.plot(spots, [100 * (row.rank / row.random - 1) for row in rows], marker=marker, **look)
-    random = {(row.block, round(row.tokens, 2)): row.random for row in done.left}
-    for number, tokens in enumerate(dict.fromkeys(tokens for _, tokens in random)):
-        points = [(places[b], value) for (b, t), value in random.items() if t == tokens]
-        left.plot(
-            *zip(*points, strict=True),
-            color=palette.quiet,
-            linewidth=1.2,
-            linestyle="--",
-            label="as many at random" if not number else None,
-        )
-    right.axhline(0, color=palette.quiet, linewidth=1.2, linestyle="--")
-    left.set(xlabel="block", ylabel="effective rank", title="of the tokens that are left")
-    right.set(xlabel="block", ylabel="difference (%)", title="against as many tokens at random")
+        spots = [row_of(row.block) for row in rows]
+        look = {"color": COLOURS[index % len(COLOURS)], "marker": "osD^vPX"[index % 7], "markersize": 4, "linewidth": 1.5}
+        left.plot(spots, [row.rank for row in rows], label=folded(recipe), **look)
+        right.plot(spots, [100 * (row.rank / row.random - 1) for row in rows], **look)
+    quiet = {"color": palette.quiet, "linewidth": 1.2, "linestyle": "--"}
+    random: dict[float, dict[int, float]] = {}
+    for row in done.left:
+        random.setdefault(round(row.tokens, 2), {})[row_of(row.block)] = row.random
+    for number, line in enumerate(random.values()):
+        left.plot(list(line), list(line.values()), **quiet, label=None if number else "as many at random")
+    right.axhline(0, **quiet)
+    left.set(ylabel="effective rank", title="of the tokens that are left")
+    right.set(ylabel="difference (%)", title="against as many tokens at random")
     for axes in (left, right):
-        axes.set_xticks(range(len(places)), [str(block) for block in places])
-        axes.grid(axis="y", linewidth=0.6)
+        blocks_below(axes, done)
     figure.legend(loc="outside lower center", ncols=columns_of(done.recipes, 3))
     return figure

@@ -75,14 +75,17 @@ def calibration(
     processor: Any = None,
     transform: Transform | None = None,
     batch_size: int = 8,
+    limit: int | None = None,
     device: str = "cpu",
     **options: Any,
 ) -> Calibration:
-    """What `calibrate` measures, with the recipe."""
+    """What `calibrate` measures, with the recipe. limit: of a folder only so many images."""
     recipe = resolve(recipe, options)
     params = check_recipe(recipe)
     if batch_size < 1:
         raise PruneError(f"batch_size={batch_size} must be 1 or more")
+    if isinstance(images, (str, Path)) and not Path(images).expanduser().is_file():
+        images = open_folder(Path(images).expanduser(), limit).paths
     _, module, encode = open_encoder(model, processor, transform, device)
     feed = Feed(images, encode, next(module.parameters()), batch_size)
     assert recipe.score is not None
@@ -97,9 +100,8 @@ def calibration(
     if not found:
         reason = f"{Path(skipped[0][0]).name}: {skipped[0][1]}" if skipped else "none was given"
         raise PruneError(f"no image can be read to calibrate with; {reason}")
-    ranks, entropies = [one.erank for one in found], [one.entropy for one in found]
-    values = [sum(ranks) / len(ranks), sum(entropies) / len(entropies)]
-    spans = [max(ranks) - min(ranks), max(entropies) - min(entropies)]
+    measures = [one.erank for one in found], [one.entropy for one in found]
+    values, spans = [sum(some) / len(some) for some in measures], [max(some) - min(some) for some in measures]
     stored = dict(zip(AVERAGES, values, strict=True))
     stored |= {name: span for name, span in zip(SPANS, spans, strict=True) if name in params and span > 0}
     return Calibration(resolve(recipe, stored), len(found), values[0], spans[0], values[1], spans[1], skipped)
@@ -112,9 +114,3 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     if missing:
         raise PruneError(f"{recipe.name} has no {' and '.join(missing)} to store; calibrate agile or mix")
     return params
-
-
-def calibrate_named(model: str, images: str | Path, recipe: str, batch_size: int, limit: int | None, device: str) -> Calibration:
-    """`calibration` of a model by name on a folder of images."""
-    check_recipe(resolve(recipe, {}))
-    return calibration(model, open_folder(images, limit).paths, recipe, batch_size=batch_size, device=device)

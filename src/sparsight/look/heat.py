@@ -11,10 +11,11 @@ from ..data.images import Folder, Skipped, even, load_image
 from ..load.models import Loaded
 from ..pages.analysis_page import Figure
 from ..pages.page import picture_uri
-from .analysis import Analysis, table
+from .analysis import Analysis
 from .analysis_figures import DARK, DPI, LIGHT, Palette
 from .block_probe import Probe, Sums
 from .patches import pictures
+from .rank import table
 from .show import font, inferno, lines
 
 SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,8 @@ class Ranking:
 
     def to_csv(self) -> str:
         """One line per image: the data behind the plot."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "tokens", "erank", "entropy"])
-        writer.writerows([row.image, row.tokens, repr(row.erank), repr(row.entropy)] for row in self.rows)
-        return text.getvalue()
+        rows = ((row.image, row.tokens, repr(row.erank), repr(row.entropy)) for row in self.rows)
+        return table(("image", "tokens", "erank", "entropy"), rows)
 
     def save(self, folder: Path) -> list[Path]:
         """Write rank.csv, rank.json and rank.png; a PruneError if the folder cannot be written or matplotlib is missing."""
@@ -86,6 +83,13 @@ class Ranking:
         except OSError as error:
             raise PruneError(f"output folder {folder} cannot be written ({error.strerror}); give another one with --out") from None
         return files
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    return text.getvalue()
 
 
 def rank(
@@ -154,9 +158,7 @@ def spread(values: Sequence[float]) -> str:
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Correlation of two lists of numbers, None where one of them does not vary."""
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1])
+    return None if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .page import TIMES, render, signed
+from .page import TIMES, counted, render, signed
 
 if TYPE_CHECKING:
     from ..look.analysis import Analysis
@@ -31,7 +31,7 @@ def analysis_page(done: Analysis, figures: Mapping[str, Figure]) -> str:
     return render(
         "analysis.html",
         done=done,
-        title=f"{done.model}: {len(done.layers)} block{'s' * (len(done.layers) > 1)} on {done.images} images",
+        title=f"{done.model}: {counted(len(done.layers), 'block')} on {done.images} images",
         facts=(f"data {done.data}", f"{grid} patches of {patch} pixels", done.blocks, done.device, done.date[:10]),
         figures=figures,
         sheets=[name for name in figures if name.startswith("scores")],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .page import TIMES, render
+from .page import TIMES, counted, render
 from .plots import Plot, Point, Series
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def bench_report(done: Bench) -> str:
     return render(
         "bench.html",
         done=done,
-        title=f"{done.model}: speed under {recipes} recipe{'s' * (recipes != 1)}",
-        facts=(f"{h} {TIMES} {w} pixels", done.device, f"{done.threads} thread{'s' * (done.threads > 1)}", done.date[:10]),
+        title=f"{done.model}: speed under {counted(recipes, 'recipe')}",
+        facts=(f"{h} {TIMES} {w} pixels", done.device, counted(done.threads, "thread"), done.date[:10]),
         engines=[engine(done, *names) for names in done.engines],
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from .page import TIMES, render
-from .plots import Plot, Point, Series
+from .page import TIMES, counted, render
+from .plots import Plot, by_recipe
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation, Score
@@ -22,7 +23,7 @@ def evaluation_page(done: Evaluation) -> str:
     return render(
         "evaluation.html",
         done=done,
-        title=f"{done.model}: {recipes} recipe{'s' * (recipes != 1)} on {done.images} images",
+        title=f"{done.model}: {counted(recipes, 'recipe')} on {done.images} images",
         facts=facts,
         plots=plots(done) if recipes else [],
     )
@@ -31,15 +32,13 @@ def evaluation_page(done: Evaluation) -> str:
 def plots(done: Evaluation) -> list[Plot]:
     """What can be measured without and with labels, against multiply-accumulates."""
     titles = {"top1": "Top-1 accuracy, %", "agreement": "Agreement with unpruned, %"}
-    found = []
-    for measure, title in titles.items():
-        if all(getattr(score, measure) is not None for score in done.scores):
-            first, *others = (point(score, measure) for score in done.scores)
-            series = [Series(score.recipe, look, points=[p]) for look, (score, p) in enumerate(zip(done.scores[1:], others))]
-            found.append(Plot(series, first, "GMACs per image", title))
-    return found
+    return [
+        by_recipe(done.scores, lambda score: score.macs / 1e9, partial(percent, measure), "GMACs per image", title)
+        for measure, title in titles.items()
+        if all(getattr(score, measure) is not None for score in done.scores)
+    ]
 
 
-def point(score: Score, measure: str) -> Point:
-    """A score as a point of a plot."""
-    return Point(score.macs / 1e9, 100 * getattr(score, measure).value, str(score))
+def percent(measure: str, score: Score) -> float:
+    value: float = getattr(score, measure).value
+    return 100 * value

@@ -31,14 +31,7 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("sparsight", "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {
-        "percent": percent,
-        "signed": signed,
-        "change": change,
-        "span": span,
-        "versions": versions,
-        "breakable": breakable,
-    }
+    made.filters |= {write.__name__: write for write in (percent, signed, change, span, versions, breakable)}
     made.globals |= {"TIMES": TIMES, "DASH": DASH}
     return made
 
@@ -74,6 +67,10 @@ def versions(found: Mapping[str, str]) -> str:
 def breakable(name: str) -> Markup:
     """A long name that may be broken after its commas."""
     return Markup(",<wbr>").join(escape(part) for part in name.split(","))
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def data_uri(content: bytes, kind: str = "png") -> str:

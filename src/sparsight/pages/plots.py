@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8629a", "#e69f00", "#3a9bd6", "#8a6d3b", "var(--ink)")
 """Okabe and Ito's, their yellow left out (too faint on white), purple and sky blue a little darker."""
@@ -101,13 +102,13 @@ class Plot:
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
 
-    @property
-    def points(self) -> list[Point]:
-        return [self.base, *(point for series in self.series for point in series.points)]
-
     def drawn(self, series: Series) -> list[Point]:
         """The points of a series that have a place, from left to right."""
         return sorted((p for p in series.points if math.isfinite(p.x) and math.isfinite(p.y)), key=lambda p: p.x)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        return [self.base, *(point for series in self.series for point in series.points)]
 
     @cached_property
     def x(self) -> Axis:
@@ -120,6 +121,13 @@ class Plot:
     def line(self, series: Series) -> str:
         """The line through the points of a series, as the path of an SVG."""
         return "M" + "L".join(f"{self.x.at(p.x)} {self.y.at(p.y)}" for p in self.drawn(series))
+
+
+def by_recipe(rows: Sequence[Any], x: Callable[[Any], float], y: Callable[[Any], float], x_title: str, y_title: str) -> Plot:
+    """A dot for each row of a result, the unpruned one first."""
+    base, *others = (Point(x(row), y(row), str(row)) for row in rows)
+    series = [Series(row.recipe, look, points=[point]) for look, (row, point) in enumerate(zip(rows[1:], others, strict=True))]
+    return Plot(series, base, x_title, y_title)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .page import TIMES, render
+from .page import TIMES, counted, render
 from .plots import Plot, Point, Series
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ def report(done: Comparison, exhibits: Sequence[Exhibit]) -> str:
     """The page, with every row of the comparison and the pictures of `gallery`."""
     h, w = done.image_size
     facts = (
-        f"data {done.data}", f"{h} {TIMES} {w} pixels", done.device, f"{done.threads} thread{'s' * (done.threads > 1)}",
+        f"data {done.data}", f"{h} {TIMES} {w} pixels", done.device, counted(done.threads, "thread"),
         done.precision, f"batch {done.batch_size}", done.date[:10],
     )  # fmt: skip
     return render(
         "report.html",
         done=done,
-        title=f"{done.model}: {len(done.rows) - 1} recipe{'s' * (len(done.rows) > 2)} on {len(done.images)} images",
+        title=f"{done.model}: {counted(len(done.rows) - 1, 'recipe')} on {len(done.images)} images",
         facts=facts,
         heads=[head for head in HEADS if done.labelled or head not in LABELLED],
         best={measure: done.best(measure) for measure in MARKED},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .page import TIMES, render
-from .plots import Bar, Bars, Plot, Point, Series
+from .page import TIMES, counted, render
+from .plots import Bar, Bars, Plot, by_recipe
 
 if TYPE_CHECKING:
     from ..speed.stage_result import StageBench, StageRow
@@ -21,18 +21,13 @@ def stage_report(done: StageBench) -> str:
         "random weights" if done.weights == "random" else "",
         f"{done.layers} layers",
         f"{done.parameters / 1e9:.2f} G parameters" if done.parameters >= 1e8 else f"{done.parameters / 1e6:.1f} M parameters",
-        f"{done.prompts} prompt{'s' * (done.prompts > 1)} of {done.length} tokens",
-        f"{done.new_tokens} new tokens",
-        done.device,
-        f"{done.threads} thread{'s' * (done.threads > 1)}",
-        done.precision,
-        done.attention,
-        done.date[:10],
-    )
+        f"{counted(done.prompts, 'prompt')} of {done.length} tokens",
+        f"{done.new_tokens} new tokens", done.device, counted(done.threads, "thread"), done.precision, done.attention, done.date[:10],
+    )  # fmt: skip
     return render(
         "stages.html",
         done=done,
-        title=f"{done.model}: {len(done.rows) - 1} recipe{'s' * (len(done.rows) > 2)} by stages",
+        title=f"{done.model}: {counted(len(done.rows) - 1, 'recipe')} by stages",
         facts=facts,
         stacked=stacked(done),
         plots=plots(done),
@@ -51,19 +46,12 @@ def stacked(done: StageBench) -> Bars:
 def plots(done: StageBench) -> list[Plot]:
     """Speed-up of the prefill over the ratio of multiply-accumulates, and of decoding over the size of the cache."""
 
-    def against(x: Callable[[StageRow], float], measure: str, x_title: str, y_title: str) -> Plot:
-        first, *others = (Point(x(row), row.gain(measure).median, str(row)) for row in done.rows)
-        series = [Series(row.recipe, look, points=[point]) for look, (row, point) in enumerate(zip(done.rows[1:], others))]
-        return Plot(series, first, x_title, y_title)
+    def gain(measure: str) -> Callable[[StageRow], float]:
+        return lambda row: row.gain(measure).median
 
+    macs, prefill = f"MACs of the prefill: unpruned over pruned, {TIMES}", f"Speed-up of the prefill, {TIMES}"
+    cache, further = "KV cache after the prompt, MB", f"Speed-up of each further token, {TIMES}"
     return [
-        against(
-            done.mac_ratio, "prefill", f"MACs of the prefill: unpruned over pruned, {TIMES}", f"Speed-up of the prefill, {TIMES}"
-        ),
-        against(
-            lambda row: row.footprint.cache / 1e6,
-            "per_token",
-            "KV cache after the prompt, MB",
-            f"Speed-up of each further token, {TIMES}",
-        ),
+        by_recipe(done.rows, done.mac_ratio, gain("prefill"), macs, prefill),
+        by_recipe(done.rows, lambda row: row.footprint.cache / 1e6, gain("per_token"), cache, further),
     ]
