@@ -12,7 +12,7 @@ help:
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make lint   - ruff and mypy"
-	@echo "make docs   - regenerate docs/methods.md and docs/reproduce.md"
+	@echo "make docs   - regenerate docs/reference/methods.md and docs/reference/reproduce.md"
 	@echo "make lock   - resolve requirements.lock again"
 
 setup: $(STAMP)
@@ -44,8 +44,8 @@ lint: setup
 	$(BIN)/mypy
 
 docs: setup
-	$(BIN)/sparsight methods --markdown > docs/methods.md
-	$(BIN)/sparsight reproduce --markdown > docs/reproduce.md
+	$(BIN)/sparsight methods --markdown > docs/reference/methods.md
+	$(BIN)/sparsight reproduce --markdown > docs/reference/reproduce.md
 
 lock:
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --generate-hashes --no-emit-index-url \

@@ -30,7 +30,7 @@ def listing(as_json: bool) -> None:
         typer.echo(json.dumps([asdict(item) for item in found], indent=1, ensure_ascii=False))
         return
     rows = [(item.id, item.title, f"{item.paper.source}, {item.number}", item.command, str(len(item.rows))) for item in found]
-    print_table("Published tables and figures", LISTING, rows, "docs/reproduce.md")
+    print_table("Published tables and figures", LISTING, rows, "docs/reference/reproduce.md")
     typer.echo("`sparsight reproduce ID` runs one or says what is missing; `--macs` counts the GFLOPs of all")
 
 
@@ -75,7 +75,7 @@ def result(done: Reproduction, as_json: bool) -> None:
     title = f"{found.title}\n{found.paper.title}, {found.paper.source}, {found.number}"
     measures = (Column(head, place) for place, head in enumerate(heads(found)))
     if rows:
-        print_table(title, (Column("row", name=True), Column("recipe", name=True), *measures), rows, "docs/reproduce.md")
+        print_table(title, (Column("row", name=True), Column("recipe", name=True), *measures), rows, "docs/reference/reproduce.md")
     for text in [*notes(done), *remarks(done)]:
         say(text)
 

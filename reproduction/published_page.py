@@ -1,4 +1,4 @@
-"""The generated page of published tables and figures, docs/reproduce.md."""
+"""The generated page of published tables and figures, docs/reference/reproduce.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ sparsight reproduce --macs                             # the GFLOPs of every tab
 
 `--model` and `--data` take `KEY=VALUE` where an entry has several. A cell is published / measured (difference). Results, with all
 differences, are written to `runs/reproduce/ID/reproduction.json`. GFLOPs agree if they are the same in the printed rounding
-([counting MACs](macs.md)).
+([counting MACs](../explanation/macs.md)).
 
 Numbers that the papers' text at hand has lost (formulas, pictures, one whole table) are left out, never filled in. A model that a paper
 does not name is one whose published accuracy fits. Numbers are facts of the papers; titles and remarks are ours.

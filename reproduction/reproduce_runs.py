@@ -85,6 +85,6 @@ def shell(order: Order) -> list[str]:
         words = ["sparsight", order.entry.command, "--model", name or index().models[key].name]
         if order.entry.command == "generate":
             where = f"sparsight.prune(model, recipe) and the model's own generate, with {' '.join(recipes) or 'each recipe'}"
-            return [f"in Python: {where}; see docs/lvlm.md"]
+            return [f"in Python: {where}; see docs/how-to/lvlm.md"]
         lines.append(shlex.join([*words, *(part for recipe in recipes for part in ("--recipe", recipe))]))
     return lines

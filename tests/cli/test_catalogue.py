@@ -1,11 +1,11 @@
-"""docs/methods.md is what the methods say of themselves."""
+"""docs/reference/methods.md is what the methods say of themselves."""
 
 from pathlib import Path
 
 import sparsight
 from sparsight.cli.methods import markdown
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "methods.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "methods.md"
 
 
 def test_page_is_up_to_date():

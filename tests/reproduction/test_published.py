@@ -11,7 +11,7 @@ from reproduction import published
 from reproduction.published import entries, entry, index
 from reproduction.published_page import markdown
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "reproduce.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "reproduce.md"
 
 TABLES = {"colln": 16, "agile": 17, "entropy": 3}
 FIGURES = {"colln": 5, "agile": 14, "entropy": 6}

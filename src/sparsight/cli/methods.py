@@ -22,7 +22,7 @@ PLACE = {
 
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with defaults and choices.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/methods.md.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/reference/methods.md.")] = False,
 ) -> None:
     """List the methods, their parameters and where they come from.
 

@@ -27,7 +27,7 @@ def reproduce(
     precision: Precision = "fp32",
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of a table.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/reproduce.md.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/reference/reproduce.md.")] = False,
 ) -> None:
     """List the published tables and figures of the papers, or run one: published against measured, and what is missing.
 

@@ -5,7 +5,7 @@ register) first; scale multiplies the logits. Optional everywhere:
 mask    expands to [B, H, P+N, P+N] as in scaled_dot_product_attention: True where a query may look, or numbers added to the logits.
 valid   [B, P+N] bool: real tokens ([B, N]: all prefix tokens are). Padding is not looked at, and its own rows do not count: 0 in columns, infinite entropy.
 A query that may look at nothing counts as padding. Half precision is computed in float32. Memory is that of one block of rows.
-`backend` says which code runs, docs/attention.md why.
+`backend` says which code runs, docs/explanation/attention.md why.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def setting(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, valid: Tens
 
 
 def backend(work: Work) -> Backend:
-    """Choose the back end; docs/attention.md has the measurements behind the rules."""
+    """Choose the back end; docs/explanation/attention.md has the reasons."""
     traced = tracing() or work.q.device.type == "meta"
     learning = torch.is_grad_enabled() and (work.q.requires_grad or work.k.requires_grad)
     if traced or learning:

@@ -1,0 +1,56 @@
+"""The documentation: links that lead somewhere, and examples that run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("src/**/*.md")])
+CODE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken(page: Path) -> list[str]:
+    """Relative links of a page to files or headings that are not there."""
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and anchor not in headings(file)):
+            found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    assert broken(page) == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in ROOT.glob("docs/*/*.md") if f"({page.relative_to(ROOT / 'docs').as_posix()})" not in index]
+    assert missing == []
+
+
+def test_the_readme_example_runs_as_it_stands(capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    exec(code[1], {})
+    assert capsys.readouterr().out == "okapi [180, 126, 89]\n"
+    assert "# okapi [180, 126, 89]" in code[1]
+
+
+def test_the_tutorial_prints_what_it_says(capsys):
+    """Every Python block of the first hour, in one go, against the outputs beneath them."""
+    pytest.importorskip("onnxruntime", reason="the tutorial compiles for onnxruntime")
+    page = (ROOT / "docs" / "tutorials" / "first-hour.md").read_text(encoding="utf-8").partition("## 3.")[2]
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {"__name__": "first_hour"})
+    assert capsys.readouterr().out == "".join(re.findall(r"```\n\n```\n(.*?)```", page, re.DOTALL))
