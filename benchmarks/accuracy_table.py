@@ -26,7 +26,7 @@ def line(done: Comparison, row: Row, against: Row | None) -> str:
     name = row.label
     return (
         f"| `{name}` | {100 * (row.top1 or 0):.1f} | {points(row.top1_change)} | {beside} | {agreement} | {row.cosine:.3f} "
-        f"| {row.gmacs:.2f} | {row.speedup.median:.2f} |"
+        f"| {row.gmacs:.2f} |"
     )
 
 
@@ -38,10 +38,8 @@ def tables(done: Comparison) -> str:
         rows = sorted((row for row in done.rows[1:] if row.group == group), key=lambda row: -(row.top1 or 0))
         against = next((row for row in rows if row.recipe.startswith("random")), None)
         out += [f"### {group[0]}, blocks {group[1]}", ""]
-        out += [
-            "| method | top-1 % | change to unpruned, points | difference to random, points | agreement % | cosine | GMACs | speed-up |"
-        ]
-        out += ["| --- | --- | --- | --- | --- | --- | --- | --- |", *(line(done, row, against) for row in rows), ""]
+        out += ["| method | top-1 % | change to unpruned, points | difference to random, points | agreement % | cosine | GMACs |"]
+        out += ["| --- | --- | --- | --- | --- | --- | --- |", *(line(done, row, against) for row in rows), ""]
     return "\n".join(out)
 
 
