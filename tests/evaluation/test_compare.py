@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import time
 
 import pytest
@@ -15,7 +14,7 @@ from sparsight.evaluation.compare import compare, spell
 from sparsight.load.answers import Reader
 from sparsight.prune import prune
 from sparsight.runs.comparison import UNPRUNED, Comparison
-from sparsight.runs.intervals import paired, share
+from sparsight.runs.intervals import paired
 from sparsight.speed.timing import Alive, peak_memory, race
 
 pytest.importorskip("timm")
@@ -215,19 +214,6 @@ def test_recipe_strings_keep_what_they_say():
         "evit:keep=0.5,layers=0/2",
         "random:tokens=9,layers=3/6/9",
     ]
-
-
-def test_intervals():
-    same = paired([1] * 400, [1] * 400)
-    assert same.value == 0
-    assert -same.low == same.high < 0.006
-    after, before = [1] * 40 + [0] * 60, [1] * 20 + [0] * 20 + [1] * 10 + [0] * 50
-    found = paired(after, before)
-    half = 1.96 * math.sqrt((0.3 - 0.1**2) / 100)
-    assert found.value == pytest.approx(0.1)
-    assert found.low == pytest.approx(0.1 - half, abs=0.01)
-    assert found.high == pytest.approx(0.1 + half, abs=0.01)
-    assert share([1] * 12).low == pytest.approx(0.7575, abs=1e-3)
 
 
 def test_pairs_take_turns_and_find_the_slower_way():

@@ -7,11 +7,15 @@ import pytest
 import torch
 from compare_data import make_images, make_model
 
-from sparsight import PruneError
+from sparsight import PruneError, calibrate
 from sparsight.evaluation.compare import compare
 from sparsight.evaluation.evaluate import evaluate
 from sparsight.evaluation.robustness import robustness
+from sparsight.look.analyse import analyse
 from sparsight.look.rank import rank
+from sparsight.look.show import show
+from sparsight.speed.bench import bench
+from sparsight.speed.export import export
 
 RECIPE = "evit:keep=0.5,layers=1/3"
 
@@ -85,9 +89,27 @@ def test_no_finite_answer_is_an_error(verb, broken, folder, tmp_path):
         verb(broken, folder, recipes=[RECIPE], out=tmp_path, device="cpu", **more)
 
 
-def test_rank_names_them_too(broken, folder):
-    with pytest.raises(PruneError, match="tokens or attention are NaN or infinite"):
-        rank(broken, folder, layer=3)
+def test_analyse_leaves_them_out(spoilt, folder, tmp_path):
+    done = analyse(spoilt, folder, ["col_ln:keep=0.5"], tmp_path, layers="1", shown=0, device="cpu")
+    assert done.skipped == [("dog/1.png", "tokens or attention are NaN or infinite")]
+    assert done.images == 5
+
+
+VERBS = {
+    "analyse": lambda model, folder, out: analyse(model, folder, ["col_ln:keep=0.5"], out, device="cpu"),
+    "bench": lambda model, folder, out: bench(model, ["col_ln:keep=0.5,layers=1"], out, batch_sizes=[1], data=folder, device="cpu"),
+    "calibrate": lambda model, folder, out: calibrate(model, folder),
+    "export": lambda model, folder, out: export(model, None, out / "file.pt2", format="torch-export", data=folder),
+    "rank": lambda model, folder, out: rank(model, folder, out, layer=3),
+    "show": lambda model, folder, out: show(folder / "cat" / "0.png", model, "col_ln:keep=0.5,layers=3", out / "kept.png"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_finite_answer_is_an_error_elsewhere(verb, broken, folder, tmp_path):
+    with pytest.raises(PruneError, match="NaN or infinite"):
+        VERBS[verb](broken, folder, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("mode", ["knn", "probe"])

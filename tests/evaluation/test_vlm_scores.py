@@ -4,7 +4,6 @@ import pytest
 
 from sparsight.evaluation import vlm_sets as benchmarks
 from sparsight.evaluation import vlm_sets as harness
-from sparsight.runs.intervals import paired_means
 
 
 def test_every_set_of_the_papers_has_a_name():
@@ -60,9 +59,3 @@ def test_scores_by_the_papers_rules_from_samples():
         sample("yes", "Yes", category="count", question_id="lonely"),
     ]
     assert harness.by_rule("mme", mme) == {"total": 250, "perception": 200, "cognition": 50}
-
-
-def test_intervals_of_soft_scores():
-    got = paired_means([1, 0.5, 0.6], [0.4, 0.5, 0])
-    assert got.value == pytest.approx(0.4)
-    assert got.high - got.value == pytest.approx(1.959964 * (0.12 / 3) ** 0.5, rel=1e-5)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import PruneError
 
@@ -65,6 +66,18 @@ def own_pooling(result: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value
     raise PruneError(f"the model gives {describe(result)}; a tensor is needed, or an output with one of {', '.join(names)}")
+
+
+def finite_rows(result: Any) -> Tensor:
+    """Whether all numbers of a model's output are finite, image by image [n]."""
+    rows = [leaf.isfinite().flatten(1).all(dim=1) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.dim() > 1]
+    return torch.stack(rows).all(dim=0)
+
+
+def check_finite(result: Any, name: str) -> None:
+    """Raise PruneError if the output has no image whose numbers are all finite."""
+    if not finite_rows(result).any():
+        raise PruneError(f"all outputs of {name} are NaN or infinite; check the weights, or take precision fp32 if it is another")
 
 
 def describe(result: Any) -> str:

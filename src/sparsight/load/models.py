@@ -116,11 +116,16 @@ def own_classes(model: nn.Module) -> list[str] | None:
     return timm_classes(model)
 
 
+def name_of(model: str | Loaded | nn.Module) -> str:
+    """What to call the model of a tool."""
+    return model if isinstance(model, str) else model.name if isinstance(model, Loaded) else type(model).__name__
+
+
 def data_folder(model: str | Loaded | nn.Module, data: str | Path | None) -> str | Path:
     """The images to use; the demo model brings its own."""
     if data is not None:
         return data
-    name = model if isinstance(model, str) else model.name if isinstance(model, Loaded) else type(model).__name__
+    name = name_of(model)
     if name != "demo":
         raise PruneError(f"no data folder for model {name}; give one with --data (only the demo model brings images)")
     return demo_images()

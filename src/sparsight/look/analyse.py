@@ -18,6 +18,7 @@ from .. import __version__
 from ..data.images import Folder, Skipped, batches, even, open_folder
 from ..data.reading import Transform, name_below, readable
 from ..errors import PruneError
+from ..load.answers import finite_rows
 from ..load.models import Loaded, data_folder, look_of, open_model
 from ..ops.distance import uniform_distance
 from ..ops.schedule import Schedule, show
@@ -29,6 +30,7 @@ from ..runs.store import ResultStore, claim, digest, fingerprint_model, release
 from ..runs.sweep import Listener, Step, ignore
 from .analysis import Agreement, Analysis, Head, Histogram, Left
 from .block_probe import Asked, Batch, Probe, Sums, Tally, ask, correlations
+from .complexity import NOT_FINITE
 from .rank import need_plot
 from .watch import unpruned
 
@@ -142,17 +144,23 @@ def pass_through(
     start, skipped = store.find(KEPT_AS, partial(go_on, probe, folder)) or (0, [])
     files = batches(replace(folder, paths=folder.paths[start:], labels=None), transform, size)
     listen(Step(start, total, "reading", restored=start > 0, unit="images"))
-    kept = time.monotonic()
+    kept, bad = time.monotonic(), []
     with torch.inference_mode():
         for images, chosen in files:
             places = [start + place for place in chosen]
+            images = images.to(like)
+            fine = finite_rows(probe.model(images)).tolist()
+            bad += [Skipped(folder.paths[place], NOT_FINITE) for place, good in zip(places, fine, strict=True) if not good]
+            images, places = images[fine], [place for place, good in zip(places, fine, strict=True) if good]
+            if not places:
+                continue
             shown = {item: place for item, place in enumerate(places) if place in drawn}
-            probe.run(images.to(like), Batch(places, (int(images.shape[-2]), int(images.shape[-1])), shown))
+            probe.run(images, Batch(places, (int(images.shape[-2]), int(images.shape[-1])), shown))
             listen(Step(places[-1] + 1, total, "looking into blocks", unit="images"))
             if time.monotonic() - kept >= KEEP_EVERY:
-                keep(probe, folder, places[-1] + 1, [*skipped, *files.skipped], store)
+                keep(probe, folder, places[-1] + 1, [*skipped, *files.skipped, *bad], store)
                 kept = time.monotonic()
-    skipped += files.skipped
+    skipped += [*files.skipped, *bad]
     if len(skipped) == total:
         first = skipped[0]
         raise PruneError(

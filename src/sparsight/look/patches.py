@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.reading import Transform
+from ..load.answers import check_finite
 from ..plan import Plan
 from ..prune import prune
 from ..recipe import Recipe
@@ -52,7 +53,7 @@ class Look:
 def look(model: nn.Module, recipe: Recipe, images: Tensor) -> list[list[Look]]:
     """Prune, run, and say for every image [B, 3, H, W] what happened at each site."""
     with torch.inference_mode(), prune(model, recipe) as handle:
-        model(images)
+        check_finite(model(images), f"the model under {recipe}")
         plans, scores, grid = handle.sources(), handle.scores, handle.grid
         layers = handle.layers
     return [looks(item, plans, scores, layers, grid) for item in range(len(images))]

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import Folder, batches, open_folder
+from ..data.reading import Transform
 from ..demo import demo_images
 from ..errors import PruneError
-from ..load.models import Loaded, load_model, twin
+from ..load.answers import check_finite
+from ..load.models import Loaded, open_model, twin
 from ..prune import Handle, family_of, plan_sites, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
@@ -48,10 +50,11 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def bench(
-    model: str | Loaded = "demo",
+    model: str | Loaded | nn.Module = "demo",
     recipes: Sequence[str | Recipe] = (),
     out: str | Path = "runs/bench",
     *,
+    transform: Transform | None = None,
     backends: Sequence[str] = ("eager",),
     precisions: Sequence[str] = ("fp32",),
     batch_sizes: Sequence[int] = (),
@@ -63,7 +66,7 @@ def bench(
 ) -> Bench:
     """Time every recipe in every engine (precision x backend) beside the unpruned model in the same engine; write results into `out`.
 
-    recipes: by default four methods at two budgets. data: a folder of images, by default the embedded ones. seconds: time for the
+    model, transform: see `open_model`. recipes: by default four methods at two budgets. data: a folder of images, by default the embedded ones. seconds: time for the
     paired runs at one batch size, after up to three seconds of each to warm up. quick: fewer recipes, batches and runs, about two minutes on two cores.
     The forward alone is timed, on images that lie on the device. Called again with the same arguments it goes on after the last
     finished row. Raises PruneError before any heavy work.
@@ -77,13 +80,14 @@ def bench(
     folder = open_folder(demo_images() if data is None else data, sizes[-1])
     made = claim(Path(out).expanduser())
     try:
-        loaded = load_model(model) if isinstance(model, str) else model
+        loaded = open_model(model, transform)
         family = family_of(loaded.model)
         for recipe in wanted:
             plan_sites(family, recipe)
-        job = Job.make(
-            loaded, read(folder, loaded, sizes[-1]), wanted, pairs(found, backends), sizes, found[0], Path(out).expanduser()
-        )
+        images = read(folder, loaded, sizes[-1])
+        with torch.inference_mode():
+            check_finite(loaded.model(images[:1]), loaded.name)
+        job = Job.make(loaded, images, wanted, pairs(found, backends), sizes, found[0], Path(out).expanduser())
     except PruneError:
         release(made)
         raise

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..data.images import open_folder
+from ..data.reading import Transform
 from ..demo import demo_images
 from ..errors import PruneError
-from ..load.models import Loaded, load_model
+from ..load.answers import check_finite
+from ..load.models import Loaded, name_of, open_model
 from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
@@ -73,10 +75,12 @@ class Exported:
 
 
 def export(
-    model: str | Loaded = "demo",
+    model: str | Loaded | nn.Module = "demo",
     recipe: str | Recipe | None = None,
     out: str | Path | None = None,
     *,
+    transform: Transform | None = None,
+    classes: Sequence[str] | None = None,
     format: Format = "onnx",
     data: str | Path | None = None,
     limit: int = 16,
@@ -86,8 +90,8 @@ def export(
 ) -> Exported:
     """Write the pruned model (recipe None: the unpruned one) as a file that takes images [B, 3, H, W] float32 of any batch size.
 
-    out: the file, by default MODEL.onnx, MODEL.xml (OpenVINO, with the weights in MODEL.bin) or MODEL.pt2. data: folder of images for the check, by default the embedded ones, at most
-    `limit`. int8: weights of the matrix products quantised (ONNX only; onnxruntime's dynamic quantisation). kept: one more output
+    model, transform, classes: see `open_model`. out: the file, by default MODEL.onnx, MODEL.xml (OpenVINO, with the weights in MODEL.bin) or
+    MODEL.pt2. data: folder of images for the check, by default the embedded ones, at most `limit`. int8: weights of the matrix products quantised (ONNX only; onnxruntime's dynamic quantisation). kept: one more output
     per site, int64 [B, K], the kept patches as indices into the image's grid. The file appears only after it has passed the check:
     the same outputs as PyTorch within 1e-4 at batch sizes 1 and more. It carries recipe, model, classes, image size, mean and std of the
     preprocessing and the version of Sparsight (`open_exported(file).metadata`). listen: called with a word on what takes long, once the
@@ -95,9 +99,9 @@ def export(
     """
     check_format(format, int8)
     recipe = None if recipe is None else fixed(resolve(recipe, {}))
-    target = check_target(out, model if isinstance(model, str) else model.name, format)
+    target = check_target(out, name_of(model), format)
     folder = open_folder(demo_images() if data is None else data, limit)
-    loaded = load_model(model) if isinstance(model, str) else model
+    loaded = open_model(model, transform, classes)
     images = read_images(loaded, folder.paths)
     with taken_apart(loaded, recipe) as (wrapper, sites), scratch(target) as room:
         if listen is not None:
@@ -245,6 +249,7 @@ def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tup
     """The five numbers of `Exported` from difference to same_top1; PruneError if the file is too far off."""
     with torch.no_grad():
         wanted = wrapper(images)
+        check_finite(wanted[0], "the model")
         got = [torch.cat(parts) for parts in zip(runner(images[:1]), runner(images[1:]), strict=True)]
     same, shared = torch.ones(len(images), dtype=torch.bool), torch.ones(len(images))
     for ours, theirs in zip(wanted[1:], got[1:], strict=True):
@@ -253,7 +258,7 @@ def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tup
     apart = (wanted[0] - got[0]).abs().flatten(1).amax(dim=1)
     scale = float(wanted[0].abs().max())
     difference = float(apart[same].max()) if same.any() else float(apart.max())
-    if not loose and difference > TOLERANCE * max(1.0, scale):
+    if not loose and not difference <= TOLERANCE * max(1.0, scale):
         raise PruneError(
             f"the exported file differs from PyTorch by {difference:.1e} (outputs up to {scale:.1f}); nothing was written"
         )

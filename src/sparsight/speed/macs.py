@@ -99,10 +99,10 @@ def skeleton(model: nn.Module | str, image_size: int | tuple[int, int]) -> nn.Mo
 
 def named(name: str, image_size: int | tuple[int, int]) -> nn.Module:
     """A model by name: timm architectures are built without weights and for the image size; all else is loaded."""
-    from ..load.models import check_timm_name, load_model, need
+    from ..load.models import check_timm_name, load, need
 
     if name == "demo" or any(sign in name for sign in ":@/\\"):
-        return load_model(name).model
+        return load(name).model
     timm = need("timm", name)
     check_timm_name(timm, name, pretrained=False)
     with torch.device("meta"):
