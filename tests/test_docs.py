@@ -48,6 +48,7 @@ def test_the_readme_example_runs_as_it_stands(capsys):
     assert "# okapi [180, 126, 89]" in code[1]
 
 
+@pytest.mark.product
 def test_the_tutorial_prints_what_it_says(capsys):
     """Every Python block of the first hour, in one go, against the outputs beneath them."""
     pytest.importorskip("onnxruntime", reason="the tutorial compiles for onnxruntime")
