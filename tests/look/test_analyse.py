@@ -196,12 +196,12 @@ def test_finished_work_is_taken_up(loaded, folder, tmp_path, monkeypatch):
     broken.write_bytes(b"no image")
     seen, run = [], module.Probe.run
 
-    def counted(self, images, batch):
+    def counted(self, images, places, shown):
         if len(seen) == 2:
             seen.append(None)
             raise KeyboardInterrupt
-        seen.append(batch.places)
-        run(self, images, batch)
+        seen.append(places)
+        run(self, images, places, shown)
 
     try:
         whole = analyse(loaded, folder, out=tmp_path / "whole", **given)

@@ -56,7 +56,7 @@ def test_fused_and_merged_patches_are_coloured(loaded):
     colours = {tuple(c) for c in tint(evit).reshape(-1, 4).tolist()}
     assert {c[:3] for c in colours if c[3]} == {FUSED}
     tome = look(loaded.model, parse("tome:remove=20,layers=1"), images)[0][0]
-    assert tome.has_groups
+    assert tome.shared
     assert (tint(tome)[..., 3] == 0).sum() == np.sum(np.unique(tome.owner, return_counts=True)[1] == 1)
     assert WHITE not in {tuple(c) for c in tint(tome).reshape(-1, 4).tolist()}
 

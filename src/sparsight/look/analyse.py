@@ -29,7 +29,7 @@ from ..runs.settings import Settings, check_settings, device_name, versions_in_u
 from ..runs.store import ResultStore, claim, digest, fingerprint_model, release
 from ..runs.sweep import Listener, Step, ignore
 from .analysis import Agreement, Analysis, Head, Histogram, Left
-from .block_probe import Asked, Batch, Probe, Sums, Tally, ask, correlations
+from .block_probe import Probe, Sums, Tally, ask, correlations
 from .complexity import NOT_FINITE
 from .rank import need_plot
 from .watch import unpruned
@@ -83,7 +83,7 @@ def analyse(
 
 def run(loaded: Loaded, folder: Folder, probe: Probe, settings: Settings, shown: int, out: Path, listen: Listener) -> Analysis:
     """Look at all images, then write."""
-    names = [name_of(asked.recipe) for asked in probe.asked]
+    names = list(map(name_of, probe.recipes))
     key = digest(
         __version__, fingerprint_model(loaded.model), look_of(loaded), folder.fingerprint(times=True), names, list(map(str, probe.orders)), probe.layers,
         str(settings), shown,
@@ -110,7 +110,7 @@ def prepare(
     blocks = check_layers(layers, len(family.blocks))
     chosen = recipes or (USUAL if family.class_token else USUAL[1:])
     found = {name_of(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in chosen)}
-    asked = [ask(loaded.model, number, recipe, blocks) for number, recipe in enumerate(found.values())]
+    asked = [ask(loaded.model, recipe, blocks) for recipe in found.values()]
     at = orders.index(1.0) if 1.0 in orders else 0
     tallies = {layer: Tally(len(orders)) for layer in blocks}
     return Probe(loaded.model, asked, blocks, orders, at, seed, tallies)
@@ -155,7 +155,7 @@ def pass_through(
             if not places:
                 continue
             shown = {item: place for item, place in enumerate(places) if place in drawn}
-            probe.run(images, Batch(places, (int(images.shape[-2]), int(images.shape[-1])), shown))
+            probe.run(images, places, shown)
             listen(Step(places[-1] + 1, total, "looking into blocks", unit="images"))
             if time.monotonic() - kept >= KEEP_EVERY:
                 keep(probe, folder, places[-1] + 1, [*skipped, *files.skipped, *bad], store)
@@ -186,9 +186,9 @@ def go_on(probe: Probe, folder: Folder, data: dict[str, Any]) -> tuple[int, list
 
 def sum_up(loaded: Loaded, folder: Folder, skipped: Sequence[Skipped], probe: Probe, settings: Settings) -> Analysis:
     """The sums as means, with what has to be known about how they came about."""
-    names = [name_of(asked.recipe) for asked in probe.asked]
-    grid = probe.grid
-    patch = (probe.batch.size[0] / grid[0], probe.batch.size[1] / grid[1])
+    names = list(map(name_of, probe.recipes))
+    grid, size = probe.grid, probe.size
+    patch = (size[0] / grid[0], size[1] / grid[1])
     drawn = sorted({place for tally in probe.tallies.values() for place, _ in tally.maps})
     return Analysis(
         model=loaded.name,
@@ -206,7 +206,7 @@ def sum_up(loaded: Loaded, folder: Folder, skipped: Sequence[Skipped], probe: Pr
         seed=settings.seed,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions_in_use(loaded.model),
-        notes=list(filter(None, [folder.note, *remarks(probe.asked, probe.layers)])),
+        notes=list(filter(None, [folder.note, *remarks(probe.recipes, probe.layers)])),
         skipped=[(name_below(item.path, folder.path), item.reason) for item in skipped],
         maps=[folder.name(place) for place in drawn],
         histograms=[
@@ -243,10 +243,10 @@ def heads_of(layer: int, tally: Tally) -> list[Head]:
     return [Head(layer, index, *row) for index, row in enumerate(rows)]
 
 
-def remarks(asked: list[Asked], layers: tuple[int, ...]) -> list[str]:
+def remarks(recipes: list[Recipe], layers: tuple[int, ...]) -> list[str]:
     """What the reader has to know about the recipes."""
-    late = [item.recipe.name for item in asked if item.recipe.where == "before" and 0 in layers]
-    mixed = [item.recipe.name for item in asked if item.recipe.score is None]
+    late = [recipe.name for recipe in recipes if recipe.where == "before" and 0 in layers]
+    mixed = [recipe.name for recipe in recipes if recipe.score is None]
     notes = [f"{', '.join(late)}: before a block, so not asked at block 0"] if late else []
     return notes + ([f"{', '.join(mixed)}: no score, so no heat map"] if mixed else [])
 

@@ -139,27 +139,18 @@ def random_rank(x: Tensor, counts: Sequence[int], draws: Tensor) -> Tensor:
     return effective_rank(left * real.unsqueeze(-1))  # rows of zeros do not count
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A recipe as one site on all tokens, in the blocks where it can be."""
-
-    number: int
-    recipe: Recipe
-    layers: tuple[int, ...]
-
-    def count(self, n: int) -> int:
-        """Tokens that it keeps of n; 0 if it finds that out itself."""
-        return self.recipe.schedule.count(n, 0, 1)
+def count(recipe: Recipe, n: int) -> int:
+    """Tokens that it keeps of n; 0 if it finds that out itself."""
+    return recipe.schedule.count(n, 0, 1)
 
 
-def ask(model: nn.Module, number: int, recipe: Recipe, layers: tuple[int, ...]) -> Asked:
+def ask(model: nn.Module, recipe: Recipe, layers: tuple[int, ...]) -> Recipe:
     """The recipe for these blocks instead of its own; a PruneError if it cannot be asked alone, on all tokens, in this model."""
     if recipe.weights is not None:
         raise PruneError(
             f"{recipe.name} has learned weights, which analyse does not take; choose a method without (sparsight methods)"
         )
-    word = recipe.schedule.word
-    schedule = recipe.schedule
+    schedule, word = recipe.schedule, recipe.schedule.word
     if word:
         # of several budgets, one for each site, the first: that of the site where all tokens are still there
         schedule = schedule.with_budget(word, as_tuple(getattr(schedule, word))[0])
@@ -169,61 +160,58 @@ def ask(model: nn.Module, number: int, recipe: Recipe, layers: tuple[int, ...]) 
             raise PruneError(
                 f"{recipe.name} works before a block, from what the block in front of it has seen; give blocks above 0"
             )
-    at = replace(recipe, schedule=replace(schedule, layers=layers))
-    plan_sites(family_of(model), at)
-    return Asked(number, at, layers)
-
-
-@dataclass(eq=False)
-class Batch:
-    """The images that are passing: their places in the folder, and size (h, w); shown: items that are drawn, with their places."""
-
-    places: list[int]
-    size: tuple[int, int]
-    shown: dict[int, int]
+    found = replace(recipe, schedule=replace(schedule, layers=layers))
+    plan_sites(family_of(model), found)
+    return found
 
 
 @dataclass(eq=False)
 class Probe:
-    """Watches the blocks. order: which of the orders goes with the distance; grid: that of the images; kept: patches that count as
-    kept in the histograms; chosen: kept sets of this batch, masks [B, N] by block and recipe."""
+    """Watches the blocks. recipes: as one site on all tokens, in the blocks where they can be; order: which of the orders goes with the
+    distance; size, grid: of the images, (h, w); kept: patches that count as kept in the histograms.
+
+    Of the batch that is passing: places in the folder; shown: items that are drawn, with their places; chosen: kept sets, masks [B, N]
+    by block and recipe."""
 
     model: nn.Module
-    asked: list[Asked]
+    recipes: list[Recipe]
     layers: tuple[int, ...]
     orders: tuple[float, ...]
     order: int
     seed: int
     tallies: dict[int, Tally]
-    batch: Batch = field(default_factory=lambda: Batch([], (0, 0), {}))
+    size: tuple[int, int] = (0, 0)
     grid: tuple[int, int] = (0, 0)
     kept: int = 0
+    places: list[int] = field(default_factory=list)
+    shown: dict[int, int] = field(default_factory=dict)
     chosen: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What was seen so far, as JSON can hold it."""
         tallies = {str(layer): tally.to_dict() for layer, tally in self.tallies.items()}
-        return {"size": self.batch.size, "grid": self.grid, "kept": self.kept, "tallies": tallies}
+        return {"size": self.size, "grid": self.grid, "kept": self.kept, "tallies": tallies}
 
     def restore(self, data: dict[str, Any]) -> None:
         """Go on from what `to_dict` made."""
-        tallies = {layer: Tally.from_dict(data["tallies"][str(layer)]) for layer in self.layers}
-        (h, w), (rows, columns) = data["size"], data["grid"]
-        self.tallies, self.batch, self.grid, self.kept = tallies, Batch([], (h, w), {}), (rows, columns), int(data["kept"])
+        self.tallies = {layer: Tally.from_dict(data["tallies"][str(layer)]) for layer in self.layers}
+        (h, w), (rows, columns), self.kept = data["size"], data["grid"], int(data["kept"])
+        self.size, self.grid = (h, w), (rows, columns)
 
-    def run(self, images: Tensor, batch: Batch) -> None:
+    def run(self, images: Tensor, places: list[int], shown: dict[int, int]) -> None:
         """One batch, once for each place in a block where a recipe works."""
-        self.batch, self.chosen = batch, {layer: {} for layer in self.layers}
-        for where in sorted({MIDDLE, *(asked.recipe.where for asked in self.asked)}):
-            here = [asked for asked in self.asked if asked.recipe.where == where]
-            layers = [layer for layer in self.layers if where == MIDDLE or any(layer in asked.layers for asked in here)]
-            names = [*(HEADS if where == MIDDLE else ("grid",)), *(name for asked in here for name in needs(asked.recipe))]
+        self.size, self.places, self.shown = (int(images.shape[2]), int(images.shape[3])), places, shown
+        self.chosen = {layer: {} for layer in self.layers}
+        for where in sorted({MIDDLE, *(recipe.where for recipe in self.recipes)}):
+            here = {number: recipe for number, recipe in enumerate(self.recipes) if recipe.where == where}
+            layers = [at for at in self.layers if where == MIDDLE or any(at in recipe.schedule.layers for recipe in here.values())]
+            names = [*(HEADS if where == MIDDLE else ("grid",)), *(name for recipe in here.values() for name in needs(recipe))]
             with watch(self.model, where, layers, names, partial(self.see, where, here)):
                 self.model(images)
         for layer, kept in self.chosen.items():
             self.tallies[layer].compare(kept)
 
-    def see(self, where: str, here: list[Asked], layer: int, given: dict[str, Any]) -> None:
+    def see(self, where: str, here: dict[int, Recipe], layer: int, given: dict[str, Any]) -> None:
         """One place in one block."""
         if where == MIDDLE:
             self.spread(self.tallies[layer], given)
@@ -235,8 +223,8 @@ class Probe:
         q, k, prefix, scale, grid = (given[name] for name in HEADS)
         patches = grid[0] * grid[1]
         # half of them where the recipe has no fixed count
-        self.grid, self.kept = grid, self.asked[0].count(patches) or -(-patches // 2)
-        patch = (self.batch.size[0] / grid[0], self.batch.size[1] / grid[1])
+        self.grid, self.kept = grid, count(self.recipes[0], patches) or -(-patches // 2)
+        patch = (self.size[0] / grid[0], self.size[1] / grid[1])
         found = [head_entropy(q, k, prefix, scale, order) for order in self.orders]
         for index, entropy in enumerate(found):
             tally.histogram(index, entropy.mean(dim=1), self.kept)
@@ -244,27 +232,27 @@ class Probe:
         distance = attention_distance(q, k, prefix, scale, grid, patch)
         tally.distances += moments(*(x.transpose(0, 1).flatten(1) for x in (distance, found[self.order])))
 
-    def choose(self, layer: int, here: list[Asked], given: dict[str, Any]) -> None:
+    def choose(self, layer: int, here: dict[int, Recipe], given: dict[str, Any]) -> None:
         """What each recipe keeps of these tokens, and how much that is worth."""
         x: Tensor = given["x"]
         tally = self.tallies[layer]
         full, draws = effective_rank(x), self.draws(x.shape[1])
         random: dict[tuple[int, ...], Tensor] = {}
-        for asked in here:
-            left, plan, _, score = apply(asked.recipe, asked.count, dict(given))
+        for number, recipe in here.items():
+            left, plan, _, score = apply(recipe, partial(count, recipe), dict(given))
             left = plan.gather(x) if left is None else left
-            self.chosen[layer][asked.number] = mask_of(plan)
+            self.chosen[layer][number] = mask_of(plan)
             counts = tuple(plan.counts)
             if counts not in random:
                 random[counts] = random_rank(x, counts, draws)
             rank = effective_rank(left if plan.valid is None else left * plan.valid.unsqueeze(-1))
             sums = np.array([len(counts), sum(counts), *(float(ranks.sum()) for ranks in (rank, random[counts], full))])
-            tally.ranks[asked.number] = tally.ranks.get(asked.number, 0.0) + sums
+            tally.ranks[number] = tally.ranks.get(number, 0.0) + sums
             if score is not None:
                 maps = score.double().reshape(-1, *given["grid"]).cpu().numpy()
-                tally.maps |= {(place, asked.number): maps[item] for item, place in self.batch.shown.items()}
+                tally.maps |= {(place, number): maps[item] for item, place in self.shown.items()}
 
     def draws(self, n: int) -> Tensor:
         """A random order of the patches for every image, the same whatever its batch: [B, N]."""
-        seeds = (self.seed * 1_000_003 + place for place in self.batch.places)
+        seeds = (self.seed * 1_000_003 + place for place in self.places)
         return torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

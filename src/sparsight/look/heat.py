@@ -16,7 +16,7 @@ from .analysis_figures import DARK, DPI, LIGHT, Palette
 from .block_probe import Probe, Sums
 from .patches import pictures
 from .rank import table
-from .show import font, inferno, lines
+from .show import font, inferno, level, lines
 
 SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32
 MOST = 12
@@ -101,10 +101,7 @@ def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, i
 
 def heat(picture: Image.Image, score: Sums) -> Image.Image:
     """A score [h, w] in colours over the greyed picture, without the edges of patches."""
-    # Two percent at either end are cut so that one outlier does not paint everything else in one colour.
-    low, high = np.percentile(score, (2, 98))
-    level = np.clip((score - low) / max(high - low, 1e-30), 0, 1)
-    smooth = Image.fromarray(level.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(level(score).astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
     colours = Image.fromarray(inferno(np.clip(np.asarray(smooth), 0, 1)))
     return Image.blend(picture.convert("L").convert("RGB"), colours, STRENGTH)
 

@@ -44,10 +44,10 @@ class Look:
         return "input" if self.layer < 0 else f"block {self.layer}"
 
     @property
-    def has_groups(self) -> bool:
-        """Whether some patches share a slot."""
-        kept = self.owner[self.owner >= 0]
-        return len(np.unique(kept)) < kept.size
+    def shared(self) -> list[int]:
+        """Slots of several patches."""
+        slots, members = np.unique(self.owner[self.owner >= 0], return_counts=True)
+        return [int(slot) for slot in slots[members > 1]]
 
 
 def look(model: nn.Module, recipe: Recipe, images: Tensor) -> list[list[Look]]:
@@ -87,8 +87,7 @@ def tint(site: Look) -> Pixels:
     """One RGBA pixel per patch to be laid over the image: kept ones clear, dropped ones white, shared slots in colour."""
     layer = np.zeros((*site.owner.shape, 4), np.uint8)
     layer[site.owner < 0] = WHITE
-    slots, members = np.unique(site.owner[site.owner >= 0], return_counts=True)
-    for turn, slot in enumerate(slots[members > 1]):
+    for turn, slot in enumerate(site.shared):
         colour = FUSED if slot in site.fused else GROUPS[turn * 3 % len(GROUPS)]
         layer[site.owner == slot] = (*colour, STRENGTH)
     return layer

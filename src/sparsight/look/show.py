@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
@@ -144,7 +145,7 @@ def legend(pen: ImageDraw.ImageDraw, place: tuple[int, int], sites: list[Look]) 
     fused = any(site.fused for site in sites)
     entries = [((235, 235, 238), "dropped")] if any((site.owner < 0).any() for site in sites) else []
     entries += [(FUSED, "fused into one token at each site")] if fused else []
-    if any(groups_beside_fused(site) for site in sites):
+    if any(set(site.shared) - site.fused for site in sites):
         entries.append((GROUPS[0], "merged into one token with patches of the same colour"))
     for colour, text in entries:
         pen.rectangle((x, y + 2, x + 16, y + 18), fill=colour, outline=QUIET)
@@ -152,30 +153,26 @@ def legend(pen: ImageDraw.ImageDraw, place: tuple[int, int], sites: list[Look]) 
         x += 24 + int(pen.textlength(text, font(16))) + 32
 
 
-def groups_beside_fused(site: Look) -> bool:
-    """Whether patches share a slot that is no fused rest."""
-    slots, members = np.unique(site.owner[site.owner >= 0], return_counts=True)
-    return any(int(slot) not in site.fused for slot in slots[members > 1])
-
-
 def heat_map(image: Image.Image, site: Look) -> Image.Image:
     """The score over the greyed image; patches without a token are white."""
     if site.score is None:
         return Image.new("RGB", image.size, (245, 245, 247))
-    here = ~np.isnan(site.score)
-    # Two percent at either end are cut so that one outlier does not paint everything else in one colour.
-    low, high = np.percentile(site.score[here], (2, 98))
-    level = np.clip((np.nan_to_num(site.score) - low) / max(high - low, 1e-30), 0, 1)
-    cells = np.concatenate([inferno(level), np.full((*level.shape, 1), 205, np.uint8)], axis=-1)
-    cells[~here] = (*WHITE[:3], 235)
+    cells = np.concatenate([inferno(level(site.score)), np.full((*site.score.shape, 1), 205, np.uint8)], axis=-1)
+    cells[np.isnan(site.score)] = (*WHITE[:3], 235)
     return over(image.convert("L").convert("RGB"), cells)
+
+
+def level(score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A score in [0, 1]. Two percent at either end are cut so that one outlier does not paint everything else in one colour."""
+    low, high = np.nanpercentile(score, (2, 98))
+    found: NDArray[np.float64] = np.clip((np.nan_to_num(score) - low) / max(high - low, 1e-30), 0, 1)
+    return found
 
 
 def kept(image: Image.Image, site: Look) -> Image.Image:
     """The image with dropped patches whitened, shared slots coloured, and an outline around each shared slot."""
     drawn = over(image, tint(site))
-    slots, members = np.unique(site.owner[site.owner >= 0], return_counts=True)
-    shared = np.isin(site.owner, slots[members > 1])
+    shared = np.isin(site.owner, site.shared)
     pen = ImageDraw.Draw(drawn)
     rows, columns = site.owner.shape
     ys, xs = (np.linspace(0, size, count + 1).round().astype(int) for size, count in ((image.height, rows), (image.width, columns)))

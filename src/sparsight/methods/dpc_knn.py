@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..errors import PruneError
-from ..ops import cluster, reduce, schedule, select
-from ..ops.schedule import Layers
+from ..ops import cluster, reduce, select
+from ..ops.schedule import Layers, Schedule
 from ..plan import Plan
 from ..recipe import Recipe, Step, Weight
 from ..registry import method
@@ -57,5 +57,5 @@ def dpc_knn(keep: float = 0.7, layers: Layers = (3, 6, 9), weigh: Weigh = "equal
         choose = Step(peaks, neighbours=neighbours, weight=None)
     else:
         choose = Step(peaks_by_score if weigh == "learned" else peaks_by_attention, neighbours=neighbours)
-    plan, weights = schedule.compounding(keep, layers), declared if weigh == "learned" else None
+    plan, weights = Schedule(layers, keep=keep, compound=True), declared if weigh == "learned" else None
     return Recipe(None, choose, reduce.mixture, plan, where="before", weights=weights)

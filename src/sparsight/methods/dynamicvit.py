@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops import reduce, schedule, select
+from ..ops import reduce, select
 from ..ops.reduce import Tokens
-from ..ops.schedule import Layers
+from ..ops.schedule import Layers, Schedule
 from ..plan import Plan
 from ..recipe import Recipe, Weight
 from ..registry import method
@@ -68,5 +68,5 @@ def drop_or_hide(x: Tensor, plan: Plan, size: Tensor | None, s: Tensor, training
 
 @method
 def dynamicvit(keep: float = 0.7, layers: Layers = (3, 6, 9)) -> Recipe:
-    plan = schedule.compounding(keep, layers)
+    plan = Schedule(layers, keep=keep, compound=True)
     return Recipe(keep_score, topk_or_all, drop_or_hide, plan, where="before", hides=True, weights=declared)

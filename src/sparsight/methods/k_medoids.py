@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import cluster, reduce, schedule, select
+from ..ops import cluster, reduce, select
 from ..ops.portable import stable_order
-from ..ops.schedule import Layers
+from ..ops.schedule import Layers, Schedule
 from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..registry import method
@@ -55,4 +55,4 @@ def k_medoids(keep: float = 0.7, layers: Layers = (3, 6, 9), weigh: Weigh = "att
     if rounds < 1:
         raise PruneError(f"rounds={rounds}: k-medoids needs at least 1")
     choose = Step(weighted if weigh == "attention" else equal, rounds=rounds)
-    return Recipe(None, choose, reduce.representatives, schedule.compounding(keep, layers), where="before")
+    return Recipe(None, choose, reduce.representatives, Schedule(layers, keep=keep, compound=True), where="before")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from ..ops import pool, schedule, select
+from ..ops import pool, select
 from ..ops.reduce import Tokens
-from ..ops.schedule import Layers
+from ..ops.schedule import Layers, Schedule
 from ..plan import Plan
 from ..recipe import Recipe, Weight
 from ..registry import method
@@ -43,4 +43,4 @@ def pool_normalised(x: Tensor, plan: Plan, size: Tensor | None, weights: dict[st
 
 @method
 def patch_merger(keep: float = 0.7, layers: Layers = (3, 6, 9)) -> Recipe:
-    return Recipe(None, assign, pool_normalised, schedule.compounding(keep, layers), where="before", weights=declared)
+    return Recipe(None, assign, pool_normalised, Schedule(layers, keep=keep, compound=True), where="before", weights=declared)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import PruneError
-from ..ops import pool, schedule, select
+from ..ops import pool, select
 from ..ops.reduce import Tokens
-from ..ops.schedule import Layers
+from ..ops.schedule import Layers, Schedule
 from ..plan import Plan
 from ..recipe import Recipe, Step, Weight
 from ..registry import method
@@ -43,4 +43,4 @@ def sinkhorn(keep: float = 0.7, layers: Layers = (3, 6, 9), eps: float = 1.0, ro
     if eps <= 0 or rounds < 1:
         raise PruneError(f"sinkhorn: eps={eps:g}, rounds={rounds}: eps must be above 0, rounds 1 or more")
     choose = Step(transport, eps=eps, rounds=rounds)
-    return Recipe(None, choose, pool_units, schedule.compounding(keep, layers), where="before", weights=declared)
+    return Recipe(None, choose, pool_units, Schedule(layers, keep=keep, compound=True), where="before", weights=declared)

@@ -9,8 +9,8 @@ Learned weights per site, by the authors' names: `scale` [1, 1, 1], `weight.0` (
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear
 
-from ..ops import pool, schedule, select
-from ..ops.schedule import Layers
+from ..ops import pool, select
+from ..ops.schedule import Layers, Schedule
 from ..plan import Plan
 from ..recipe import Recipe, Weight
 from ..registry import method
@@ -41,4 +41,4 @@ def slim(x: Tensor, weights: dict[str, Tensor], count: int) -> Plan:
 
 @method
 def sit(keep: float = 0.7, layers: Layers = (3, 6, 9)) -> Recipe:
-    return Recipe(None, slim, pool.pooled, schedule.compounding(keep, layers), where="before", weights=declared)
+    return Recipe(None, slim, pool.pooled, Schedule(layers, keep=keep, compound=True), where="before", weights=declared)

@@ -5,13 +5,13 @@ later attention. One site merges at most half of its tokens, whatever the budget
 Deviations: all prefix tokens are protected, registers too; keys are taken after k-normalisation. Slots are in the authors' order.
 """
 
-from ..ops import reduce, schedule, select
-from ..ops.schedule import Layers
+from ..ops import reduce, select
+from ..ops.schedule import Layers, Schedule
 from ..recipe import Recipe
 from ..registry import method
 
 
 @method
 def tome(remove: int = 16, layers: Layers = "all", inflect: float = 0.0, proportional: bool = True) -> Recipe:
-    plan = schedule.removing(remove, layers, inflect)
+    plan = Schedule(layers, remove=remove, inflect=inflect)
     return Recipe(None, select.bipartite, reduce.merge_sized, plan, proportional=proportional)

@@ -147,16 +147,6 @@ def staged(keep: Amount, layers: Layers) -> Schedule:
     return Schedule(layers, keep=keep)
 
 
-def compounding(keep: Amount, layers: Layers) -> Schedule:
-    """Keep a fraction of the tokens that entered the first block, to the power of how many sites have been passed."""
-    return Schedule(layers, keep=keep, compound=True)
-
-
-def removing(remove: Amount, layers: Layers, inflect: float = 0.0) -> Schedule:
-    """Remove a number of tokens at each of the given blocks."""
-    return Schedule(layers, remove=remove, inflect=inflect)
-
-
 def once(tokens: Amount | None = None, keep: Amount | None = None, rounding: Rounding = "up", least: int = 1) -> Schedule:
     """One reduction between vision encoder and language model, without layers; adaptive if no budget is given."""
     return Schedule((), keep=keep, tokens=tokens, rounding=rounding, least=least)
