@@ -140,6 +140,15 @@ class Analysis:
         """Of entropy and distance over the heads of one block."""
         return pearson(*self.pairs_of_heads(block))
 
+    def means(self, recipe: str) -> tuple[float, ...]:
+        """Means over the blocks of what a recipe leaves: tokens, their effective rank, that of as many random ones and of all."""
+        rows = [row for row in self.left if row.recipe == recipe]
+        return tuple(fmean(getattr(row, name) for row in rows) for name in ("tokens", "rank", "random", "unpruned"))
+
+    def shared(self, first: str, second: str) -> tuple[float, ...]:
+        """Means over the blocks of the tokens that two recipes share, and of what two random sets would."""
+        return tuple(fmean(getattr(a, name) for a in self.agreed(first, second)) for name in ("overlap", "chance"))
+
     def agreed(self, first: str, second: str) -> list[Agreement]:
         """Two recipes, block by block, whichever comes first."""
         return [a for a in self.agreements if {a.first, a.second} == {first, second}]
@@ -161,8 +170,7 @@ class Analysis:
         )
         lines += self.agreement_lines()
         for recipe in self.recipes:
-            rows = [row for row in self.left if row.recipe == recipe]
-            rank, random, full = (fmean(getattr(row, name) for row in rows) for name in ("rank", "random", "unpruned"))
+            _, rank, random, full = self.means(recipe)
             lines.append(f"effective rank left by {recipe}: {rank:.1f}, as many random tokens {random:.1f}, all tokens {full:.1f}")
         return "\n".join(
             [*lines, *(f"note: {note}" for note in self.notes), *(f"skipped {name}: {why}" for name, why in self.skipped)]
@@ -176,7 +184,7 @@ class Analysis:
         """Shared tokens, mean over the blocks: of up to three pairs of recipes, of more the two that agree least and most."""
         found = []
         for first, second in self.different():
-            shared, chance = (fmean(getattr(a, name) for a in self.agreed(first, second)) for name in ("overlap", "chance"))
+            shared, chance = self.shared(first, second)
             text = f"kept by both {first} and {second}: {100 * shared:.0f}%, by chance {100 * chance:.0f}%"
             found.append((shared - chance, text))
         ranked = sorted(found)

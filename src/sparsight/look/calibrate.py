@@ -17,7 +17,7 @@ from ..load.models import Loaded
 from ..load.vlms import open_encoder
 from ..prune import resolve
 from ..recipe import Recipe
-from .complexity import NOT_FINITE, Complexity, measure
+from .complexity import measure_all
 
 AVERAGES = ("erank_avg", "entropy_avg")
 SPANS = ("erank_span", "entropy_span")
@@ -90,17 +90,11 @@ def calibration(
     feed = Feed(images, encode, next(module.parameters()), batch_size)
     assert recipe.score is not None
     score, space = recipe.steps[0], params["rank_space"]
-    found: list[Complexity] = []
-    skipped: list[tuple[str, str]] = []
-    for names, call in feed:
-        for name, one in zip(names, measure(module, call, score, str(space), like=recipe), strict=True):
-            found += [one] if one.finite else []
-            skipped += [] if one.finite else [(name, NOT_FINITE)]
-    skipped = [*feed.skipped, *skipped]
+    found, skipped = measure_all(module, feed, score, str(space), like=recipe)
     if not found:
         reason = f"{Path(skipped[0][0]).name}: {skipped[0][1]}" if skipped else "none was given"
         raise PruneError(f"no image can be read to calibrate with; {reason}")
-    measures = [one.erank for one in found], [one.entropy for one in found]
+    measures = [one.erank for _, one in found], [one.entropy for _, one in found]
     values, spans = [sum(some) / len(some) for some in measures], [max(some) - min(some) for some in measures]
     stored = dict(zip(AVERAGES, values, strict=True))
     stored |= {name: span for name, span in zip(SPANS, spans, strict=True) if name in params and span > 0}

@@ -14,10 +14,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from ..data.feed import Feed
 from ..errors import PruneError
 from ..models.family import Family
 from ..ops import rank, reduce, schedule
 from ..ops.importance import Importance
+from ..ops.select import everything
 from ..plan import Plan
 from ..prune import engine_of, family_of, prune
 from ..recipe import Recipe, Step, attention_score
@@ -98,14 +100,28 @@ def measure(
     return of_vision_model(family, probe, call["pixel_values"], layer, found)
 
 
+def measure_all(
+    model: nn.Module, feed: Feed, score: Step, space: str, like: Recipe | None = None, layer: int | None = None
+) -> tuple[list[tuple[str, Complexity]], list[tuple[str, str]]]:
+    """Complexity of every image of a feed, by name, and the images that have none, with the reason; see `measure`."""
+    found, bad = [], []
+    for names, call in feed:
+        for name, one in zip(names, measure(model, call, score, space, like, layer), strict=True):
+            if one.finite:
+                found.append((name, one))
+            else:
+                bad.append((name, NOT_FINITE))
+    return found, [*feed.skipped, *bad]
+
+
 def recorder(score: Step, space: str, found: list[Complexity]) -> Recipe:
     """A recipe that keeps everything and notes what it has seen."""
 
     def note(s: Tensor, x: Tensor, feats: Tensor) -> Plan:
         ranks = rank.effective_rank(x if space == "tokens" else feats).tolist()
-        entropies, n = rank.attention_entropy(s).tolist(), s.shape[1]
-        found.extend(Complexity(n, a, b) for a, b in zip(ranks, entropies, strict=True))
-        return Plan(torch.arange(n, device=s.device).expand(s.shape[0], -1), n)
+        entropies = rank.attention_entropy(s).tolist()
+        found.extend(Complexity(s.shape[1], a, b) for a, b in zip(ranks, entropies, strict=True))
+        return everything(s)
 
     return Recipe(score, Step(note), reduce.drop, schedule.once(keep=1.0), where="projector", name="attention entropy")
 

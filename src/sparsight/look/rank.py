@@ -20,7 +20,7 @@ from ..errors import PruneError
 from ..load.models import Loaded
 from ..load.vlms import open_encoder
 from ..runs.store import write, write_text
-from .complexity import NOT_FINITE, SPACES, check_choice, measure, place_of, score_of
+from .complexity import SPACES, check_choice, measure_all, place_of, score_of
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,12 @@ def rank(
 def ranked(name: str, model: nn.Module, feed: Feed, root: Path | None, score: str | None, space: str, layer: int | None) -> Ranking:
     """Measure every image that can be read."""
     kind, step = score_of(model, score)
-    rows, bad = [], []
-    for names, call in feed:
-        for file, one in zip(names, measure(model, call, step, space, layer=layer), strict=True):
-            if one.finite:
-                rows.append(Row(short(file, root), one.tokens, one.erank, one.entropy))
-            else:
-                bad.append((file, NOT_FINITE))
-    if not rows:
-        raise PruneError(f"no image can be read; {': '.join([*feed.skipped, *bad, ('none were given',)][0])}")
+    found, bad = measure_all(model, feed, step, space, layer=layer)
+    if not found:
+        raise PruneError(f"no image can be read; {': '.join([*bad, ('none were given',)][0])}")
+    rows = [Row(short(file, root), one.tokens, one.erank, one.entropy) for file, one in found]
     ranks, entropies = [row.erank for row in rows], [row.entropy for row in rows]
-    skipped = [(short(file, root), reason) for file, reason in (*feed.skipped, *bad)]
+    skipped = [(short(file, root), reason) for file, reason in bad]
     correlations = pearson(ranks, entropies), spearman(ranks, entropies)
     return Ranking(name, readable(str(root or "given")), kind, space, place_of(model, layer), *correlations, skipped, rows)
 

@@ -6,7 +6,7 @@ Source: "Rényi Entropy: A New Token Pruning Metric for Vision Transformers"; no
 """
 
 from ..ops import reduce, schedule, score, select
-from ..ops.attention import Heads, Rows
+from ..ops.attention import Heads, Rows, check_stride
 from ..ops.schedule import Layers
 from ..recipe import Recipe, Step
 from ..registry import method
@@ -22,6 +22,6 @@ def col_ln(
     diagonal: bool = True,
     stride: int = 1,
 ) -> Recipe:
-    numbers = {"order": score.check_order(order), "stride": score.check_stride(stride)}
+    numbers = {"order": score.check_order(order), "stride": check_stride(stride)}
     norm = Step(score.column_norm, heads=heads, rows=rows, diagonal=diagonal, **numbers)
     return Recipe(norm, select.topk, reduce.drop, schedule.staged(keep, layers))

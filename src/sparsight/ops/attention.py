@@ -30,6 +30,9 @@ from .portable import tracing
 
 Heads = Literal["mean", "joint", "average"]
 Rows = Literal["all", "patches"]
+WIDEST = 128
+"""Largest head dimension that the Triton kernels take."""
+
 Backend = Literal["explicit", "streamed", "triton"]
 
 
@@ -72,6 +75,13 @@ def chosen_rows(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tens
     return logits.softmax(dim=-1).masked_fill(logits <= plain.FLOOR / 2, 0)
 
 
+def check_stride(stride: int) -> int:
+    """Validate the query stride (>= 1)."""
+    if stride < 1:
+        raise PruneError(f"stride={stride} must be 1 (every query row) or more")
+    return stride
+
+
 def column_norm(
     q: Tensor,
     k: Tensor,
@@ -95,8 +105,7 @@ def column_norm(
     normalisers estimated from every stride-th key. Raises PruneError for a stride below 1. attended: gets the attention's output
     where it can be made in the same pass.
     """
-    if stride < 1:
-        raise PruneError(f"stride={stride} must be 1 (every query row) or more")
+    check_stride(stride)
     start = prefix if rows == "patches" else 0
     average = heads == "average"
     plainly = stride == 1 and diagonal and not average
@@ -290,7 +299,7 @@ def backend(work: Work) -> Backend:
     learning = torch.is_grad_enabled() and (work.q.requires_grad or work.k.requires_grad)
     if traced or learning:
         return "explicit"
-    if work.q.device.type == "cuda" and kernels_fit(work):
+    if work.q.device.type == "cuda" and has_triton() and work.q.dtype != torch.float64 and work.q.shape[3] <= WIDEST:
         return "triton"
     return "streamed" if work.q.device.type == "cpu" else "explicit"
 
@@ -308,8 +317,3 @@ def kernels(work: Work) -> ModuleType:
 @cache
 def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-def kernels_fit(work: Work) -> bool:
-    """Whether the Triton kernels support these tensors."""
-    return has_triton() and work.q.dtype != torch.float64 and work.q.shape[3] <= 128

@@ -15,9 +15,6 @@ from torch import Tensor
 
 from .attention_torch import FLOOR, Rows
 
-WIDEST = 128
-"""Largest head dimension that the kernels take."""
-
 LSE, SHANNON, RENYI, MINIMUM = 0, 1, 2, 3
 ANY, INFINITE = 0, -1
 LOG2_E, LN_2 = tl.constexpr(math.log2(math.e)), tl.constexpr(math.log(2))

@@ -64,13 +64,6 @@ def check_order(order: float) -> float:
     return order
 
 
-def check_stride(stride: int) -> int:
-    """Validate the query stride (>= 1)."""
-    if stride < 1:
-        raise PruneError(f"stride={stride} must be 1 (every query row) or more")
-    return stride
-
-
 @register_score("class_attention")
 def class_attention(class_attn: Tensor) -> Tensor:
     """Average the class token's attention over heads. class_attn [B, H, N] -> [B, N]."""

@@ -60,8 +60,7 @@ def agreement(done: Analysis) -> list[Line]:
     for first, second in done.different():
         found = {a.block: a for a in done.agreed(first, second)}
         cells = [f"{100 * found[block].overlap:.0f}" if block in found else "" for block in done.layers]
-        means = [fmean(getattr(a, name) for a in found.values()) for name in ("overlap", "chance")]
-        lines.append((f"{first} and {second}", [*cells, *(f"{100 * value:.0f}" for value in means)]))
+        lines.append((f"{first} and {second}", [*cells, *(f"{100 * value:.0f}" for value in done.shared(first, second))]))
     return lines
 
 
@@ -69,10 +68,6 @@ def ranks(done: Analysis) -> list[Line]:
     """Tokens left and their effective rank, means over the blocks."""
     lines = []
     for recipe in done.recipes:
-        rows = [row for row in done.left if row.recipe == recipe]
-        tokens, rank, random, full = (
-            fmean(getattr(row, name) for row in rows) for name in ("tokens", "rank", "random", "unpruned")
-        )
-        cells = [f"{value:.1f}" for value in (tokens, rank, random, full)]
-        lines.append((recipe, [*cells, signed(100 * (rank / random - 1), 1)]))
+        _, rank, random, _ = means = done.means(recipe)
+        lines.append((recipe, [*(f"{value:.1f}" for value in means), signed(100 * (rank / random - 1), 1)]))
     return lines
