@@ -87,7 +87,6 @@ class Watch:
             sys.exit(143 if error.args else 130)
 
     def left(self) -> str:
-        """What an interrupted run leaves."""
         if self.last is None:
             return "nothing was measured yet"
         rows = f"{self.finished} of {self.last.total} rows are finished" if self.last.unit == "rows" else "what is finished is"

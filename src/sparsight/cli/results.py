@@ -68,7 +68,6 @@ def print_comparison(done: Comparison, out: Path) -> None:
 
 
 def comparison_cells(row: Row, labelled: bool, best: dict[str, set[str]]) -> list[Cell]:
-    """The row as text."""
 
     def mark(text: str, measure: str) -> Cell:
         return Text(text, "bold green") if row.recipe in best[measure] else text
@@ -95,14 +94,12 @@ def percent(value: float | None) -> str:
 
 
 def print_evaluation(done: Evaluation, out: Path) -> None:
-    """Scores, notes, skipped images, files."""
     print_table(str(done).partition("\n")[0], EVALUATION, [score.cells() for score in done.scores], out / "results.json")
     print_skipped(done.skipped, out)
     print_ends(done.notes, out, "report.html", "results.json", "predictions.csv")
 
 
 def print_robustness(done: Robustness, out: Path) -> None:
-    """Every corruption under every recipe, then the averages."""
     lines = [*(row.cells() for row in done.rows), None, *done.averages()]
     print_table(str(done).partition("\n")[0], ROBUSTNESS, lines, out / "results.json")
     print_skipped(done.skipped, out)
@@ -110,7 +107,6 @@ def print_robustness(done: Robustness, out: Path) -> None:
 
 
 def print_vlm_evaluation(done: VlmEvaluation, out: Path) -> None:
-    """One column per set, then changes of accuracy, notes, files."""
     heads, *lines = done.table()
     sets = len(done.rows[0].scores)
     ends = [Column(heads[-3], sets + 3), Column(heads[-2]), Column(heads[-1], sets + 2)]
@@ -142,7 +138,6 @@ def print_bench(done: Bench, out: Path) -> None:
 
 
 def print_stages(done: StageBench, out: Path) -> None:
-    """Times in milliseconds, medians; speed-ups with quartiles."""
     lines = []
     for row in done.rows:
         times = [f"{1e3 * row.seconds(name).median:.1f}" for name in ("vision", "selection", "prefill", "per_token", "total")]
@@ -158,7 +153,6 @@ def print_stages(done: StageBench, out: Path) -> None:
 
 
 def print_ranking(done: Ranking, out: Path | None) -> None:
-    """Every image, skipped ones, the correlation, files."""
     rows = [(f"{row.erank:.3f}", f"{row.entropy:.4f}", str(row.tokens), row.image) for row in done.rows]
     print_table("", RANKING, rows)
     for name, reason in done.skipped:
@@ -169,7 +163,6 @@ def print_ranking(done: Ranking, out: Path | None) -> None:
 
 
 def print_analysis(done: Analysis, out: Path) -> None:
-    """The findings in words, and where everything is."""
     for line in str(done).splitlines():
         say(line)
     say(f"wrote {out / 'report.html'} with its figures and tables")

@@ -31,7 +31,6 @@ Number = TypeVar("Number", int, float)
 
 
 def one_model(word: str | None, option: str | None, default: str | None = "demo") -> str:
-    """The model, given as a word or by --model."""
     if word is not None and option is not None and word != option:
         raise typer.BadParameter(f"two models are given, {word} and {option}; give one")
     found = word or option or default

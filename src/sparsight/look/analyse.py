@@ -96,7 +96,6 @@ def run(loaded: Loaded, folder: Folder, probe: Probe, settings: Settings, shown:
 
 
 def check_orders(orders: Sequence[float]) -> tuple[float, ...]:
-    """The orders, each once."""
     if not orders:
         raise PruneError("no order of the entropy is given; give at least one, such as 1 (Shannon) or 2")
     return tuple(dict.fromkeys(check_order(float(order)) for order in orders))
@@ -105,7 +104,6 @@ def check_orders(orders: Sequence[float]) -> tuple[float, ...]:
 def prepare(
     loaded: Loaded, recipes: Sequence[str | Recipe], orders: tuple[float, ...], layers: str | Sequence[int], seed: int
 ) -> Probe:
-    """Check model, blocks and recipes."""
     family = unpruned(loaded.model).family
     blocks = check_layers(layers, len(family.blocks))
     chosen = recipes or (USUAL if family.class_token else USUAL[1:])
@@ -124,7 +122,6 @@ def name_of(recipe: Recipe) -> str:
 
 
 def check_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Block numbers, if the model has them."""
     if isinstance(layers, str) and layers[:1].isdigit():
         try:
             layers = [int(part) for part in layers.split("/")]
@@ -235,7 +232,6 @@ def means(sums: Sums) -> list[float]:
 
 
 def heads_of(layer: int, tally: Tally) -> list[Head]:
-    """The heads of one block."""
     count, distances = np.asarray(tally.distances)[:2]
     rows = zip(
         (distances / count).tolist(), (tally.entropies / count).T.tolist(), correlations(np.asarray(tally.distances)), strict=True
@@ -244,7 +240,6 @@ def heads_of(layer: int, tally: Tally) -> list[Head]:
 
 
 def remarks(recipes: list[Recipe], layers: tuple[int, ...]) -> list[str]:
-    """What the reader has to know about the recipes."""
     late = [recipe.name for recipe in recipes if recipe.where == "before" and 0 in layers]
     mixed = [recipe.name for recipe in recipes if recipe.score is None]
     notes = [f"{', '.join(late)}: before a block, so not asked at block 0"] if late else []

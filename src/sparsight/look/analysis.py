@@ -108,7 +108,6 @@ class Analysis:
 
     @property
     def blocks(self) -> str:
-        """The blocks as text."""
         first, last = self.layers[0], self.layers[-1]
         if len(self.layers) > 2 and self.layers == list(range(first, last + 1)):
             return f"blocks {first} to {last}"
@@ -116,7 +115,6 @@ class Analysis:
 
     @property
     def order_name(self) -> str:
-        """The entropy that goes with the distance, in words."""
         return named(self.order)
 
     def pairs_of_heads(self, block: int | None = None) -> tuple[list[float], list[float]]:
@@ -247,7 +245,6 @@ def maybe(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A correlation as text."""
     return "-" if value is None else f"{value:+.2f}"
 
 

@@ -75,7 +75,6 @@ def page_width(content: bytes) -> int:
 
 
 def png(draw: Any, done: Analysis, palette: Palette) -> bytes:
-    """A figure as a PNG file."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -161,7 +160,6 @@ def even(axes: Any, value: float, palette: Palette) -> None:
 
 
 def over_depth(axes: Any, done: Analysis, values: list[float], title: str) -> None:
-    """A dot for every head and a line through the means."""
     rows = np.array([done.layers.index(head.block) for head in done.heads])
     means = [float(np.mean(np.array(values)[rows == row])) for row in range(len(done.layers))]
     axes.plot(range(len(means)), means, color=KEPT, linewidth=1.6, label="mean")
@@ -217,7 +215,6 @@ def beyond_chance(pair: Agreement) -> float:
 
 
 def write_cells(panel: Any, percent: Any, colour: Any) -> None:
-    """The numbers in the cells of a matrix."""
     for (i, j), value in np.ndenumerate(percent):
         if not np.isnan(value):
             ink = "white" if abs(colour[i, j]) > 0.6 else LIGHT.ink
@@ -237,7 +234,6 @@ LONGEST = 80
 
 
 def folded(name: str) -> str:
-    """A recipe in lines, broken after commas."""
     return fill(name.replace(",", ", "), LONGEST, break_on_hyphens=False).replace(", ", ",")
 
 

@@ -193,7 +193,6 @@ class Probe:
         return {"size": self.size, "grid": self.grid, "kept": self.kept, "tallies": tallies}
 
     def restore(self, data: dict[str, Any]) -> None:
-        """Go on from what `to_dict` made."""
         self.tallies = {layer: Tally.from_dict(data["tallies"][str(layer)]) for layer in self.layers}
         (h, w), (rows, columns), self.kept = data["size"], data["grid"], int(data["kept"])
         self.size, self.grid = (h, w), (rows, columns)
@@ -212,7 +211,6 @@ class Probe:
             self.tallies[layer].compare(kept)
 
     def see(self, where: str, here: dict[int, Recipe], layer: int, given: dict[str, Any]) -> None:
-        """One place in one block."""
         if where == MIDDLE:
             self.spread(self.tallies[layer], given)
         if here:

@@ -37,9 +37,6 @@ class Exhibit:
     picture: str
     sites: dict[str, list[Thumb]]
 
-    def __str__(self) -> str:
-        return f"{self.name}: {len(self.sites)} recipes"
-
 
 def gallery(
     loaded: Loaded, source: Source, places: Mapping[str, int], done: Comparison, recipes: list[Recipe], shown: int

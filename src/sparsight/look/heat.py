@@ -53,7 +53,6 @@ def places_of(probe: Probe) -> list[int]:
 
 
 def draw(picture: Image.Image, maps: dict[tuple[str, int], Sums], name: str, model: str, palette: Palette) -> Image.Image:
-    """The sheet of one image."""
     recipes = list(dict.fromkeys(recipe for recipe, _ in maps))
     layers = sorted({layer for _, layer in maps})
     layers = even(layers, min(MOST, len(layers)))
@@ -91,7 +90,6 @@ def fitted(picture: Image.Image) -> tuple[int, int]:
 
 
 def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int, palette: Palette) -> None:
-    """What the colours mean."""
     x, y = place
     ramp = inferno(np.linspace(0, 1, width))[None].repeat(12, axis=0)
     sheet.paste(Image.fromarray(ramp), (x, y))
@@ -107,7 +105,6 @@ def heat(picture: Image.Image, score: Sums) -> Image.Image:
 
 
 def maps_table(done: Analysis, folder: Folder, probe: Probe) -> str:
-    """Every score of the maps as CSV text."""
     rows = [
         (name, done.recipes[index], layer, y, x, repr(float(value)))
         for name, place in zip(done.maps, places_of(probe), strict=True)

@@ -60,7 +60,6 @@ def look(model: nn.Module, recipe: Recipe, images: Tensor) -> list[list[Look]]:
 
 
 def looks(item: int, plans: list[Plan], scores: list[Tensor | None], layers: list[int], grid: tuple[int, int]) -> list[Look]:
-    """The sites of one image of a batch."""
     found = []
     before: Plan | None = None
     for plan, score, layer in zip(plans, scores, layers, strict=True):

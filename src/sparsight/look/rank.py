@@ -58,13 +58,11 @@ class Ranking:
 
     @property
     def correlation(self) -> str:
-        """Both correlations in words."""
         if self.pearson is None or self.spearman is None:
             return "no correlation of images that do not differ"
         return f"correlation {self.pearson:+.3f} (Pearson), {self.spearman:+.3f} (Spearman)"
 
     def to_json(self) -> str:
-        """All of it as JSON text."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     def to_csv(self) -> str:
@@ -86,7 +84,6 @@ class Ranking:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV text."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([heads, *rows])
     return text.getvalue()
@@ -129,7 +126,6 @@ def rank(
 
 
 def ranked(name: str, model: nn.Module, feed: Feed, root: Path | None, score: str | None, space: str, layer: int | None) -> Ranking:
-    """Measure every image that can be read."""
     kind, step = score_of(model, score)
     found, bad = measure_all(model, feed, step, space, layer=layer)
     if not found:

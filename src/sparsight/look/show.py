@@ -130,7 +130,6 @@ def draw(image: Image.Image, sites: list[Look], title: str, subtitle: str) -> Im
 
 
 def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int) -> None:
-    """What the colours of the heat maps mean."""
     x, y = place
     ramp = inferno(np.linspace(0, 1, width))[None].repeat(14, axis=0)
     pen.text((x, y), "score at each site", INK, font(17))

@@ -87,7 +87,6 @@ def agile(
 
 
 def averages(erank: float, entropy: float) -> dict[str, float]:
-    """Validate the two averages and return them by name."""
     if erank <= 0 or entropy <= 0:
         raise PruneError(
             f"erank_avg={erank:g}, entropy_avg={entropy:g}: averages are above 0; measure them with sparsight.calibrate(model, images)"

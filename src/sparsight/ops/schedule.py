@@ -171,7 +171,6 @@ def removals(remove: int, inflect: float, sites: int) -> list[int]:
 
 
 def as_tuple(value: Amount | None) -> tuple[float, ...]:
-    """Wrap a single amount in a tuple."""
     if value is None:
         return ()
     return value if isinstance(value, tuple) else (value,)
@@ -184,7 +183,6 @@ def spell(value: float) -> str:
 
 
 def check_amount(word: str, value: float) -> None:
-    """Validate one number of a budget word."""
     if word == "keep":
         if not 0 < value <= 1:
             raise PruneError(f"keep={value:g} is outside (0, 1]: it is the fraction of tokens kept at each site")
@@ -194,7 +192,6 @@ def check_amount(word: str, value: float) -> None:
 
 
 def check_share(word: str, value: float) -> float:
-    """Validate a share (between 0 and 1)."""
     if not 0 <= value <= 1:
         raise PruneError(f"{word}={value:g} is outside [0, 1]: it is a share")
     return value

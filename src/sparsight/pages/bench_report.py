@@ -23,7 +23,6 @@ class Engine:
 
 
 def bench_report(done: Bench) -> str:
-    """The page, with every row of the measurement."""
     recipes = len({row.recipe for row in done.rows}) - 1
     h, w = done.image_size
     return render(

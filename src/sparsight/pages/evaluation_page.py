@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 def evaluation_page(done: Evaluation) -> str:
-    """The page, with every score of the evaluation."""
     h, w = done.image_size
     recipes = len(done.scores) - 1
     facts = (

@@ -37,12 +37,10 @@ def environment() -> Environment:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in percent."""
     return DASH if value is None else f"{100 * value:.1f}"
 
 
 def signed(value: float | None, decimals: int = 2) -> str:
-    """A number with its sign."""
     return DASH if value is None else f"{value:+.{decimals}f}".replace("-", MINUS)
 
 
@@ -60,7 +58,6 @@ def span(share: Interval) -> str:
 
 
 def versions(found: Mapping[str, str]) -> str:
-    """Names and versions in a row."""
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 

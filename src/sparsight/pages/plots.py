@@ -71,7 +71,6 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """Four to nine round numbers."""
         raw = (self.high - self.low) / 6
         size = 10 ** math.floor(math.log10(raw))
         step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)

@@ -46,7 +46,6 @@ def groups(done: Comparison) -> list[tuple[str, list[Row]]]:
 
 
 def group_title(budget: str, layers: str) -> str:
-    """Budget and blocks in words."""
     where = f"blocks {layers}" if layers[:1].isdigit() else f"layers {layers}" if layers else ""
     return ", ".join(filter(None, (budget.replace("=", " "), where))) or "own budget"
 
@@ -72,6 +71,5 @@ def series_of(done: Comparison, cost: str) -> list[Series]:
 
 
 def point(row: Row, cost: str) -> Point:
-    """A row as a point of a plot."""
     quality = row.top1 if row.top1 is not None else row.agreement.value if row.agreement else row.cosine
     return Point(row.gmacs if cost == "gmacs" else row.speedup.median, 100 * quality, str(row))

@@ -16,7 +16,6 @@ STAGES = {"vision": "vision encoder", "selection": "selection", "prefill": "pref
 
 
 def stage_report(done: StageBench) -> str:
-    """The page, with every row of the measurement."""
     facts = (
         "random weights" if done.weights == "random" else "",
         f"{done.layers} layers",
@@ -35,7 +34,6 @@ def stage_report(done: StageBench) -> str:
 
 
 def stacked(done: StageBench) -> Bars:
-    """One bar of stages per row."""
     rows = [
         Bar(row.recipe, tuple(1e3 * row.seconds(stage).median for stage in STAGES), f"{row.gain('total').median:.2f}{TIMES}")
         for row in done.rows
