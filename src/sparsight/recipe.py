@@ -13,10 +13,9 @@ import torch
 
 from . import registry
 from .errors import PruneError, shown
-from .ops.importance import Importance, column_mean
 from .ops.schedule import IN_BLOCKS as IN_BLOCKS
 from .ops.schedule import PLACES, Schedule, show, spell
-from .ops.score import check_order, class_attention, column_norm
+from .ops.score import Importance, check_order, class_attention, column_mean, column_norm
 
 Attention = Literal["making", "consuming"]
 Value = int | float | bool | str | tuple[Any, ...] | None

@@ -297,15 +297,10 @@ def coerce(owner: str, key: str, hint: Any, value: Any) -> Value:
             if not isinstance(value, str) or value not in choices(hint):
                 raise ValueError(f"choose {' or '.join(choices(hint))}")
             return value
-        if hint == Layers:
-            return layer_list(value)
         if hint == Amount:
             return amounts(key, value)
-        if hint is bool:
-            return boolean(value)
-        if hint is int:
-            return whole(value)
-        return number(value) if hint is float else plain_text(value)
+        read: Callable[[Any], Value] = {Layers: layer_list, bool: boolean, int: whole, float: number}.get(hint, plain_text)
+        return read(value)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         if isinstance(error, PruneError):
             raise PruneError(f"{owner}: {error}") from None

@@ -18,7 +18,7 @@ from ..data.feed import Feed
 from ..errors import PruneError
 from ..models.family import Family
 from ..ops import rank, reduce, schedule
-from ..ops.importance import Importance
+from ..ops.score import Importance
 from ..ops.select import everything
 from ..plan import Plan
 from ..prune import engine_of, family_of, prune

@@ -12,7 +12,7 @@ import math
 from torch import Tensor
 
 from ..ops import hybrid, reduce, schedule
-from ..ops.importance import Importance
+from ..ops.score import Importance
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
 from ..registry import method

@@ -12,9 +12,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..ops import hybrid, importance, reduce, schedule, select
-from ..ops.importance import Importance
+from ..ops import hybrid, reduce, schedule, select
 from ..ops.schedule import Layers
+from ..ops.score import Importance, check_rescue
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
 from ..registry import method
@@ -39,7 +39,7 @@ def evit(
     order: float = 2.0,
 ) -> Recipe:
     choose = Step(select.topk_fused)
-    if importance.check_rescue(rescue, score):
+    if check_rescue(rescue, score):
         choose = Step(rescued, rescue=rescue, budget=budget, order=order)
     own = score == "class" or fuse == "score"
     fused = reduce.fuse_rest if own else reduce.fuse_rest_by_class

@@ -6,7 +6,7 @@ authors use in VisPruner). Deviation: scores in float32 and stable, ties to the 
 """
 
 from ..ops import reduce, schedule, select
-from ..ops.importance import Importance
+from ..ops.score import Importance
 from ..recipe import Recipe, attention_score
 from ..registry import method
 

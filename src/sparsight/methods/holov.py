@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..ops import reduce, schedule, select
-from ..ops.importance import Importance
 from ..ops.portable import stable_order
+from ..ops.score import Importance
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
 from ..registry import method

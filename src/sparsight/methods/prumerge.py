@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import diversity, importance, reduce, schedule, select
+from ..ops import diversity, reduce, schedule, select
 from ..ops.attention_torch import exact
-from ..ops.importance import Importance
 from ..ops.portable import stable_order
-from ..ops.score import check_order
+from ..ops.score import Importance, check_order, joined, single_head
 from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..registry import method
@@ -54,7 +53,7 @@ def centres(
     top = found if not count else found.clamp(1, count) if spread else torch.full_like(found, count)
     rank = select.ranks(s)
     if rescue:
-        rank = rescue_ranks(s, rank, top, importance.single_head(q, k, prefix, "col_ln", order), rescue)
+        rank = rescue_ranks(s, rank, top, single_head(q, k, prefix, "col_ln", order), rescue)
     chosen = rank < top.unsqueeze(-1)
     if spread:
         more = evenly(chosen, count - top) if count else every(found, n)
@@ -129,14 +128,14 @@ def evenly(taken: Tensor, count: Tensor) -> Tensor:
 def attention(s: Tensor, q: Tensor, k: Tensor, prefix: int, score: Importance) -> Tensor:
     """Weights of merging [B, N]: class attention, or the column mean where there is no class token; mostly the score itself."""
     wanted: Importance = "class" if prefix else "column_mean"
-    return s if score == wanted else importance.single_head(q, k, prefix, wanted)
+    return s if score == wanted else single_head(q, k, prefix, wanted)
 
 
 def weights(idx: Tensor, pool: Tensor | None, rest: Tensor, a: Tensor, k: Tensor) -> Tensor:
     """What every token gives to every slot [B, K+1, N]: a centre idx [B, K] (-1: none) is itself plus its nearest of the candidates,
     which are all tokens or the list `pool` [B, M] that begins with the centres; after an image's centres comes the sum of `rest` [B, N].
     Shares are by a [B, N], nearness by keys k [B, H, N, D]."""
-    keys = exact(importance.joined(k)[:, 0])
+    keys = exact(joined(k)[:, 0])
     length = keys.norm(dim=-1).clamp(min=torch.finfo(keys.dtype).tiny).unsqueeze(1)
     batch, n, width = keys.shape
     rows = idx.clamp(min=0).unsqueeze(-1)
@@ -174,7 +173,7 @@ def highest(values: Tensor, count: int) -> Tensor:
 def recipe_of(score: Importance, rescue: float, order: float, spread: bool, shared: bool, spacing: Spacing) -> Recipe:
     if schedule.check_share("rescue", rescue) and (score != "class" or spacing == "training"):
         raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score}, spacing={spacing} or rescue")
-    first = Step(importance.single_head, kind=score, order=check_order(order))
+    first = Step(single_head, kind=score, order=check_order(order))
     choose = Step(centres, score=score, spread=spread, shared=shared, rescue=rescue, order=order)
     if spacing == "training":
         choose = Step(training_centres, score=score)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..ops import diversity, rank, reduce, schedule, select
-from ..ops.importance import Importance
+from ..ops.score import Importance
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
 from ..registry import method

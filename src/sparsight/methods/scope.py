@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..ops import diversity, reduce, schedule
-from ..ops.importance import Importance
+from ..ops.score import Importance
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
 from ..registry import method

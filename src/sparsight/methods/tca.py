@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..ops import cluster, hybrid, importance, reduce, schedule, select
+from ..ops import cluster, hybrid, reduce, schedule, select
 from ..ops import score as scores
-from ..ops.importance import Importance
 from ..ops.schedule import Layers
+from ..ops.score import Importance, check_rescue
 from ..plan import Plan
 from ..recipe import Recipe, Step, Weight, attention_score
 from ..registry import method
@@ -96,7 +96,7 @@ def tca(
     if centres < 1:
         raise PruneError(f"centres={centres}: at least 1 is needed")
     choose = Step(by_score if score == "class" or fuse == "score" else by_other_score, centres=centres)
-    if importance.check_rescue(rescue, score):
+    if check_rescue(rescue, score):
         choose = Step(by_rescue, centres=centres, rescue=rescue, order=order)
     remembered = Remembered(cache) if cache else None
     plan = schedule.staged(keep, layers)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..ops import reduce, schedule, select
-from ..ops.importance import Importance
+from ..ops.score import Importance
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
 from ..registry import method

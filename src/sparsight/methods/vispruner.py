@@ -13,8 +13,8 @@ import math
 
 from torch import Tensor
 
-from ..ops import hybrid, importance, reduce, schedule, score, select
-from ..ops.importance import Importance
+from ..ops import hybrid, reduce, schedule, score, select
+from ..ops.score import Importance, check_rescue
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
 from ..registry import method
@@ -39,6 +39,6 @@ def split_rescued(
 def vispruner(tokens: int = 64, ratio: float = 0.5, score: Importance = "class", rescue: float = 0.0, order: float = 2.0) -> Recipe:
     schedule.check_share("ratio", ratio)
     choose = Step(split, ratio=ratio)
-    if importance.check_rescue(rescue, score):
+    if check_rescue(rescue, score):
         choose = Step(split_rescued, ratio=ratio, rescue=rescue, order=order)
     return Recipe(attention_score(score, order), choose, reduce.drop, schedule.once(tokens), where="projector")

@@ -251,15 +251,9 @@ def together(norms: Tensor, order: float) -> Tensor:
 
 def cut(work: Work, start: int, step: int) -> Work:
     """Slice the query rows: every step-th from `start` on."""
-    return Work(
-        work.q[:, :, start::step],
-        work.k,
-        work.scale,
-        None if work.mask is None else work.mask[:, :, start::step],
-        None if work.alive is None else work.alive[:, start::step],
-        start,
-        step,
-    )
+    mask = None if work.mask is None else work.mask[:, :, start::step]
+    alive = None if work.alive is None else work.alive[:, start::step]
+    return Work(work.q[:, :, start::step], work.k, work.scale, mask, alive, start, step)
 
 
 def real(valid: Tensor | None, k: Tensor) -> Tensor | None:

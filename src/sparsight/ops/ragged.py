@@ -14,17 +14,8 @@ Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
 """Tokens, plan, sizes, score, as a site gives them back."""
 
 TOKENS = {
-    "x": 1,
-    "feats": 1,
-    "size": 1,
-    "position": 1,
-    "token_weight": 1,
-    "class_attn": 2,
-    "text_attn": 2,
-    "q": 2,
-    "k": 2,
-    "v": 2,
-    "attn": 2,
+    **dict.fromkeys(("x", "feats", "size", "position", "token_weight"), 1),
+    **dict.fromkeys(("class_attn", "text_attn", "q", "k", "v", "attn"), 2),
 }
 """Signals with a row per token, and the dimension of the rows."""
 

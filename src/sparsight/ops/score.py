@@ -13,10 +13,14 @@ from ..errors import PruneError, shown
 from . import attention
 from .attention_shared import Attended
 from .portable import cdist, tracing
+from .schedule import check_share
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 Metric = Literal["cosine", "l2", "dot"]
+
+Importance = Literal["class", "col_ln", "column_mean"]
+"""Class token's row; p-norm of the column (Col-Ln); mean of the column, what ports to encoders without class token use."""
 
 PAIRS = 1 << 20
 """Pairs of tokens of one image that are compared at once: a matrix of them takes 4 MiB. Up to 1,024 tokens are one piece."""
@@ -64,6 +68,13 @@ def check_order(order: float) -> float:
     return order
 
 
+def check_rescue(rescue: float, score: str) -> float:
+    """Validate the share of the slots that a method gives to Col-Ln beside class attention."""
+    if check_share("rescue", rescue) and score != "class":
+        raise PruneError(f"rescue={rescue:g} corrects class attention; leave out score={score} or rescue")
+    return rescue
+
+
 @register_score("class_attention")
 def class_attention(class_attn: Tensor) -> Tensor:
     """Average the class token's attention over heads. class_attn [B, H, N] -> [B, N]."""
@@ -85,6 +96,30 @@ def column_norm(
 ) -> Tensor:
     """p-norm of each patch's attention column (Col-Ln, eq. 3), from every stride-th query row. q, k [B, H, P+N, D] -> [B, N]."""
     return attention.column_norm(q, k, prefix, scale, order, heads, rows, diagonal, stride=stride, attended=attended)
+
+
+@register_score("column_mean")
+def column_mean(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
+    """Mean attention that each patch receives from the patches. q, k [B, H, P+N, D] -> [B, N]."""
+    return attention.column_mean(q, k, prefix, scale)
+
+
+def joined(x: Tensor) -> Tensor:
+    """Merge all heads into one, undoing the split into heads. x [B, H, L, D] -> [B, 1, L, H*D]."""
+    return x.transpose(1, 2).flatten(2).unsqueeze(1)
+
+
+def single_head(q: Tensor, k: Tensor, prefix: int, kind: Importance, order: float = 2.0) -> Tensor:
+    """Compute the named score with all heads merged into one of width C, logits scaled by C^-0.5.
+    q, k [B, H, P+N, D] -> [B, N]. PruMerge, arXiv:2403.15388."""
+    scale = (q.shape[1] * q.shape[3]) ** -0.5
+    if kind == "column_mean":
+        return column_mean(joined(q), joined(k), prefix, scale)
+    if kind == "col_ln":
+        return column_norm(joined(q), joined(k), prefix, scale, order)
+    if prefix < 1:
+        raise PruneError("score=class needs a class token in front of the patches; try score=column_mean")
+    return attention.class_row(joined(q[:, :, :1]), joined(k), prefix, scale)[:, 0]
 
 
 @register_score("renyi")
