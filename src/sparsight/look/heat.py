@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from ..data.images import Folder, Skipped, even, load_image
 from ..load.models import Loaded
@@ -16,7 +16,7 @@ from .analysis_figures import DARK, DPI, LIGHT, Palette
 from .block_probe import Probe, Sums
 from .patches import pictures
 from .rank import table
-from .show import font, inferno, level, lines
+from .show import colour_bar, font, inferno, level, lines
 
 SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32
 MOST = 12
@@ -56,8 +56,8 @@ def draw(picture: Image.Image, maps: dict[tuple[str, int], Sums], name: str, mod
     recipes = list(dict.fromkeys(recipe for recipe, _ in maps))
     layers = sorted({layer for _, layer in maps})
     layers = even(layers, min(MOST, len(layers)))
-    width, height = fitted(picture)
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    picture = ImageOps.contain(picture, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    width, height = picture.size
     room = max(len(layers), 4) * (width + GAP) - GAP
     beside = room - width - 2 * GAP
     words = "\n".join([*lines(name, 22, beside), *lines(f"scores of all patches in {model}, not pruned", 22, beside)])
@@ -70,7 +70,8 @@ def draw(picture: Image.Image, maps: dict[tuple[str, int], Sums], name: str, mod
     sheet.paste(picture, (MARGIN, MARGIN))
     x = MARGIN + width + 2 * GAP
     pen.text((x, MARGIN - 4), words, palette.ink, font(22), spacing=7)
-    colour_bar(sheet, pen, (x, MARGIN + head - 38), min(3 * width, beside), palette)
+    bar = min(3 * width, beside)
+    colour_bar(pen, (x, MARGIN + head - 38), bar, ("lowest score", "highest, kept first"), palette.quiet, 20)
     for column, layer in enumerate(layers):
         pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", palette.quiet, font(20))
     for row, recipe in enumerate(recipes):
@@ -81,20 +82,6 @@ def draw(picture: Image.Image, maps: dict[tuple[str, int], Sums], name: str, mod
                 place = (MARGIN + column * (width + GAP), y + LINE * len(labels[row]))
                 sheet.paste(heat(picture, maps[recipe, layer]), place)
     return sheet
-
-
-def fitted(picture: Image.Image) -> tuple[int, int]:
-    """Width and height with the longer side at SIDE."""
-    scale = SIDE / max(picture.size)
-    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-
-
-def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int, palette: Palette) -> None:
-    x, y = place
-    ramp = inferno(np.linspace(0, 1, width))[None].repeat(12, axis=0)
-    sheet.paste(Image.fromarray(ramp), (x, y))
-    pen.text((x, y + 15), "lowest score", palette.quiet, font(20))
-    pen.text((x + width, y + 15), "highest, kept first", palette.quiet, font(20), anchor="ra")
 
 
 def heat(picture: Image.Image, score: Sums) -> Image.Image:

@@ -21,6 +21,7 @@ from ..recipe import Recipe
 from ..runs.store import write
 from .patches import FUSED, GROUPS, WHITE, Look, Pixels, look, pictures, tint
 
+Ink = str | tuple[int, int, int]
 INK, QUIET, PAPER = (28, 28, 30), (110, 110, 115), (255, 255, 255)
 MARGIN, GAP, LINE = 28, 18, 26
 COLUMNS = 4
@@ -117,7 +118,9 @@ def draw(image: Image.Image, sites: list[Look], title: str, subtitle: str) -> Im
     pen.text((MARGIN, top), f"{sites[0].owner.size} patches", INK, font(17))
     sheet.paste(image, (MARGIN, top + LINE))
     if scored:
-        colour_bar(sheet, pen, (MARGIN, top + LINE + h + GAP), w)
+        y = top + LINE + h + GAP
+        pen.text((MARGIN, y), "score at each site", INK, font(17))
+        colour_bar(pen, (MARGIN, y + LINE), w, ("lowest", "highest"), QUIET, 15)
     for index, site in enumerate(sites):
         x = MARGIN + (1 + index % columns) * (w + GAP)
         y = top + index // columns * band
@@ -129,13 +132,13 @@ def draw(image: Image.Image, sites: list[Look], title: str, subtitle: str) -> Im
     return sheet
 
 
-def colour_bar(sheet: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int) -> None:
+def colour_bar(pen: ImageDraw.ImageDraw, place: tuple[int, int], width: int, ends: tuple[str, str], ink: Ink, size: int) -> None:
+    """The colours of heat maps and what their ends mean."""
     x, y = place
-    ramp = inferno(np.linspace(0, 1, width))[None].repeat(14, axis=0)
-    pen.text((x, y), "score at each site", INK, font(17))
-    sheet.paste(Image.fromarray(ramp), (x, y + LINE))
-    pen.text((x, y + LINE + 18), "lowest", QUIET, font(15))
-    pen.text((x + width, y + LINE + 18), "highest", QUIET, font(15), anchor="ra")
+    for column, colour in enumerate(inferno(np.linspace(0, 1, width)).tolist()):
+        pen.line((x + column, y, x + column, y + 13), tuple(colour))
+    pen.text((x, y + 18), ends[0], ink, font(size))
+    pen.text((x + width, y + 18), ends[1], ink, font(size), anchor="ra")
 
 
 def legend(pen: ImageDraw.ImageDraw, place: tuple[int, int], sites: list[Look]) -> None:
