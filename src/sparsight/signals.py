@@ -97,10 +97,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
         return given["k"].shape[-1] ** -0.5
     if name == "grid":
         return square(x.shape[1])
-    prefix, valid = derive("prefix", given), given.get("valid")
-    real = None if valid is None else torch.nn.functional.pad(valid, (prefix, 0), value=True)
-    shared = given.get("attended")
-    return attention.class_row(given["q"], given["k"], prefix, derive("scale", given), valid=real, attended=shared)
+    q, k, prefix, scale = (derive(source, given) for source in ("q", "k", "prefix", "scale"))
+    return attention.class_row(q, k, prefix, scale, valid=given.get("valid"), attended=given.get("attended"))
 
 
 def from_matrix(name: str, attn: Tensor, prefix: int) -> Any:

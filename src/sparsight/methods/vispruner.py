@@ -9,11 +9,9 @@ Deviations: odd numbers of candidates work (the even places are then one more th
 image of a batch is pruned by itself; ties go to the lower index.
 """
 
-import math
-
 from torch import Tensor
 
-from ..ops import hybrid, reduce, schedule, score, select
+from ..ops import hybrid, reduce, schedule, select
 from ..ops.score import Importance, check_rescue
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
@@ -29,9 +27,7 @@ def split_rescued(
     s: Tensor, q: Tensor, k: Tensor, prefix: int, scale: float, feats: Tensor, count: int, ratio: float, rescue: float, order: float
 ) -> Plan:
     """As `split`, but of the important slots a share `rescue` goes to Col-Ln among the tokens not chosen by s."""
-    important = int(count * ratio)
-    slots = math.floor(rescue * important + 0.5)
-    chosen = select.rescued(s, score.column_norm(q, k, prefix, scale, order), important, slots)
+    chosen = hybrid.rescued_by_columns(s, q, k, prefix, scale, int(count * ratio), rescue, "kept", order)
     return hybrid.top_and_thinned(s, feats, count, chosen.keep)
 
 
