@@ -74,7 +74,7 @@ def test_finished_rows_are_taken_up(loaded: Loaded, done: tuple[Bench, Path]) ->
     assert [step.restored for step in heard if step.row is not None] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("backend", ["inductor", "onnxruntime-int8", "openvino"])
+@pytest.mark.parametrize("backend", ["inductor", "openvino", pytest.param("onnxruntime-int8", marks=pytest.mark.product)])
 def test_engines(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """Compiled engines run beside the unpruned model in the same engine; inductor itself needs a C++ compiler and time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))

@@ -38,13 +38,13 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize(("engine", "recipe"), [
-    ("openvino", None), ("openvino", RECIPE), ("openvino", "evit:keep=0.6,layers=0/1"),
-    ("onnxruntime", "tome:remove=3,layers=0/1"), ("onnxruntime", "dpc_knn:keep=0.6,layers=1"), ("inductor", RECIPE),
-])  # fmt: skip
-def test_outputs_and_kept_tokens(engine: str, recipe: str | None) -> None:
+@pytest.mark.parametrize(
+    ("engine", "recipe"),
+    [("openvino", "evit:keep=0.6,layers=0/1"), ("onnxruntime", "tome:remove=3,layers=0/1"), ("inductor", RECIPE)],
+)
+def test_outputs_and_kept_tokens(engine: str, recipe: str) -> None:
     model = vit()
-    handle = sparsight.prune(model, recipe) if recipe else None
+    handle = sparsight.prune(model, recipe)
     fast = sparsight.compile(model, torch.rand(2, 3, SIDE, SIDE), engine)
     assert fast.plans == fast.counts == fast.keep == []
     for batch in (2, 5, 1):
@@ -52,11 +52,10 @@ def test_outputs_and_kept_tokens(engine: str, recipe: str | None) -> None:
         with torch.no_grad():
             wanted = model(images)
         assert same(fast(images), wanted)
-        if handle is not None:
-            assert fast.counts == handle.counts
-            assert all(torch.equal(ours.keep, theirs.keep) for ours, theirs in zip(fast.plans, handle.plans, strict=True))
-            assert all(torch.equal(ours.owner, theirs.owner) for ours, theirs in zip(fast.sources(), handle.sources(), strict=True))
-            assert all(torch.equal(kept, theirs.keep) for kept, theirs in zip(fast.keep, handle.sources(), strict=True))
+        assert fast.counts == handle.counts
+        assert all(torch.equal(ours.keep, theirs.keep) for ours, theirs in zip(fast.plans, handle.plans, strict=True))
+        assert all(torch.equal(ours.owner, theirs.owner) for ours, theirs in zip(fast.sources(), handle.sources(), strict=True))
+        assert all(torch.equal(kept, theirs.keep) for kept, theirs in zip(fast.keep, handle.sources(), strict=True))
 
 
 def test_the_model_is_not_touched() -> None:
@@ -87,7 +86,7 @@ def test_transformers_models_keep_their_inputs_and_outputs() -> None:
     assert len(fast.keep) == 2
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.product)])
 def test_threads(engine: str) -> None:
     """Every thread gets its own outputs and sees its own kept tokens."""
     model = vit()
@@ -124,13 +123,13 @@ def test_precisions_and_no_file_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     model = vit()
     with torch.no_grad():
         wanted = model(IMAGES)
-    for engine, precision in (("openvino", "bf16"), ("onnxruntime", "int8")):
-        fast = sparsight.compile(model, IMAGES, engine, precision=precision)
-        assert precision in repr(fast)
-        assert torch.allclose(fast(IMAGES), wanted, atol=0.1)
+    fast = sparsight.compile(model, IMAGES, "onnxruntime", precision="int8")
+    assert "int8" in repr(fast)
+    assert 1e-6 < (fast(IMAGES) - wanted).abs().max() < 0.1
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.product
 def test_adaptive_counts_by_inductor() -> None:
     model = vit()
     handle = sparsight.prune(model, "ats:keep=0.5,layers=1")
@@ -188,7 +187,11 @@ def test_refused(make, options, message) -> None:
 
 
 def test_refused_calls() -> None:
-    fast = sparsight.compile(vit(), IMAGES)
+    model = vit()
+    fast = sparsight.compile(model, IMAGES, precision="bf16")
+    with torch.no_grad():
+        assert torch.allclose(fast(IMAGES), model(IMAGES), atol=0.1)
+    assert fast.keep == []
     for args, kwargs, message in (
         ((torch.rand(2, 3, 40, 40),), {}, r"compiled for images \[B, 3, 32, 32\], got \[2, 3, 40, 40\]"),
         ((IMAGES.half(),), {}, "float32"),
