@@ -49,6 +49,8 @@ def reduce(recipe: Recipe | str, **signals: Any) -> Reduced:
     from .registry import parse
 
     recipe = parse(recipe) if isinstance(recipe, str) else recipe
+    if recipe.where == "image":
+        raise PruneError(f"{recipe.name} makes the image smaller, not its tokens; give it to prune, or take pool")
     given = as_usual({name: value for name, value in signals.items() if value is not None})
     check_shapes(given)
     wanted = needs(recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class Handle:
 
     plans   one Plan per site, in the order of the blocks.
     counts  visual tokens after each site: an int, or a list with one for each image where they differ.
-    grid    patch grid (h, w) of the last forward.
+    grid    patch grid (h, w) of the last forward; of the images as they were given, where the recipe makes them smaller.
     learned the weights of a learned method, one module per site; None for the other methods. They belong to the handle and not
             to the model: train `handle.learned.parameters()`, save `handle.learned.state_dict()`.
     """
@@ -94,12 +94,15 @@ class Handle:
 
     @property
     def layers(self) -> list[int]:
-        """Block of each site, as the recipe counts them; -1 is the place before the first block."""
+        """Block of each site, as the recipe counts them; -1 is the place before the first block, -2 the image."""
         return [site.layer + (self.recipe.where == "before") for site in self.sites]
 
     @property
     def grid(self) -> tuple[int, int]:
-        found: tuple[int, int] = self.engine.family.grid_of(self.engine.states.last())
+        state = self.engine.states.last()
+        if state is not None and self.recipe.where == "image":
+            state = replace(state, image=state.given)
+        found: tuple[int, int] = self.engine.family.grid_of(state)
         return found
 
     def kept_per_image(self) -> list[int]:

@@ -18,7 +18,7 @@ from .handle import Handle as Handle
 from .learned import Given, build
 from .models.engine import Engine
 from .models.family import Family
-from .models.site import Site
+from .models.site import IMAGE, Site
 from .models.unsupported import reason
 from .models.unwrap import unwrap
 from .ops.schedule import BUDGET, as_tuple
@@ -53,7 +53,7 @@ def prune(
 
         return prune_decoder(model, recipe, visual, noise)
     family = family_of(model)
-    if family.language:
+    if family.language and recipe.where != "image":
         from .vlms.before_llm import prune_images
 
         return prune_images(family, recipe)
@@ -106,6 +106,9 @@ def resolve(recipe: Recipe | str, options: dict[str, Any]) -> Recipe:
 
 def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     """The recipe's sites in this model, everything checked."""
+    if recipe.where == "image":
+        check_other_sizes(family, recipe)
+        return [Site(IMAGE, "image", (), partial(apply, recipe), recipe.schedule)]
     if recipe.where not in IN_BLOCKS:
         raise PruneError(
             f"{recipe.name} chooses the image tokens that a language model reads, and {type(family.model).__name__} has no language "
@@ -135,6 +138,20 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     if tokens > patches:
         raise PruneError(f"tokens={int(tokens)} is more than the {patches} patches that {type(family.model).__name__} has")
     return [make_site(recipe, layer, index, len(layers), wanted) for index, layer in enumerate(layers)]
+
+
+def check_other_sizes(family: Family, recipe: Recipe) -> None:
+    """Raise PruneError for a model that takes images of its own size only, or whose images are a processor's affair."""
+    if family.language:
+        raise PruneError(
+            f"{recipe.name} makes the image smaller, which for a vision-language model its processor has to do: give it a smaller size, as in "
+            "processor.image_processor.max_pixels (Qwen) or .size and .crop_size (LLaVA); pool works here"
+        )
+    if not family.other_sizes:
+        raise PruneError(
+            f"{recipe.name} gives the model a smaller image, but {type(family.model).__name__} takes images of its own size only; "
+            "build it for the smaller size (timm: img_size= or dynamic_img_size=True), or compare with pool"
+        )
 
 
 def make_site(recipe: Recipe, layer: int, number: int, sites: int, wanted: tuple[str, ...]) -> Site:

@@ -70,7 +70,7 @@ FEW_PATCHES = {
 """Patches along a side where the method goes on in steps, so that 4,096 patches would take 15 to 45 seconds. Widths shrink alike, so that
 all shares of the matrix stay."""
 
-SITES = sorted({*(entry.name for entry in methods() if entry.name != "rollout"), *OPTIONS, *LIMITS})
+SITES = sorted({*(entry.name for entry in methods() if entry.name not in ("rollout", "resize")), *OPTIONS, *LIMITS})
 
 MEASURED = ("col_ln", "prumerge_plus", "dpc_knn")
 """Methods whose process is watched as well, because scratch space inside an operation is not a tensor."""

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from zoo import ADAPTIVE, RECIPES, SLOTS, ZOO, fixed, images, made, needs, prune
+from zoo import ADAPTIVE, PARSED, RECIPES, SLOTS, ZOO, fixed, images, made, needs, prune
 
 import sparsight
 from sparsight import parse
@@ -22,7 +22,7 @@ FEW = (
 )
 
 SITES = {
-    **{name: f"{name}:keep=0.5" for name in (entry.name for entry in sparsight.methods()) if name not in RECIPES | ADAPTIVE},
+    **{name: f"{name}:keep=0.5" for name in PARSED if name not in {**RECIPES, **ADAPTIVE, "resize": ""}},
     **RECIPES,
     **ADAPTIVE,
     "visionzip-col_ln": "visionzip:tokens=20,score=col_ln",

@@ -135,7 +135,11 @@ ZOO: dict[str, Entry] = {
 SLOTS = ("patch_merger", "sit", "sinkhorn")
 """Methods with learned weights for every slot."""
 PARSED = {m.name: sparsight.parse(m.name) for m in sparsight.methods()}
-METHODS = [name for name, recipe in PARSED.items() if recipe.where in ("before", "attn", "block") and not recipe.adaptive]
+METHODS = [
+    name
+    for name, recipe in PARSED.items()
+    if recipe.where in ("before", "attn", "block") and "layers" in dict(recipe.params) and not recipe.adaptive
+]
 RECIPES = {name: f"{name}:keep=0.6,layers=0/2" for name in METHODS} | {
     "similarity": "similarity:keep=0.6,layers=0/2,diversity=1.5",
     "similarity-input": "similarity:keep=0.6,layers=input",

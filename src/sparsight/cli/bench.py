@@ -21,7 +21,9 @@ def bench(
     ] = "eager",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, joined by commas.")] = "fp32",
     batch_size: Annotated[str, typer.Option(help="Images per forward, joined by commas. [default: 1,8,32]")] = "",
-    data: Annotated[Path | None, typer.Option("--data", "--images", help="Folder of images. [default: the embedded ones]")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "--images", help="Folder of images, or demo:small. [default: the embedded ones]")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for the paired runs at each batch size. [default: 4]")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer recipes, batches and runs: about two minutes.")] = False,
     device: Device = "auto",

@@ -13,7 +13,9 @@ from .words import BatchSize, Device, Limit, Precision, Seed, Vision, Word, item
 def compare(
     word: Word = None,
     model: Vision = None,
-    data: Annotated[Path | None, typer.Option(help="Images, best in class folders. The demo model brings its own.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Images, best in class folders, or demo:small. The demo model brings its own.")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="Names or recipes, joined by commas. [default: all]")] = None,
     keep: Annotated[str, typer.Option(help="Fractions kept at each site, joined by commas.")] = "0.7,0.5",
     layers: Annotated[str, typer.Option(help="Blocks joined by '/'; several lists joined by commas.")] = "3/6/9",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..registry import Method
 
 PLACE = {
+    "image": "before the model",
     "before": "before vision blocks",
     "attn": "inside vision blocks",
     "block": "inside vision blocks",

@@ -9,7 +9,7 @@ import typer
 
 
 def show(
-    image: Annotated[Path, typer.Argument(help="Image file.")],
+    image: Annotated[Path, typer.Argument(help="Image file, or demo:small.")],
     model: Annotated[str, typer.Option(help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors.")] = "demo",
     recipe: Annotated[str, typer.Option(help="Recipe such as evit:keep=0.7,layers=3/6/9.")] = "col_ln:keep=0.7,layers=3/6/9",
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("kept.png"),

@@ -18,7 +18,7 @@ Language = Annotated[
 
 Recipes = Annotated[list[str] | None, typer.Option(help="A recipe such as evit:keep=0.7; may be given several times.")]
 LanguageRecipes = Annotated[list[str] | None, typer.Option(help="Recipe such as vispruner:tokens=64; may be given several times.")]
-DataSet = Annotated[str | None, typer.Option(help="A folder, a saved data set, Parquet, or hf:NAME[@CONFIG][:SPLIT].")]
+DataSet = Annotated[str | None, typer.Option(help="A folder, a saved data set, Parquet, hf:NAME[@CONFIG][:SPLIT], or demo:small.")]
 Split = Annotated[str | None, typer.Option(help="Folder or split of the data set.")]
 Limit = Annotated[int | None, typer.Option(help="Use only so many images, spread over the classes.")]
 BatchSize = Annotated[int, typer.Option(help="Images per forward.")]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import PruneError, shown
 from .fingerprint import digest
 from .labels import correspond, sample
-from .reading import ImageRef, Transform, ahead, attempt, decode, name_below, readable, stacked
+from .reading import ImageRef, Source, Transform, Wanted, ahead, attempt, decode, name_below, readable, stacked
 
 Item = TypeVar("Item")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
@@ -197,6 +197,34 @@ def unlabelled(folder: Folder, note: str) -> Folder:
 def add_note(folder: Folder, note: str) -> Folder:
     """The folder with one more note."""
     return replace(folder, note="; ".join(filter(None, (folder.note, note))))
+
+
+@dataclass(frozen=True)
+class FolderSource(Source):
+    """The images of a folder."""
+
+    folder: Folder
+    title: str
+    classes: list[str] | None = field(init=False)
+    note: str = field(init=False)
+    total: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", self.folder.classes)
+        object.__setattr__(self, "note", self.folder.note)
+        object.__setattr__(self, "total", len(self.folder))
+
+    def ref(self, place: int) -> ImageRef:
+        return self.folder.ref(place)
+
+    def refs(self, wanted: Wanted) -> Iterator[ImageRef]:
+        return (self.ref(place) for place in range(len(self.folder)) if wanted(place))
+
+    def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
+        return replace(self, folder=align(self.folder, classes, outputs))
+
+    def fingerprint(self, times: bool = True) -> str:
+        return self.folder.fingerprint(times)
 
 
 @dataclass(frozen=True)

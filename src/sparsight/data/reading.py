@@ -40,13 +40,18 @@ class ImageRef:
 class Source(ABC):
     """Images in a fixed order, each with a place, a name and perhaps a label.
 
-    title: what to call it; classes: names of the labels; total: number of images, None where only reading to the end tells.
+    title: what to call it; classes: names of the labels; total: number of images, None where only reading to the end tells. size: side in
+    pixels of square pictures that are made to be seen as they are, None for photos that a model's preprocessing brings to its own size.
     """
 
     title: str
     classes: list[str] | None
     note: str
     total: int | None
+
+    @property
+    def size(self) -> int | None:
+        return None
 
     @abstractmethod
     def refs(self, wanted: Wanted) -> Iterator[ImageRef]:

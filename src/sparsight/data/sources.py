@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import PruneError
+from .demo_sets import DEMO, open_demo
 from .imagenet import flat_labels
-from .images import SPLITS, Folder, align, list_top, open_folder, spread
-from .reading import ImageRef, Source, Wanted, readable
+from .images import SPLITS, Folder, FolderSource, list_top, open_folder, spread
+from .reading import Source, readable
 
 HUB = "hf:"
-
-
-@dataclass(frozen=True)
-class FolderSource(Source):
-    """The images of a folder."""
-
-    folder: Folder
-    title: str
-    classes: list[str] | None = field(init=False)
-    note: str = field(init=False)
-    total: int | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", self.folder.classes)
-        object.__setattr__(self, "note", self.folder.note)
-        object.__setattr__(self, "total", len(self.folder))
-
-    def ref(self, place: int) -> ImageRef:
-        return self.folder.ref(place)
-
-    def refs(self, wanted: Wanted) -> Iterator[ImageRef]:
-        return (self.folder.ref(place) for place in range(len(self.folder)) if wanted(place))
-
-    def aligned(self, classes: Sequence[str] | None, outputs: int) -> Source:
-        return replace(self, folder=align(self.folder, classes, outputs))
-
-    def fingerprint(self, times: bool = True) -> str:
-        return self.folder.fingerprint(times)
 
 
 def open_source(
@@ -49,8 +22,8 @@ def open_source(
     """Open a data set; nothing is decoded yet.
 
     data: a folder of images (one folder per class, or ImageNet's flat validation folder with its list of labels); a folder written
-    by `save_to_disk` of Hugging Face datasets; a Parquet file or a folder of them; or "hf:NAME", "hf:NAME@CONFIG", either
-    with ":SPLIT", which is streamed from the Hugging Face Hub. split: DATA/split, or the split of a data set.
+    by `save_to_disk` of Hugging Face datasets; a Parquet file or a folder of them; "hf:NAME", "hf:NAME@CONFIG", either
+    with ":SPLIT", which is streamed from the Hugging Face Hub; or "demo:KIND", made of the packaged photos (`demo_sets`). split: DATA/split, or the split of a data set.
     limit: so many images, spread over the classes; of a stream the first ones. nested: in a folder, the class is the whole path
     to an image; ignore: class folders that do not count. Raises PruneError for what cannot be read.
     """
@@ -58,6 +31,10 @@ def open_source(
         raise PruneError(f"limit={limit} leaves no image; give 1 or more, or leave it out for all of {data}")
     text = str(data)
     path = Path(text.removeprefix(HUB)).expanduser()
+    if text.startswith(DEMO):
+        if split is not None:
+            raise PruneError(f"{text} has no splits; leave --split out")
+        return open_demo(text, limit)
     if text.startswith(HUB) and not os.path.exists(path):
         from .hub import stream
 

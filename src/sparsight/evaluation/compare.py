@@ -13,7 +13,7 @@ from ..data.reading import Source, Transform
 from ..data.sources import open_source
 from ..errors import PruneError
 from ..load.answers import Reader
-from ..load.models import Loaded, data_folder, open_model, twin
+from ..load.models import Loaded, at_size, data_folder, open_model, twin
 from ..ops.schedule import BUDGET
 from ..prune import family_of, plan_sites, resolve
 from ..recipe import Recipe
@@ -60,6 +60,7 @@ def compare(
     target = Path(out).expanduser()
     with reserved(target, Workers()):
         loaded = open_model(model, transform, classes, settings.device, PRECISIONS[settings.precision])
+        loaded = at_size(loaded, source.size if transform is None else None)
         return prepare(loaded, source, wanted, settings, target, methods is not None).run(shown, listen or ignore)
 
 

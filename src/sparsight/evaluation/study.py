@@ -18,7 +18,7 @@ from ..data.reading import Source, Transform, mark
 from ..data.sources import HUB, is_table, open_source
 from ..errors import PruneError
 from ..load.answers import Reader, ranked
-from ..load.models import Loaded, data_folder, look_of, open_model
+from ..load.models import Loaded, at_size, data_folder, look_of, open_model
 from ..load.zero_shot import Dual, Template, load_dual
 from ..prune import Handle, prune, resolve
 from ..recipe import Recipe
@@ -111,6 +111,7 @@ def prepare(
     if isinstance(model, Dual):
         raise PruneError(f"a model of images and texts was given for mode {mode}; give its name, or mode zero-shot")
     loaded = open_model(model, transform, classes, settings.device, PRECISIONS[settings.precision])
+    loaded = at_size(loaded, source.size if transform is None else None)
     if train is None:
         return classify(loaded, source, data.preset)
     return features(loaded, source, train)

@@ -121,6 +121,28 @@ def name_of(model: str | Loaded | nn.Module) -> str:
     return model if isinstance(model, str) else model.name if isinstance(model, Loaded) else type(model).__name__
 
 
+def at_size(loaded: Loaded, size: int | None) -> Loaded:
+    """The model for pictures of size x size pixels, which go in as they are; None: as it was. Positions are resampled, the weights stay."""
+    if size is None:
+        return loaded
+    model, own = loaded.model, loaded.image_size == (size, size)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if not hasattr(model, "default_cfg") or patch is None or not (own or hasattr(model, "set_input_size")):
+        if own:
+            return loaded
+        raise PruneError(
+            f"{loaded.name} takes pictures of {loaded.image_size[0]} pixels, not {size}; give size={loaded.image_size[0]}"
+        )
+    if size % patch[0] or size % patch[1]:
+        raise PruneError(f"size={size} is no multiple of the patches of {loaded.name}, {patch[0]} pixels")
+    if not own and not getattr(model, "dynamic_img_size", False):
+        model = twin(model)
+        model.set_input_size(img_size=size)  # type: ignore[operator]
+    return replace(
+        loaded, model=model, transform=timm_transform(model, input_size=(3, size, size), crop_pct=1.0), image_size=(size, size)
+    )
+
+
 def data_folder(model: str | Loaded | nn.Module, data: str | Path | None) -> str | Path:
     """The images to use; the demo model brings its own."""
     if data is not None:

@@ -41,7 +41,7 @@ class Look:
 
     @property
     def title(self) -> str:
-        return "input" if self.layer < 0 else f"block {self.layer}"
+        return "image" if self.layer < -1 else "input" if self.layer < 0 else f"block {self.layer}"
 
     @property
     def shared(self) -> list[int]:

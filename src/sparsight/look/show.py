@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from ..data.demo_sets import DEMO, open_demo
 from ..data.images import Skipped, load_image
 from ..data.reading import Transform, readable
 from ..errors import PruneError
-from ..load.models import Loaded, open_model
+from ..load.models import Loaded, at_size, open_model
 from ..prune import family_of, plan_sites, resolve
 from ..recipe import Recipe
 from ..runs.store import write
@@ -58,17 +59,18 @@ def show(
 ) -> Shown:
     """Draw the heat map of the score and the kept patches of an image at each site, in the model's own crop.
 
-    model, transform: see `open_model`. Later sites show what all sites up to there have left. Raises PruneError for an image, model or recipe that cannot be used.
+    image: a file, or a data set such as "demo:small", whose first picture it is. model, transform: see `open_model`. Later sites show what all sites up to there have left. Raises PruneError for an image, model or recipe that cannot be used.
     """
     recipe = resolve(recipe, {})
     file, target = Path(image).expanduser(), Path(out).expanduser()
-    if not os.path.isfile(file):
+    made = open_demo(str(image), 1) if str(image).startswith(DEMO) else None
+    if made is None and not os.path.isfile(file):
         raise PruneError(f"no image file {file}")
     if target.suffix.lower() != ".png":
         raise PruneError(f"out={target} must end in .png")
-    loaded = open_model(model, transform)
+    loaded = at_size(open_model(model, transform), made.size if made and transform is None else None)
     plan_sites(family_of(loaded.model), recipe)
-    tensor = load_image(file, loaded.transform)
+    tensor = load_image(file, loaded.transform) if made is None else loaded.transform(made.ref(0).read())
     if isinstance(tensor, Skipped):
         raise PruneError(f"image {file} cannot be read: {tensor.reason}")
     batch = tensor.unsqueeze(0)

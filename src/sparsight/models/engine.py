@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from ..ops import select
 from ..ops.rollout import LazyAttention
 from ..plan import Plan
 from . import state as states
@@ -18,7 +19,7 @@ from .family import Family
 from .key_bias import key_bias
 from .remade import Remade
 from .select_first import select_first
-from .site import Site, asked, check_order
+from .site import IMAGE, Site, asked, check_order
 from .state import ForwardState, ForwardStates, SiteOutcome
 
 FEATURES = "features"
@@ -38,7 +39,7 @@ class Engine:
         self.states = ForwardStates()
         self.patched: list[nn.Module] = []
         self.hooks: list[Any] = []
-        self.replaced: list[tuple[nn.Module, str]] = []
+        self.replaced: list[tuple[nn.Module, str, list[Any]]] = []
 
     @property
     def model(self) -> nn.Module:
@@ -52,7 +53,13 @@ class Engine:
         taken = {site.layer for site in self.sites}
         for site in sites:
             if site.layer in taken:
-                place = "the place before the first block" if site.layer < 0 else f"block {site.layer}"
+                place = (
+                    "the image"
+                    if site.layer == IMAGE
+                    else "the place before the first block"
+                    if site.layer < 0
+                    else f"block {site.layer}"
+                )
                 raise PruneError(f"{place} is pruned already; remove that handle first, or choose other layers")
         before, self.sites = self.sites, sorted([*self.sites, *sites], key=lambda site: site.layer)
         try:
@@ -77,11 +84,14 @@ class Engine:
         for through, module in family.entrances().items():
             self.hook(module.register_forward_pre_hook(partial(states.enter, self.states, through)))
         self.hook(family.embedding().register_forward_pre_hook(self.see_images, with_kwargs=True))
+        if sites[0].layer == IMAGE:
+            family.replace_images(self, partial(self.shrink, sites[0]))
+            sites = sites[1:]
         first = next((site for site in sites if site.proportional or site.adaptive or site.hides), None)
         for index, block in enumerate(family.blocks):
             here = [site for site in sites if site.layer == index or (index == 0 and site.layer < 0)]
             biased = first is not None and index > first.layer
-            if here or biased or asked(sites, index) or (family.positional and index > sites[0].layer):
+            if here or biased or asked(sites, index) or (family.positional and sites and index > sites[0].layer):
                 self.patch_block(block, index, here)
         if any(site.layer < 0 and "feats" in site.needs for site in sites):
             self.hook(family.tap(family.projection(), partial(self.record, FEATURES)))
@@ -110,10 +120,10 @@ class Engine:
         """Keep a hook's handle, to remove it with the sites."""
         self.hooks.append(handle)
 
-    def replace(self, module: nn.Module, name: str, method: Callable[..., Any]) -> None:
-        """Put a method over one of this one module, until the sites go."""
-        module.__dict__[name] = method
-        self.replaced.append((module, name))
+    def replace(self, module: nn.Module, name: str, value: Any) -> None:
+        """Put a method or a setting over one of this one module, until the sites go."""
+        self.replaced.append((module, name, [module.__dict__[name]] if name in module.__dict__ else []))
+        module.__dict__[name] = value
 
     def unpatch(self) -> None:
         """Take everything off the model again."""
@@ -121,8 +131,10 @@ class Engine:
             del block.forward, block._sparsight
         for hook in self.hooks:
             hook.remove()
-        for module, name in self.replaced:
+        for module, name, before in reversed(self.replaced):
             module.__dict__.pop(name, None)
+            if before:
+                module.__dict__[name] = before[0]
         self.patched, self.hooks, self.replaced = [], [], []
         self.model.__dict__.pop("_sparsight", None)
 
@@ -131,6 +143,22 @@ class Engine:
     def see_images(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Images reach the patch embedding."""
         self.family.see_images(self.states.begin(), args, kwargs)
+
+    def shrink(self, site: Site, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] of a forward, so much smaller that the patches which the site's budget asks for are left, or a few less."""
+        state, family = self.states.current(), self.family
+        if state is None:
+            return images
+        state.given = state.image = (int(images.shape[-2]), int(images.shape[-1]))
+        rows, columns = grid = family.grid_of(state)
+        plan = select.cells(images.new_empty(len(images), rows * columns, 0), grid, site.count(rows * columns, 0))
+        state.outcomes[IMAGE] = SiteOutcome(site, None, plan, None, None)
+        side = select.smaller(grid, site.count(rows * columns, 0))
+        if side == grid:
+            return images
+        state.image = (side[0] * family.patch[0], side[1] * family.patch[1])
+        made = torch.nn.functional.interpolate(images.float(), state.image, mode="bicubic", antialias=True)
+        return made.to(images.dtype)
 
     def record(self, name: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
         """Keep a module's output for the site that asks for it."""

@@ -153,6 +153,20 @@ class Family(ABC):
         except AttributeError as error:
             raise PruneError(f"{kind.__name__} of {kind.__module__} is not built like {self.name}: {error}") from None
 
+    @property
+    def other_sizes(self) -> bool:
+        """Whether the model, as it was built, takes images of other sizes than its own."""
+        return False
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        h, w = self.projection().patch_size  # type: ignore[misc]
+        return int(h), int(w)
+
+    def replace_images(self, engine: Engine, smaller: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
+        """Hand `smaller(images)` to the model in place of its images, with positions for their size (where there are `other_sizes`)."""
+
     def adopt(self, other: Family) -> None:  # noqa: B027
         """Learn what another object for the same model knows of what is around it."""
 

@@ -28,6 +28,7 @@ class HFBeit(TransformersViT):
     name = "transformers BEiT"
     classes = ("BeitModel", "BeitForImageClassification")
     inner, layers = "beit", "layers"
+    other_sizes = False
     norms = ("layernorm_before", "layernorm_after")
     after = (("dropout", "lambda_1", "drop_path"), ("dropout", "lambda_2", "drop_path"))
     positional = True

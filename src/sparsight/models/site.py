@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..ops.schedule import Schedule
 
+IMAGE = -2
+"""The layer of a site that makes the image smaller. Sites in blocks know nothing of it: theirs is the smaller image."""
+
 Outcome = tuple[Tensor | None, Any, Tensor | None, Tensor | None]
 """Tokens (None: those the plan keeps, as they are), plan, sizes (None: one patch each), score."""
 
@@ -23,7 +26,7 @@ Run = Callable[[int | Callable[[int], int], dict[str, Any]], Outcome]
 class Site:
     """One place of one model where tokens leave. Lives as long as its Handle.
 
-    layer: its block, -1 before the first. where: "input" of the block, between "attn" and MLP, behind the whole "block". needs: signals of
+    layer: its block, -1 before the first, `IMAGE` for the image. where: the "image", "input" of the block, between "attn" and MLP, behind the whole "block". needs: signals of
     the recipe. run: the recipe. schedule: its budget, of which this is site `number` of `sites`; None where nothing is counted. early: its
     choice needs nothing of what its block's attention makes. shares: its score may make that attention's output.
     """

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..ops.dense import restore
 from ..plan import Plan
-from .site import Site
+from .site import IMAGE, Site
 
 Made = TypeVar("Made")
 NODE = "sparsight"
@@ -84,13 +84,14 @@ class ForwardState:
     """One forward of a pruned model.
 
     through: names of the calls by which it was entered and which have not ended. image: height and width of its images, (0, 0) if it was
-    given none. begun: its images have reached the patch embedding. outcomes: by
+    given none; given: the same before a site made them smaller. begun: its images have reached the patch embedding. outcomes: by
     the layer of the site. heard: outputs of modules that sites ask for. trail: q and k of the blocks that a site follows. extra: what a
     family remembers. compiled: it ran inside a compiled graph.
     """
 
     through: list[str] = field(default_factory=list)
     image: tuple[int, int] = (0, 0)
+    given: tuple[int, int] = (0, 0)
     begun: bool = False
     compiled: bool = False
     outcomes: dict[int, SiteOutcome] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class ForwardState:
         """The outcome of the last site in front of block `layer`."""
         found = None
         for at, outcome in self.outcomes.items():
-            if at < layer and (found is None or at > found.site.layer):
+            if IMAGE < at < layer and (found is None or at > found.site.layer):
                 found = outcome
         return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,6 +52,21 @@ class TimmFamily(Family):
 
     def features(self, projected: Tensor) -> Tensor:
         return projected.flatten(1, 2) if projected.dim() == 4 else projected
+
+    @property
+    def other_sizes(self) -> bool:
+        dynamic = getattr(self.model, "dynamic_img_size", None)
+        return bool(dynamic) or (dynamic is not None and getattr(self.model, "rope", None) is None)
+
+    def replace_images(self, engine: Engine, smaller: Callable[[Tensor], Tensor]) -> None:
+        from timm.layers import Format
+
+        embed = self.projection()
+        if not self.model.dynamic_img_size:  # what timm does where a model is built with it
+            engine.replace(self.model, "dynamic_img_size", True)
+            for name, value in (("strict_img_size", False), ("flatten", False), ("output_fmt", Format.NHWC)):
+                engine.replace(embed, name, value)
+        engine.hook(embed.register_forward_pre_hook(lambda _module, args: (smaller(args[0]), *args[1:])))
 
     def check(self) -> None:
         super().check()

@@ -7,6 +7,8 @@ pruned, whichever of the wrapping classes was given, so that all of them find th
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -63,6 +65,25 @@ class TransformersViT(Opened):
     def projection(self) -> nn.Module:
         found: nn.Module = attrgetter(self.patches)(self.model)
         return found
+
+    @property
+    def other_sizes(self) -> bool:
+        return True
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        return pair(self.model.config.patch_size)  # type: ignore[union-attr]
+
+    def replace_images(self, engine: Engine, smaller: Callable[[Tensor], Tensor]) -> None:
+        asks = "interpolate_pos_encoding" in inspect.signature(type(self.model).forward).parameters
+
+        def replaced(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            kwargs = {**kwargs, **({"interpolate_pos_encoding": True} if asks else {})}
+            if args:
+                return (smaller(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "pixel_values": smaller(kwargs["pixel_values"])}
+
+        engine.hook(self.model.register_forward_pre_hook(replaced, with_kwargs=True))
 
     def adopt(self, other: Family) -> None:
         """The encoder was pruned by itself before; now its wrapper is known."""

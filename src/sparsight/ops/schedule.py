@@ -12,8 +12,8 @@ import torch
 from ..errors import PruneError, shown
 
 IN_BLOCKS = ("before", "attn", "block")
-PLACES = (*IN_BLOCKS, "encoder", "projector", "decoder")
-"""Where tokens leave. In a vision model: "before" a block, between its "attn" and its MLP (as most papers do), or after the whole
+PLACES = ("image", *IN_BLOCKS, "encoder", "projector", "decoder")
+"""Where tokens leave. In a vision model: with the "image", which is made smaller; "before" a block, between its "attn" and its MLP (as most papers do), or after the whole
 "block". In a vision-language model: between the vision "encoder" and the projector, after the "projector", or between blocks of the
 language "decoder"."""
 

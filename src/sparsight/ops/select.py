@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..errors import PruneError
 from ..plan import Plan
 from .portable import stable_order
 
@@ -71,6 +74,34 @@ def rescued(s: Tensor, other: Tensor, count: int, slots: int) -> Plan:
     """Keep the `count - slots` highest by `s`, then the `slots` highest by `other` among the rest. s, other [B, N]."""
     first = stable_order(s, descending=True)[:, : count - slots]
     return topk(other.scatter(1, first, float("inf")), count)
+
+
+def smaller(grid: tuple[int, int], count: int) -> tuple[int, int]:
+    """Rows and columns of the largest grid of about the same shape with at most `count` cells."""
+    h, w = grid
+    rows = max(1, min(h, count, math.isqrt(count * h // w)))
+    return rows, max(1, min(w, math.isqrt(count * w // h), count // rows))
+
+
+def cells(x: Tensor, grid: tuple[int, int], count: int) -> Plan:
+    """Cut the patch grid into a coarser one of at most `count` cells, in rows; each keeps the token in its middle, and the others join it.
+    x [B, N, C], grid (h, w) with h * w = N."""
+    h, w = grid
+    if x.shape[1] != h * w:
+        raise PruneError(
+            f"cells need the whole grid of {h} x {w} patches, but {x.shape[1]} tokens are left; pool before other methods prune"
+        )
+    rows, columns = smaller(grid, count)
+    (row, top), (column, left) = (segments(n, parts, x.device) for n, parts in ((h, rows), (w, columns)))
+    owner = (row[:, None] * columns + column).flatten()
+    keep = (top[:, None] * w + left).flatten()
+    return Plan(keep.expand(len(x), -1), h * w, owner.expand(len(x), -1))
+
+
+def segments(n: int, parts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cut 0..n-1 into parts of nearly equal length: the part of each number [n], and the middle of each part [parts]."""
+    edge = -(-torch.arange(parts + 1, device=device) * n // parts)
+    return torch.arange(n, device=device) * parts // n, (edge[:-1] + edge[1:] - 1) // 2
 
 
 def bipartite_by_score(s: Tensor, k: Tensor, prefix: int, count: int) -> Plan:

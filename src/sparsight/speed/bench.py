@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.images import Folder, batches, open_folder
-from ..data.reading import Transform
+from ..data.reading import Source, Transform, by_threads
+from ..data.sources import open_source
 from ..demo import demo_images
 from ..errors import PruneError
 from ..load.answers import check_finite
-from ..load.models import Loaded, open_model, twin
+from ..load.models import Loaded, at_size, open_model, twin
 from ..prune import Handle, family_of, plan_sites, prune, resolve
 from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
 from ..runs.store import ResultStore, claim, digest, fingerprint_model, release, write_text
-from ..runs.sweep import Listener, RowJob, ignore, run_rows
+from ..runs.sweep import THREADS, Listener, RowJob, ignore, run_rows
 from .bench_result import Bench, BenchRow, Timing
 from .compile import Compiled, check_engine, compile
 from .macs import macs, mean_counts
@@ -66,7 +66,7 @@ def bench(
 ) -> Bench:
     """Time every recipe in every engine (precision x backend) beside the unpruned model in the same engine; write results into `out`.
 
-    model, transform: see `open_model`. recipes: by default four methods at two budgets. data: a folder of images, by default the embedded ones. seconds: time for the
+    model, transform: see `open_model`. recipes: by default four methods at two budgets. data: see `open_source`, by default the embedded images. seconds: time for the
     paired runs at one batch size, after up to three seconds of each to warm up. quick: fewer recipes, batches and runs, about two minutes on two cores.
     The forward alone is timed, on images that lie on the device. Called again with the same arguments it goes on after the last
     finished row. Raises PruneError before any heavy work.
@@ -77,14 +77,14 @@ def bench(
     found = [check_settings(Settings(sizes[0], precision, device, 0, lasting), 0) for precision in dict.fromkeys(precisions)]
     backends = ["compile" if name == "inductor" else name for name in backends]
     check_backends(backends, list(precisions), found[0].device, wanted)
-    folder = open_folder(demo_images() if data is None else data, sizes[-1])
+    source = open_source(demo_images() if data is None else data, limit=sizes[-1])
     made = claim(Path(out).expanduser())
     try:
-        loaded = open_model(model, transform)
+        loaded = at_size(open_model(model, transform), source.size if transform is None else None)
         family = family_of(loaded.model)
         for recipe in wanted:
             plan_sites(family, recipe)
-        images = read(folder, loaded, sizes[-1])
+        images = read(source, loaded, sizes[-1])
         with torch.inference_mode():
             check_finite(loaded.model(images[:1]), loaded.name)
         job = Job.make(loaded, images, wanted, pairs(found, backends), sizes, found[0], Path(out).expanduser())
@@ -126,11 +126,12 @@ def pairs(settings: Sequence[Settings], backends: Sequence[str]) -> list[tuple[s
     return [(precision, backend) for precision, backend in names if precision == "fp32" or not backend.startswith("onnx")]
 
 
-def read(folder: Folder, loaded: Loaded, count: int) -> Tensor:
-    """`count` images [B, 3, H, W]; the folder's are repeated if they are fewer."""
-    found = [images for images, _ in batches(folder, loaded.transform, len(folder))]
+def read(source: Source, loaded: Loaded, count: int) -> Tensor:
+    """`count` images [B, 3, H, W]; the source's are repeated if they are fewer."""
+    groups = by_threads(source.refs(lambda _place: True), loaded.transform, count, THREADS)
+    found = [group.images for group in groups if group.images is not None]
     if not found:
-        raise PruneError(f"none of the {len(folder)} images in {folder.path} can be read")
+        raise PruneError(f"none of the {source.total} images in {source.title} can be read")
     images = torch.cat(found)
     return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
 
@@ -253,4 +254,6 @@ class Engine:
         if isinstance(self.run, Compiled):
             return None, None
         with torch.inference_mode():
-            return peak_memory(self.run, images), None if self.handle is None else site_share(self.run, self.handle, images)
+            return peak_memory(
+                self.run, images
+            ), None if self.handle is None or self.handle.recipe.where == "image" else site_share(self.run, self.handle, images)

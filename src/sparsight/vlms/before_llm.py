@@ -87,11 +87,12 @@ def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
 def check_place(recipe: Recipe) -> None:
     """Raise PruneError if the recipe asks for blocks, several sites, or attention that knows sizes."""
     schedule = recipe.schedule
-    given = dict(recipe.params).get("layers", schedule.layers)
-    usual = {p.name: p.default for p in registry.find(recipe.name).parameters}.get("layers") if recipe.name != "custom" else ()
+    word = "layer" if "layer" in dict(recipe.params) else "layers"
+    given = dict(recipe.params).get(word, schedule.layers)
+    usual = {p.name: p.default for p in registry.find(recipe.name).parameters}.get(word) if recipe.name != "custom" else ()
     if given != usual and given != () and recipe.where not in ("encoder", "projector"):
         raise PruneError(
-            f"layers={show(given)}: in a vision-language model tokens leave once, behind the vision encoder; leave layers out"
+            f"{word}={show(given)}: in a vision-language model tokens leave once, behind the vision encoder; leave {word} out"
         )
     if schedule.word and len(as_tuple(getattr(schedule, schedule.word))) > 1:
         raise PruneError(

@@ -1,0 +1,150 @@
+"""The baselines without a score: a smaller picture, and averages of neighbouring patches."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import timm
+import torch
+import transformers
+
+import sparsight
+from sparsight import PruneError
+from sparsight.ops import select
+from sparsight.speed.macs import macs
+
+SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+CONFIG = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 64,
+    "patch_size": 8,
+}
+
+
+def vit(**more):
+    torch.manual_seed(0)
+    return timm.models.vision_transformer.VisionTransformer(**{**SMALL, **more}).eval()
+
+
+def pixels(side=64, seed=1):
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def shrunk(x, side):
+    return torch.nn.functional.interpolate(x, (side, side), mode="bicubic", antialias=True)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (24, 24), (1, 100), (7, 5), (40, 3), (1, 1)])
+def test_cells_are_a_coarser_grid_within_the_budget(grid):
+    n = grid[0] * grid[1]
+    for count in range(1, n + 1):
+        plan = select.cells(torch.zeros(2, n, 0), grid, count)
+        assert count / 4 <= plan.slots <= count
+        assert torch.equal(plan.owner.gather(1, plan.keep), torch.arange(plan.slots).expand(2, -1))
+        assert (plan.keep.diff(dim=1) > 0).all()
+        assert len(plan.owner[0].unique()) == plan.slots
+
+
+def test_squares_are_those_of_the_specification():
+    sides = [select.smaller((24, 24), count)[0] for count in (576, 288, 192, 128, 96, 64, 32, 16)]
+    assert sides == [24, 16, 13, 11, 9, 8, 5, 4]
+
+
+@torch.no_grad()
+def test_a_fixed_model_sees_what_one_for_dynamic_sizes_sees():
+    fixed, dynamic, x = vit(), vit(dynamic_img_size=True), pixels()
+    whole, before = fixed(x), [dict(vars(fixed)), dict(vars(fixed.patch_embed))]
+    with sparsight.prune(fixed, "resize:keep=0.5") as handle:
+        assert torch.equal(fixed(x), dynamic(shrunk(x, 40)))
+        assert torch.equal(fixed.forward_features(x), dynamic.forward_features(shrunk(x, 40)))
+        assert (handle.counts, handle.grid, handle.layers) == ([25], (8, 8), [-2])
+        assert torch.equal(handle.sources()[0].owner[0].bincount(), handle.plans[0].owner[1].bincount())
+    assert torch.equal(fixed(x), whole)
+    assert [dict(vars(fixed)), dict(vars(fixed.patch_embed))] == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "DINOv3ViT", "SiglipVision", "CLIPVision"])
+def test_transformers_models_see_the_smaller_picture(kind):
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**CONFIG)).eval()
+    x = pixels()
+    more = {} if kind.startswith("D") else {"interpolate_pos_encoding": True}
+    wanted = model(pixel_values=shrunk(x, 40), **more).last_hidden_state
+    with sparsight.prune(model, "resize:tokens=25") as handle:
+        assert torch.equal(model(pixel_values=x).last_hidden_state, wanted)
+        assert torch.equal(model(x).last_hidden_state, wanted)
+    assert handle.counts == [25]
+
+
+@torch.no_grad()
+def test_other_methods_prune_the_smaller_picture():
+    model, x = vit(dynamic_img_size=True), pixels()
+    with sparsight.prune(model, "col_ln:keep=0.5,layers=1"):
+        wanted = model(shrunk(x, 40))
+    with sparsight.prune(model, "resize:keep=0.5"), sparsight.prune(model, "col_ln:keep=0.5,layers=1") as handle:
+        assert torch.equal(model(x), wanted)
+        assert (handle.counts, handle.grid) == ([13], (5, 5))
+
+
+@torch.no_grad()
+def test_threads_with_pictures_of_other_sizes():
+    model = vit(dynamic_img_size=True)
+    images = [pixels(side, seed) for seed, side in enumerate((64, 48, 96) * 4)]
+    with sparsight.prune(model, "resize:keep=0.5") as handle:
+
+        def answer(x):
+            return model(x), handle.counts, handle.grid
+
+        alone = [answer(x) for x in images]
+        with ThreadPoolExecutor(3) as pool:
+            together = list(pool.map(answer, images))
+    assert [found[1:] for found in together] == [found[1:] for found in alone]
+    torch.testing.assert_close([found[0] for found in together], [found[0] for found in alone])
+
+
+def test_macs_are_those_of_the_smaller_picture():
+    model = vit(dynamic_img_size=True)
+    assert macs(model, "resize:keep=0.5", 64) == macs(model, None, 40)
+    assert macs(model, "resize:keep=0.5", 64) < macs(model, "pool:keep=0.5,layer=0", 64) < macs(model, None, 64)
+
+
+@torch.no_grad()
+def test_gradients_and_half_precision_pass():
+    model, x = vit(), pixels().requires_grad_()
+    with sparsight.prune(model, "resize:keep=0.5"):
+        with torch.enable_grad():
+            model(x).sum().backward()
+        assert model.bfloat16()(x.bfloat16()).isfinite().all()
+    assert x.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_pool_is_average_pooling_where_the_cells_divide_the_grid():
+    x = torch.randn(2, 64, 6)
+    done = sparsight.reduce("pool:tokens=16", x=x, grid=(8, 8))
+    wanted = torch.nn.functional.avg_pool2d(x.mT.reshape(2, 6, 8, 8), 2).flatten(2).mT
+    torch.testing.assert_close(done.x, wanted)
+    model = vit()
+    with sparsight.prune(model, "pool:keep=0.25,layer=1") as handle:
+        model(pixels())
+    assert handle.counts == [16]
+
+
+def test_what_cannot_be_resized_says_what_to_do():
+    beit = transformers.BeitModel(transformers.BeitConfig(**CONFIG)).eval()
+    with pytest.raises(PruneError, match=r"BeitModel takes images of its own size only; build it for the smaller size"):
+        sparsight.prune(beit, "resize:keep=0.5")
+    with pytest.raises(PruneError, match="not its tokens; give it to prune, or take pool"):
+        sparsight.reduce("resize:keep=0.5", x=torch.zeros(1, 16, 4))
+    with sparsight.prune(vit(), "resize:keep=0.5") as handle, pytest.raises(PruneError, match="the image is pruned already"):
+        sparsight.prune(handle.model, "resize:keep=0.7")
+    model = vit()
+    with (
+        sparsight.prune(model, "col_ln:keep=0.5,layers=0"),
+        sparsight.prune(model, "pool:layer=1"),
+        pytest.raises(PruneError, match="8 x 8"),
+    ):
+        model(pixels())
