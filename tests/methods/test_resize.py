@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import transformers
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import sparsight
 from sparsight import PruneError
@@ -148,3 +149,23 @@ def test_what_cannot_be_resized_says_what_to_do():
         pytest.raises(PruneError, match="8 x 8"),
     ):
         model(pixels())
+
+
+@torch.no_grad()
+def test_before_a_language_model():
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config={"model_type": "clip_vision_model", **CONFIG, "image_size": 32},
+            text_config={"model_type": "llama", "vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                         "num_attention_heads": 2, "num_key_value_heads": 2},
+            image_token_id=19,
+        )
+    ).eval()  # fmt: skip
+    with pytest.raises(PruneError, match="its processor has to do: give it a smaller size"):
+        sparsight.prune(model, "resize:keep=0.5")
+    with pytest.raises(PruneError, match="layer=1: in a vision-language model tokens leave once"):
+        sparsight.prune(model, "pool:keep=0.5,layer=1")
+    with sparsight.prune(model, "pool:keep=0.25") as handle:
+        ids = torch.tensor([[1, *[19] * 16, 2]])
+        assert model(input_ids=ids, pixel_values=pixels(32)[:1]).logits.shape[1] == 6
+    assert handle.counts == [4]
