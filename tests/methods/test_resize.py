@@ -168,4 +168,4 @@ def test_before_a_language_model():
     with sparsight.prune(model, "pool:keep=0.25") as handle:
         ids = torch.tensor([[1, *[19] * 16, 2]])
         assert model(input_ids=ids, pixel_values=pixels(32)[:1]).logits.shape[1] == 6
-    assert handle.counts == [4]
+        assert handle.counts == [4]
