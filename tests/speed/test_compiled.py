@@ -1,5 +1,6 @@
 """sparsight.compile: inputs, outputs and kept tokens of the model itself, in every engine, at every batch size, in threads."""
 
+import ctypes
 import sys
 import tempfile
 import threading
@@ -210,3 +211,21 @@ def test_missing_extras_are_named(engine: str, module: str, extra: str, monkeypa
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(PruneError, match=rf"pip install 'sparsight\[{extra}\]'"):
         sparsight.compile(vit(), IMAGES, engine)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks are looked at on Linux")
+def test_openvino_leaves_the_place_for_signals_alone():
+    """It puts one of its own there where the CPU has AMX, and frees it: the next signal was a segmentation fault."""
+    openvino = pytest.importorskip("openvino")
+    from sparsight.speed.engines import OpenVINO, SignalStack
+
+    def place():
+        found = SignalStack()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+        return found.place, found.size, found.flags
+
+    before = place()
+    program = torch.export.export(torch.nn.Conv2d(3, 4, 2).eval(), (torch.zeros(1, 3, 8, 8),))
+    run = OpenVINO(openvino.convert_model(program), [1])
+    assert run(torch.zeros(1, 3, 8, 8))[0].shape == (1, 4, 7, 7)
+    assert place() == before

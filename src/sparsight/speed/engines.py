@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +144,8 @@ class OpenVINO:
             if batch not in self.graphs:
                 model = self.model.clone()
                 model.reshape([batch, *list(model.inputs[0].partial_shape)[1:]])
-                self.graphs[batch] = openvino.Core().compile_model(model, "CPU", self.settings), []
+                with own_signal_stack():
+                    self.graphs[batch] = openvino.Core().compile_model(model, "CPU", self.settings), []
             return self.graphs[batch]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -155,6 +159,30 @@ class OpenVINO:
             return [torch.from_numpy(found[index]) for index in range(len(graph.outputs))]
         finally:
             idle.append(request)
+
+
+class SignalStack(ctypes.Structure):
+    """stack_t of Linux: where signals are handled."""
+
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Keep the thread's place for handling signals.
+
+    On CPUs with AMX, OpenVINO 2026.4 puts its own there when it compiles a model, and frees it with the model, from whichever thread:
+    after that Ctrl-C, or the end of a child while a handler for it is set, is a segmentation fault.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    system, before = ctypes.CDLL(None), SignalStack()
+    system.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        system.sigaltstack(ctypes.byref(before), None)
 
 
 def as_array(images: Tensor) -> Any:
