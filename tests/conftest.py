@@ -1,5 +1,6 @@
 """What all tests share: golden files, random tensors."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def vlm(golden: Load) -> Load:
 def newer(golden: Load) -> Load:
     """Golden files of the methods of 2025 and later."""
     return beside(golden, "newer")
+
+
+@pytest.fixture
+def copied(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of the module's results in `out`, for tests that go on in that folder."""
+    request.getfixturevalue("done")
+    return Path(shutil.copytree(request.getfixturevalue("out"), tmp_path / "copied"))
 
 
 @pytest.fixture

@@ -118,17 +118,17 @@ def test_differences_between_methods_are_paired(done):
         done.difference("x")
 
 
-def test_again_with_the_same_arguments_nothing_is_measured(done, loaded, folder, out):
+def test_again_with_the_same_arguments_nothing_is_measured(done, loaded, folder, copied):
     steps = []
-    again = run(loaded, folder, out, listen=steps.append)
+    again = run(loaded, folder, copied, listen=steps.append)
     assert [step.restored for step in steps if step.row] == [True] * len(done.rows)
     assert again.rows == done.rows
 
 
-def test_other_arguments_do_not_mix_with_finished_rows(done, loaded, folder, out):
+def test_other_arguments_do_not_mix_with_finished_rows(done, loaded, folder, copied):
     for changes in ({"batch_size": 3}, {"precision": "bf16"}, {"limit": 4}, {"seed": 1}):
         steps = []
-        run(loaded, folder, out, methods=["random"], keep=[0.5], shown=0, listen=steps.append, **changes)
+        run(loaded, folder, copied, methods=["random"], keep=[0.5], shown=0, listen=steps.append, **changes)
         assert [step.restored for step in steps if step.row] == [False, False], changes
     assert next(loaded.model.parameters()).dtype == torch.float32
 

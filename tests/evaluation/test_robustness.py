@@ -94,10 +94,10 @@ def test_files(done, out):
     assert str(done).count("glass_blur") == 6
 
 
-def test_going_on_asks_nothing_twice(done, loaded, folder, out):
-    before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
-    robustness(loaded, folder, RECIPES, out, corruptions=["glass_blur"], severities=[5], batch_size=4)
-    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
+def test_going_on_asks_nothing_twice(done, loaded, folder, copied):
+    before = {path: path.stat().st_mtime_ns for path in (copied / "rows").iterdir()}
+    robustness(loaded, folder, RECIPES, copied, corruptions=["glass_blur"], severities=[5], batch_size=4)
+    assert {path: path.stat().st_mtime_ns for path in (copied / "rows").iterdir()} == before
 
 
 def test_overlap_by_hand():

@@ -1,6 +1,7 @@
 """bench: rows beside the unpruned model in the same engine, taken up again where they were left; nothing is asserted about speed."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def test_file_and_page(done: tuple[Bench, Path]) -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_finished_rows_are_taken_up(loaded: Loaded, done: tuple[Bench, Path]) -> None:
-    result, out = done
+def test_finished_rows_are_taken_up(loaded: Loaded, done: tuple[Bench, Path], tmp_path: Path) -> None:
+    result, out = done[0], shutil.copytree(done[1], tmp_path / "copied")
     heard: list[Step] = []
     again = bench(loaded, [*RECIPES, "evit:keep=0.5,layers=1"], out, batch_sizes=(4, 1), seconds=0.0, listen=heard.append)
     assert again.rows[:3] == result.rows

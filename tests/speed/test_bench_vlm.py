@@ -131,12 +131,12 @@ def test_files_can_be_read_again(done, out):
         StageBench.load(out / "rows")
 
 
-def test_finished_rows_are_not_measured_again(out, done):
+def test_finished_rows_are_not_measured_again(copied, done):
     steps = []
-    again = bench_vlm(config="tiny", recipes=RECIPES[:2], out=out, listen=steps.append, **QUICK)
+    again = bench_vlm(config="tiny", recipes=RECIPES[:2], out=copied, listen=steps.append, **QUICK)
     assert again.rows == done.rows[:3]
     assert [step.restored for step in steps] == [True] * 3
-    other = bench_vlm(config="tiny", recipes=RECIPES[:1], out=out, new_tokens=3, rounds=2)
+    other = bench_vlm(config="tiny", recipes=RECIPES[:1], out=copied, new_tokens=3, rounds=2)
     assert other.rows != done.rows[:2]
 
 
