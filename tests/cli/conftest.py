@@ -10,12 +10,6 @@ from sparsight.cli.main import run
 
 
 @pytest.fixture(autouse=True)
-def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output goes into a pipe without a width, whatever other libraries have put into the environment."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-
-@pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
     """Ctrl-C works, also where a shell has started the tests in the background and ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
