@@ -338,3 +338,14 @@ def test_somebodys_own_module():
         open_model(Bare(), transform=np.asarray)
     with pytest.raises(PruneError, match="must be a name, a module"):
         open_model(3)
+
+
+def test_random_weights_by_name():
+    """For speed, where the trained ones cannot be had."""
+    found = load_model("random:vit_tiny_patch16_224")
+    assert found.name == "random:vit_tiny_patch16_224"
+    assert found.image_size == (224, 224)
+    again = load_model("random:vit_tiny_patch16_224")
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), again.model.parameters(), strict=True))
+    with pytest.raises(PruneError, match="timm has no model 'vit_nope'; did you mean vit_"):
+        load_model("random:vit_nope")

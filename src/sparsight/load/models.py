@@ -37,6 +37,8 @@ from .checkpoint import (
 )
 
 HUB = ("hf_hub:", "hf-hub:")
+RANDOM = "random:"
+"""Before a timm name: its architecture with random weights."""
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 """Model types whose whole model needs text too: the vision tower is what gets loaded."""
 
@@ -163,7 +165,8 @@ def load(name: str = "demo") -> Loaded:
     """Load a vision model with its preprocessing and class names, ready to run on the CPU.
 
     name: "demo" (embedded); a timm name, also with .tag or as hf_hub:REPO; a local folder as written by transformers'
-    `save_pretrained` (model and image processor) or by timm's `save_for_hf`; or ARCH@FILE.safetensors with a timm architecture.
+    `save_pretrained` (model and image processor) or by timm's `save_for_hf`; ARCH@FILE.safetensors with a timm architecture; or
+    random:ARCH for a timm architecture with random weights, whose speed is that of trained ones.
     Raises PruneError, before any heavy work where the fault shows on disk, for everything that cannot be loaded.
     """
     path = Path(name.removeprefix("local-dir:")).expanduser()
@@ -177,6 +180,8 @@ def load(name: str = "demo") -> Loaded:
         return load_folder(path)
     if name.startswith(HUB):
         return load_timm(name)
+    if name.startswith(RANDOM):
+        return load_random(name.removeprefix(RANDOM))
     architecture, at, file = name.partition("@")
     if at:
         return load_file(architecture, Path(file).expanduser())
@@ -211,9 +216,19 @@ def load_timm(name: str) -> Loaded:
     except Exception as error:  # whatever the hub client, the network or the registry meets
         raise PruneError(
             f"the weights of {name} ({source}) cannot be loaded ({one_line(error)}); "
-            "without network give a local folder, or ARCH@FILE.safetensors"
+            "without network give a local folder, or ARCH@FILE.safetensors, or for its speed alone random:ARCH"
         ) from error
     return finish(name, model, timm_transform(model), timm_classes(model))
+
+
+def load_random(name: str) -> Loaded:
+    """A timm architecture with random weights, the same every time."""
+    timm = need("timm", name)
+    check_timm_name(timm, name, pretrained=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(name, pretrained=False)
+    return finish(f"{RANDOM}{name}", model, timm_transform(model), None)
 
 
 def check_timm_name(timm: Any, name: str, pretrained: bool) -> str:
