@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,16 +254,18 @@ def aims(rows: list[dict[str, Any]], known: dict[Any, Any]) -> list[str]:
     """What is aimed at, and what was reached: worst and best share over the recipes."""
     wanted = [("keep=0.7", 16, 2, 0.95), ("keep=0.7", 32, 2, 0.95), ("keep=0.5", 16, 2, 0.85), ("keep=0.5", 32, 2, 0.85),
               ("keep=0.7", 1, 1, 0.90), ("keep=0.7", 1, 2, 0.90), ("keep=0.5", 1, 1, 0.75)]  # fmt: skip
-    lines = ["## Aims", "", "| share of the MAC ratio | aim | openvino | onnxruntime |", "| --- | --- | --- | --- |"]
+    lines: list[str] = []
     for budget, batch, threads, aim in wanted:
-        if (batch, threads, "openvino", UNPRUNED) not in known:
+        recipes = [recipe for recipe in dict.fromkeys(row["recipe"] for row in rows) if budget in recipe]
+        if not recipes or any((batch, threads, engine, UNPRUNED) not in known for engine in ("openvino", "onnxruntime")):
             continue
         found = []
         for engine in ("openvino", "onnxruntime"):
-            recipes = [recipe for recipe in dict.fromkeys(row["recipe"] for row in rows) if budget in recipe]
             shares = [gain(known, batch, threads, engine, r)[0] / known[batch, threads, engine, r]["mac_ratio"] for r in recipes]
             found.append(f"{min(shares):.2f} to {max(shares):.2f}")
         lines.append(f"| {budget}, batch {batch}, {threads} thread{'s' * (threads > 1)} | {aim:.2f} | {' | '.join(found)} |")
+    if lines:
+        lines = ["## Aims", "", "| share of the MAC ratio | aim | openvino | onnxruntime |", "| --- | --- | --- | --- |", *lines]
     if any(row["engine"] == OTHER for row in rows):
         lines += ["", *against_other(rows, known)]
     return lines
@@ -295,13 +297,17 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--beside", type=Path, help="src folder of another version")
     parser.add_argument("--beside-note", default="", help="what that version is")
+    parser.add_argument("--rounds", type=int, help="in every setting; by default 6 to 25")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one setting: does it run")
     parser.add_argument("--note", default="", help="a sentence on the state of the machine")
     parser.add_argument("--machine", default=platform.processor() or platform.machine(), help="name of the processor")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     name = "tiny" if given.smoke else "demo"
-    rows = measure(name, SMOKE if given.smoke else SETTINGS, given.engines.split(","), list(given.recipes), given.beside)
+    settings = SMOKE if given.smoke else SETTINGS
+    if given.rounds:
+        settings = tuple(replace(setting, rounds=given.rounds) for setting in settings)
+    rows = measure(name, settings, given.engines.split(","), list(given.recipes), given.beside)
     from importlib.metadata import version
 
     versions = {package: version(package) for package in ("torch", "onnxruntime", "openvino")}
