@@ -17,7 +17,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from torch import nn
 
 import sparsight
 from sparsight.demo import ARCHITECTURE, IMAGE_SIZE, demo_weights
+from sparsight.runs.store import write_text
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 RECIPES = (
@@ -167,9 +168,8 @@ WARM = 12
 
 def measure(
     name: str, settings: tuple[Setting, ...], engines: list[str], recipes: list[str], beside: Path | None
-) -> list[dict[str, Any]]:
-    """All ways in all settings, as rows."""
-    rows: list[dict[str, Any]] = []
+) -> Iterator[list[dict[str, Any]]]:
+    """All ways, setting by setting, as rows."""
     recipes = [UNPRUNED, *recipes]
     ratios = mac_ratios(name, recipes)
     for threads in sorted({setting.threads for setting in settings}):
@@ -183,14 +183,13 @@ def measure(
         print(f"{len(ways)} ways are ready, {threads} threads", flush=True)
         for setting in here:
             times = rounds(ways, setting)
-            rows += [
+            yield [
                 {**asdict(setting), "engine": engine, "recipe": recipe, "mac_ratio": ratios[recipe], "seconds": found}
                 for (engine, recipe), found in times.items()
             ]
         if other is not None:
             other.close()
         torch.compiler.reset()
-    return rows
 
 
 def mac_ratios(name: str, recipes: list[str]) -> dict[str, float]:
@@ -307,14 +306,15 @@ def main() -> None:
     settings = SMOKE if given.smoke else SETTINGS
     if given.rounds:
         settings = tuple(replace(setting, rounds=given.rounds) for setting in settings)
-    rows = measure(name, settings, given.engines.split(","), list(given.recipes), given.beside)
     from importlib.metadata import version
 
     versions = {package: version(package) for package in ("torch", "onnxruntime", "openvino")}
     result = {"model": name, "machine": given.machine, "versions": versions, "date": time.strftime("%Y-%m-%d"), "note": given.note,
-              "beside": given.beside_note, "rows": rows}  # fmt: skip
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    given.out.with_suffix(".md").write_text(page(result), encoding="utf-8")
+              "beside": given.beside_note, "rows": []}  # fmt: skip
+    for rows in measure(name, settings, given.engines.split(","), list(given.recipes), given.beside):  # what is finished stays
+        result["rows"] += rows
+        write_text(given.out, json.dumps(result, indent=1) + "\n")
+        write_text(given.out.with_suffix(".md"), page(result))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sparsight
 from sparsight.data.images import open_folder
-from sparsight.load.models import demo_images, load_model
+from sparsight.load.models import demo_images, load
 from sparsight.speed.export import read_images
 
 RECIPES = ("class_attention:keep=0.7", "col_ln:keep=0.7", "renyi:keep=0.7", "evit:keep=0.7", "tome:keep=0.7,layers=3/6/9")
@@ -33,7 +33,7 @@ ENGINES = {
 
 def compare(recipe: str, images: Tensor, engine: str, precision: str | None) -> dict[str, float]:
     """One recipe in one engine against eager PyTorch."""
-    model = load_model("demo").model
+    model = load("demo").model
     with torch.no_grad(), sparsight.prune(model, recipe) as handle:
         wanted, kept = model(images), [plan.keep for plan in handle.sources()]
         fast = sparsight.compile(model, images, engine, precision=precision)
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    images = read_images(load_model("demo"), open_folder(demo_images()).paths)
+    images = read_images(load("demo"), open_folder(demo_images()).paths)
     rows = []
     for recipe in RECIPES:
         for name, (engine, precision) in ENGINES.items():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsight
-from sparsight.load.models import load_model, twin
+from sparsight.load.models import load, twin
 from sparsight.speed.macs import macs
 from sparsight.speed.timing import Forward, Pairs, Spread, race
 
@@ -78,7 +78,7 @@ def row(recipe: str, ratio: float, gain: Spread) -> dict[str, object]:
 
 
 def run(batch: int, seconds: float, device: torch.device) -> dict[str, list[dict[str, object]]]:
-    model = load_model("demo").model.to(device)
+    model = load("demo").model.to(device)
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
     dense = macs(model)
     found: dict[str, list[dict[str, object]]] = {"limits": [], "realised": [], "scores": []}

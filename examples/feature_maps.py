@@ -8,9 +8,9 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 import sparsight
-from sparsight.load.models import demo_images, load_model
+from sparsight.load.models import demo_images, load
 
-demo = load_model("demo")
+demo = load("demo")
 files = sorted(demo_images().glob("*/*.jpg"))[:5]
 pictures = [Image.open(file).convert("RGB").resize((224, 224)) for file in files]
 images = torch.stack([demo.transform(picture) for picture in pictures])

@@ -12,7 +12,8 @@ from sparsight.data.images import Folder, open_folder
 from sparsight.errors import PruneError
 from sparsight.evaluation.compare import compare
 from sparsight.evaluation.evaluate import evaluate
-from sparsight.load.models import Loaded, load_model
+from sparsight.load import models
+from sparsight.load.models import Loaded
 from sparsight.load.zero_shot import OPEN_CLIP, Dual, load_dual
 from sparsight.look.analyse import analyse
 from sparsight.prune import family_of, plan_sites
@@ -79,7 +80,7 @@ def load_any(name: str) -> Loaded | Dual:
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
     if name.startswith(OPEN_CLIP) or (folder / "open_clip_config.json").is_file() or kind in ("clip", "siglip"):
         return load_dual(name)
-    return load_model(name)
+    return models.load(name)
 
 
 def remark_data(key: str, folder: Folder, order: Order, brought: Yield) -> None:

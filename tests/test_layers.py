@@ -14,7 +14,7 @@ FLOORS = [
     ("errors",),
     ("plan",),
     ("ops",),
-    ("recipe", "registry", "signals", "apply", "learned", "handle", "dense"),
+    ("recipe", "registry", "signals", "apply", "learned", "handle", "dense", "latest"),
     ("methods", "models"),
     ("vlms",),
     ("prune",),

@@ -68,11 +68,17 @@ def prune(
 
 def report_idle(recipe: Recipe, family: Family, sites: list[Site]) -> None:
     """Warn of a budget under which no token leaves an image of the model's own size."""
-    left = entered = family.grid[0] * family.grid[1]
-    for site in sites:
-        left = site.count(left, entered)
-    if left == entered and recipe.params and not recipe.adaptive:
+    entered = family.grid[0] * family.grid[1]
+    if planned(entered, sites)[-1] == entered and recipe.params and not recipe.adaptive:
         warnings.warn(f"{recipe} removes none of the {entered} patches of {type(family.model).__name__}", stacklevel=3)
+
+
+def planned(entered: int, sites: list[Site]) -> list[int]:
+    """Tokens left after each site of an image of `entered` patches, by the budgets."""
+    counts: list[int] = []
+    for site in sites:
+        counts.append(site.count(counts[-1] if counts else entered, entered))
+    return counts
 
 
 def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> None:
@@ -176,10 +182,7 @@ def make_site(recipe: Recipe, layer: int, number: int, sites: int, wanted: tuple
 
 def learn(recipe: Recipe, declared: Weights, family: Family, sites: list[Site], given: Given | None) -> None:
     """Give every site its weights. Their shapes are those for the model's own image size."""
-    entered = family.grid[0] * family.grid[1]
-    counts: list[int] = []
-    for index in range(len(sites)):
-        counts.append(recipe.schedule.count(counts[-1] if counts else entered, index, len(sites), entered))
+    counts = planned(family.grid[0] * family.grid[1], sites)
     place = next(family.model.parameters())
     learned = build(recipe.name, given, [declared(family.width, count) for count in counts], place)
     for site, weights in zip(sites, learned, strict=True):

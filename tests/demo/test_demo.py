@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sparsight.data.images import align, batches, open_folder
 from sparsight.demo import HERE, SCALE, WEIGHTS, demo_images, demo_weights, dequantise
 from sparsight.errors import PruneError
-from sparsight.load.models import load_model
+from sparsight.load.models import load
 
 
 def test_size():
@@ -49,7 +49,7 @@ def test_dequantise():
 
 def test_accuracy_on_the_dozen():
     pytest.importorskip("timm")
-    loaded = load_model()
+    loaded = load()
     assert (loaded.name, loaded.image_size, len(loaded.classes), loaded.model.training) == ("demo", (224, 224), 101, False)
     folder = align(open_folder(demo_images()), loaded.classes)
     labels = torch.tensor(folder.labels)

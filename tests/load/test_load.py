@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsight.demo import demo_images
 from sparsight.errors import PruneError
-from sparsight.load.models import load_model, open_model
+from sparsight.load.models import load, open_model
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -58,7 +58,7 @@ def run(loaded):
 
 
 def test_checkpoint_file(timm_file):
-    loaded = load_model(f"{ARCHITECTURE}@{timm_file}")
+    loaded = load(f"{ARCHITECTURE}@{timm_file}")
     assert not loaded.model.training
     assert loaded.classes is None
     assert loaded.image_size == (160, 160)
@@ -69,7 +69,7 @@ def test_checkpoint_file(timm_file):
 def test_checkpoint_file_in_half_precision_without_head_at_another_size(tmp_path):
     state = timm.create_model(ARCHITECTURE, num_classes=0, img_size=64).half().state_dict()
     save_file(state, tmp_path / "small.safetensors")
-    loaded = load_model(f"{ARCHITECTURE}@{tmp_path / 'small.safetensors'}")
+    loaded = load(f"{ARCHITECTURE}@{tmp_path / 'small.safetensors'}")
     assert loaded.image_size == (64, 64)
     assert loaded.model.num_classes == 0
     assert next(loaded.model.parameters()).dtype == torch.float32
@@ -82,7 +82,7 @@ def test_timm_folder(tmp_path, prefix):
     timm.models.save_for_hf(
         model, tmp_path, model_config={"label_names": ["cat", "dog"]}, model_args={"img_size": 64}, safe_serialization=True
     )
-    loaded = load_model(f"{prefix}{tmp_path}")
+    loaded = load(f"{prefix}{tmp_path}")
     assert loaded.classes == ["cat", "dog"]
     assert loaded.image_size == (64, 64)
     model.eval()
@@ -91,7 +91,7 @@ def test_timm_folder(tmp_path, prefix):
 
 
 def test_transformers_classifier(hf_vit):
-    loaded = load_model(str(hf_vit))
+    loaded = load(str(hf_vit))
     assert loaded.classes == ["cat", "dog", "emu"]
     assert loaded.image_size == (32, 32)
     assert not loaded.model.training
@@ -101,18 +101,18 @@ def test_transformers_classifier(hf_vit):
 
 def test_transformers_placeholder_names_are_no_names(tmp_path):
     hf_folder(tmp_path, transformers.ViTForImageClassification(vit_config(num_labels=4)))
-    assert load_model(str(tmp_path)).classes is None
+    assert load(str(tmp_path)).classes is None
 
 
 def test_transformers_half_precision_becomes_float32(tmp_path):
     hf_folder(tmp_path, transformers.ViTForImageClassification(vit_config(num_labels=4)).half())
-    assert next(load_model(str(tmp_path)).model.parameters()).dtype == torch.float32
+    assert next(load(str(tmp_path)).model.parameters()).dtype == torch.float32
 
 
 def test_transformers_encoder_with_and_without_pooler(tmp_path):
     for pooler in (True, False):
         folder = hf_folder(tmp_path / str(pooler), transformers.ViTModel(vit_config(), add_pooling_layer=pooler))
-        loaded = load_model(str(folder))
+        loaded = load(str(folder))
         assert loaded.classes is None
         assert run(loaded).last_hidden_state.shape == (1, 17, 16)
         assert (loaded.model.pooler is not None) == pooler
@@ -125,7 +125,7 @@ def test_transformers_vision_tower(tmp_path, kind):
     text = {**sizes, "vocab_size": 50, "max_position_embeddings": 8}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision)
     whole = getattr(transformers, f"{kind}Model")(config).eval()
-    loaded = load_model(str(hf_folder(tmp_path, whole)))
+    loaded = load(str(hf_folder(tmp_path, whole)))
     pixels = loaded.transform(Image.new("RGB", (60, 50), "orange"))[None]
     with torch.inference_mode():
         assert torch.equal(run(loaded).last_hidden_state, whole.vision_model(pixels).last_hidden_state)
@@ -148,14 +148,14 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_names(name):
     with pytest.raises(PruneError, match=NAMES[name]):
-        load_model(name)
+        load(name)
 
 
 def test_wrong_architecture_of_a_good_file(timm_file):
     with pytest.raises(PruneError, match=r"did you mean .*test_vit"):
-        load_model(f"test_vitt@{timm_file}")
+        load(f"test_vitt@{timm_file}")
     with pytest.raises(PruneError, match=r"does not match vit_tiny_patch16_224@.*tensors missing \(.*of another shape \("):
-        load_model(f"vit_tiny_patch16_224@{timm_file}")
+        load(f"vit_tiny_patch16_224@{timm_file}")
 
 
 def test_checkpoint_with_missing_unexpected_and_wrong_tensors(timm_file, tmp_path):
@@ -165,7 +165,7 @@ def test_checkpoint_with_missing_unexpected_and_wrong_tensors(timm_file, tmp_pat
     save_file(state, tmp_path / "odd.safetensors")
     message = r"1 tensors missing \(norm.bias\); 1 tensors unexpected \(extra.weight\); 1 tensors of another shape \(head.bias \[9\] instead of \[7\]\)"
     with pytest.raises(PruneError, match=message):
-        load_model(f"{ARCHITECTURE}@{tmp_path / 'odd.safetensors'}")
+        load(f"{ARCHITECTURE}@{tmp_path / 'odd.safetensors'}")
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
@@ -174,10 +174,10 @@ def test_corrupt_safetensors(timm_file, hf_vit, tmp_path, damage):
     broken = {"cut": whole[: len(whole) // 2], "text": b"version https://git-lfs.github.com/spec/v1", "empty": b""}[damage]
     (tmp_path / "model.safetensors").write_bytes(broken)
     with pytest.raises(PruneError, match=r"model.safetensors is no readable safetensors file"):
-        load_model(f"{ARCHITECTURE}@{tmp_path / 'model.safetensors'}")
+        load(f"{ARCHITECTURE}@{tmp_path / 'model.safetensors'}")
     (tmp_path / "config.json").write_bytes((hf_vit / "config.json").read_bytes())
     with pytest.raises(PruneError, match=r"model.safetensors is no readable safetensors file"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
 
 
 def copy(folder, target):
@@ -196,12 +196,12 @@ def test_transformers_folder_that_does_not_match(hf_vit, tmp_path):
     with pytest.raises(
         PruneError, match=r"1 tensors missing \(classifier.bias\); 1 tensors of another shape \(classifier.weight \[5, 16\]"
     ):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_folders_with_faults(hf_vit, tmp_path):
     with pytest.raises(PruneError, match=r"has no config.json"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
     config = tmp_path / "config.json"
     for text, message in {
         "{": "config.json cannot be read",
@@ -210,17 +210,17 @@ def test_folders_with_faults(hf_vit, tmp_path):
     }.items():
         config.write_text(text)
         with pytest.raises(PruneError, match=message):
-            load_model(str(tmp_path))
+            load(str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(PruneError, match=r"pytorch_model.bin is a pickled checkpoint"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
     copy(hf_vit, tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(PruneError, match=r"has no preprocessor_config.json"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
     config.write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
     with pytest.raises(PruneError, match="holds a BertModel; this tool loads image classifiers"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_no_network_is_noticed_at_once(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_no_network_is_noticed_at_once(tmp_path, monkeypatch):
         monkeypatch.delenv(proxy.upper(), raising=False)
     began = time.monotonic()
     with pytest.raises(PruneError, match=r"weights of test_vit.* cannot be loaded \(Connect.*ARCH@FILE"):
-        load_model("test_vit.r160_in1k")
+        load("test_vit.r160_in1k")
     assert time.monotonic() - began < 10
 
 
@@ -244,17 +244,17 @@ def test_weights_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for name, file in (("test_vit.r160_in1k", r"timm/test_vit\.r160_in1k"), ("hf_hub:nobody/nothing", "nobody/nothing")):
         with pytest.raises(PruneError, match=rf"weights of .*{file}.* cannot be loaded .*without network give a local folder"):
-            load_model(name)
+            load(name)
 
 
 FRESH = """
 import sys
-from sparsight.load.models import load_model, open_model
+from sparsight.load.models import load, open_model
 print({"timm", "transformers", "torchvision"} & set(sys.modules))
 for module, name in zip(("timm", "transformers", "timm"), sys.argv[1:]):
     sys.modules[module] = None
     try:
-        load_model(name)
+        load(name)
     except ValueError as error:
         print(error)
 """
@@ -275,13 +275,13 @@ def test_weights_in_whole_numbers(hf_vit, tmp_path):
     state = {name: tensor.mul(100).long() for name, tensor in timm.create_model(ARCHITECTURE).state_dict().items()}
     save_file(state, tmp_path / "whole.safetensors")
     with pytest.raises(PruneError, match=r"holds I64 in \d+ weights .*floating point is needed"):
-        load_model(f"{ARCHITECTURE}@{tmp_path / 'whole.safetensors'}")
+        load(f"{ARCHITECTURE}@{tmp_path / 'whole.safetensors'}")
     folder = tmp_path / "vit"
     shutil.copytree(hf_vit, folder)
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor.mul(100).long() for name, tensor in state.items()}, folder / "model.safetensors")
     with pytest.raises(PruneError, match="floating point is needed"):
-        load_model(str(folder))
+        load(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -297,12 +297,12 @@ def test_configurations_of_the_wrong_kind(hf_vit, tmp_path, file, change, messag
     path = tmp_path / "vit" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(PruneError, match=message):
-        load_model(str(tmp_path / "vit"))
+        load(str(tmp_path / "vit"))
 
 
 def test_a_mistaken_name_gets_names_of_its_family():
     with pytest.raises(PruneError, match=r"no model 'vit_nope'; did you mean vit_\w+ or vit_\w+ or vit_\w+\?"):
-        load_model("vit_nope")
+        load("vit_nope")
 
 
 def test_the_demo_model_in_python():
@@ -342,10 +342,10 @@ def test_somebodys_own_module():
 
 def test_random_weights_by_name():
     """For speed, where the trained ones cannot be had."""
-    found = load_model("random:vit_tiny_patch16_224")
+    found = load("random:vit_tiny_patch16_224")
     assert found.name == "random:vit_tiny_patch16_224"
     assert found.image_size == (224, 224)
-    again = load_model("random:vit_tiny_patch16_224")
+    again = load("random:vit_tiny_patch16_224")
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), again.model.parameters(), strict=True))
     with pytest.raises(PruneError, match="timm has no model 'vit_nope'; did you mean vit_"):
-        load_model("random:vit_nope")
+        load("random:vit_nope")

@@ -37,8 +37,8 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Table(Source):
-    """A data set on disk. places: the logit of each of its labels, None if they are used as they are."""
+class Labelled(Source):
+    """A data set of the library. places: the logit of each of its labels, None if they are used as they are."""
 
     rows: Any
     columns: Columns
@@ -46,6 +46,11 @@ class Table(Source):
     classes: list[str] | None = None
     note: str = ""
     places: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Table(Labelled):
+    """A data set on disk."""
 
     @property
     def total(self) -> int:  # type: ignore[override]
@@ -70,15 +75,9 @@ class Table(Source):
 
 
 @dataclass(frozen=True)
-class Stream(Source):
+class Stream(Labelled):
     """A data set that is read from the network as it goes, from the beginning, at most `limit` images."""
 
-    rows: Any
-    columns: Columns
-    title: str
-    classes: list[str] | None = None
-    note: str = ""
-    places: tuple[int, ...] | None = None
     limit: int | None = None
     total: int | None = None
 

@@ -194,9 +194,6 @@ def load(name: str = "demo") -> Loaded:
     return load_timm(name)
 
 
-load_model = load
-
-
 def load_demo() -> Loaded:
     """The embedded ViT-S/14 for the 101 classes of Caltech-101."""
     timm = need("timm", "the demo model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,9 @@ from .state import ForwardState, ForwardStates, SiteOutcome
 
 FEATURES = "features"
 """Where a forward keeps the output of its patch embedding."""
+
+PLACES = {IMAGE: "the image", -1: "the place before the first block"}
+"""What sites that are in no block are called."""
 
 
 class Engine:
@@ -53,13 +57,7 @@ class Engine:
         taken = {site.layer for site in self.sites}
         for site in sites:
             if site.layer in taken:
-                place = (
-                    "the image"
-                    if site.layer == IMAGE
-                    else "the place before the first block"
-                    if site.layer < 0
-                    else f"block {site.layer}"
-                )
+                place = PLACES.get(site.layer, f"block {site.layer}")
                 raise PruneError(f"{place} is pruned already; remove that handle first, or choose other layers")
         before, self.sites = self.sites, sorted([*self.sites, *sites], key=lambda site: site.layer)
         try:
@@ -112,7 +110,9 @@ class Engine:
         for name, module in self.family.taps(block).items():
             if name in names:
                 self.hook(self.family.tap(module, partial(self.record, name)))
-        block._sparsight = (self, index, {site.where: site for site in sites}, names)  # type: ignore[assignment]
+        proportional = any(site.proportional for site in self.sites if site.layer < index)
+        here = {site.where: site for site in sites}
+        block._sparsight = PatchedBlock(self, block, index, here, names, proportional)  # type: ignore[assignment]
         block.forward = partial(pruned_forward, block)
         self.patched.append(block)
 
@@ -223,6 +223,19 @@ class Engine:
         return x if before is None else before.restore(x, self.family.grid_of(state))
 
 
+@dataclass(frozen=True, eq=False)
+class PatchedBlock:
+    """A block whose forward is replaced. sites: by their place in it. names: which of q, k, v sites ask of its attention. proportional:
+    whether a site in front of it merges tokens by their sizes."""
+
+    engine: Engine
+    block: nn.Module
+    index: int
+    sites: dict[str, Site]
+    names: list[str]
+    proportional: bool
+
+
 def entered(model: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
     """A method of the model that begins a forward, such as timm's `forward_features`."""
     running, method = model._sparsight.states, getattr(type(model), name)  # type: ignore[union-attr]
@@ -246,50 +259,41 @@ def pruned_repr(model: Any) -> str:
 
 def pruned_forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of a patched block. transformers' layers checkpoint inside the forward that this one replaces."""
-    engine: Engine
-    engine, index, sites, names = self.__dict__["_sparsight"]
+    patched: PatchedBlock = self.__dict__["_sparsight"]
+    engine = patched.engine
     if args or kwargs:
         engine.family.refuse_mask(args, kwargs)
     weak = torch.is_grad_enabled() and any(site.hides or site.learned is not None for site in engine.sites)
     state = engine.states.of_block(x, weak)
     if self.training and getattr(self, "gradient_checkpointing", False):
         checkpoint: Callable[..., Tensor] = self.__dict__["_gradient_checkpointing_func"]
-        return checkpoint(partial(again, engine, state, self, index, sites, names, kwargs), x)
+        return checkpoint(partial(again, patched, state, kwargs), x)
     if torch.compiler.is_compiling() or state is engine.states.running():
-        return run_block(engine, state, self, index, sites, names, kwargs, x)
-    with engine.states.resumed(state):
-        return run_block(engine, state, self, index, sites, names, kwargs, x)
+        return run_block(patched, state, kwargs, x)
+    return again(patched, state, kwargs, x)
 
 
-def again(engine: Engine, state: ForwardState, *block: Any) -> Tensor:
-    """A block in a checkpoint, now or when gradients are made."""
-    with engine.states.resumed(state):
-        return run_block(engine, state, *block)
+def again(patched: PatchedBlock, state: ForwardState, kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    """A block whose forward is not under way, or may be over when a checkpoint runs it once more."""
+    with patched.engine.states.resumed(state):
+        return run_block(patched, state, kwargs, x)
 
 
-def run_block(
-    engine: Engine,
-    state: ForwardState,
-    block: nn.Module,
-    index: int,
-    sites: dict[str, Site],
-    names: list[str],
-    kwargs: dict[str, Any],
-    x: Tensor,
-) -> Tensor:
+def run_block(patched: PatchedBlock, state: ForwardState, kwargs: dict[str, Any], x: Tensor) -> Tensor:
     """The block's own arithmetic, with tokens leaving before it, in the middle or at the end."""
+    engine, block, sites = patched.engine, patched.block, patched.sites
     family = engine.family
     if "input" in sites:
         x = leave_tokens(engine, state, sites["input"], block, x, {})
-    before = state.before(index)
-    kwargs = family.follow(index, kwargs, None if before is None else before.place, state)
-    bias = key_bias(before, any(site.proportional for site in engine.sites if site.layer < index), family.prefix, x)
+    before = state.before(patched.index)
+    kwargs = family.follow(patched.index, kwargs, None if before is None else before.place, state)
+    bias = key_bias(before, patched.proportional, family.prefix, x)
     site = sites.get("attn") or sites.get("block")
-    early = select_first(engine, state, site, block, index, x, bias, kwargs) if site is not None and site.early else None
+    early = select_first(patched, state, site, x, bias, kwargs) if site is not None and site.early else None
     if early is not None:
         return family.feed(block, early)
-    x, heads = attend(engine, state, block, site, names, x, bias, kwargs)
-    engine.note(state, index, heads)
+    x, heads = attend(patched, state, site, x, bias, kwargs)
+    engine.note(state, patched.index, heads)
     if "attn" in sites:
         x = leave_tokens(engine, state, sites["attn"], block, x, heads)
     x = family.feed(block, x)
@@ -308,31 +312,25 @@ def leave_tokens(engine: Engine, state: ForwardState, site: Site, block: nn.Modu
 
 
 def attend(
-    engine: Engine,
-    state: ForwardState,
-    block: nn.Module,
-    site: Site | None,
-    names: list[str],
-    x: Tensor,
-    bias: Tensor | None,
-    kwargs: dict[str, Any],
+    patched: PatchedBlock, state: ForwardState, site: Site | None, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """x plus the block's attention branch, and those of its q, k and v that are asked for."""
-    family = engine.family
+    family = patched.engine.family
     cached = None if site is None else site.class_cache(x)
     if cached is None:
-        return heard(family, state, block, names, x, bias, kwargs)
+        return heard(patched, state, x, bias, kwargs)
     longer = torch.cat([cached.to(x.dtype), x], dim=1)
     if bias is not None:
         bias = torch.nn.functional.pad(bias, (1, 0, int(bias.shape[2] > 1), 0))
-    x, heads = heard(family, state, block, names, longer, bias, lengthened(kwargs))
-    return x[:, 1:], forget(heads, family.prefix, family.scale(block))
+    x, heads = heard(patched, state, longer, bias, lengthened(kwargs))
+    return x[:, 1:], forget(heads, family.prefix, family.scale(patched.block))
 
 
 def heard(
-    family: Family, state: ForwardState, block: nn.Module, names: list[str], x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]
+    patched: PatchedBlock, state: ForwardState, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The attention as its family runs it."""
+    family, block, names = patched.engine.family, patched.block, patched.names
     if isinstance(family, Remade):
         x, heads = family.attend_openly(block, x, bias, kwargs)
         return x, {name: heads[name] for name in names}

@@ -14,7 +14,7 @@ from .site import Site
 from .state import ForwardState
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine import PatchedBlock
 
 Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -40,18 +40,12 @@ class Opened(Family):
 
 
 def select_first(
-    engine: Engine,
-    state: ForwardState,
-    site: Site,
-    block: nn.Module,
-    index: int,
-    x: Tensor,
-    bias: Tensor | None,
-    kwargs: dict[str, Any],
+    patched: PatchedBlock, state: ForwardState, site: Site, x: Tensor, bias: Tensor | None, kwargs: dict[str, Any]
 ) -> Tensor | None:
     """Select by q and k before attention; compute attention for the kept queries only. x [B, P+N, C] -> the survivors with their
     attention branch [B, P+K, C]; None where the choice has to wait."""
-    family, before = engine.family, state.before(index)
+    engine, block, before = patched.engine, patched.block, state.before(patched.index)
+    family = engine.family
     if not isinstance(family, Opened) or not family.opens(block):
         return None
     if (before is not None and before.valid is not None) or (bias is not None and bias.shape[2] > 1):
@@ -59,7 +53,7 @@ def select_first(
     q, k, v = family.project(block, x, kwargs)
     for name in ("q", "k", "v"):  # hooks have kept what the projections made
         state.heard.pop(name, None)
-    engine.note(state, index, {"q": q, "k": k})
+    engine.note(state, patched.index, {"q": q, "k": k})
     rate, scale, prefix = family.dropout(block), family.scale(block), family.prefix
     shares = site.shares and bias is None and rate == 0 and Attended.possible(v)
     shared = Attended(q, k, v, scale) if shares else None

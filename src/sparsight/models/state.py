@@ -10,13 +10,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..latest import last, publish
 from ..ops.dense import restore
 from ..plan import Plan
 from .site import IMAGE, Site
@@ -142,10 +142,6 @@ class Local(threading.local):
         self.stack: list[ForwardState] = []
 
 
-finished: ContextVar[weakref.WeakKeyDictionary[ForwardStates, ForwardState] | None] = ContextVar("finished", default=None)
-"""The last forward of each model that finished in this thread or task."""
-
-
 class ForwardStates:
     """The forwards of one pruned model. Copies and pickles of the model begin without any.
 
@@ -208,10 +204,7 @@ class ForwardStates:
 
     def finish(self, state: ForwardState) -> None:
         """Make it the last forward of this thread or task."""
-        known = finished.get()
-        latest = weakref.WeakKeyDictionary() if known is None else weakref.WeakKeyDictionary(known)
-        latest[self] = state
-        finished.set(latest)
+        publish(self, state)
         self.compiled = None
 
     def begin(self) -> ForwardState:
@@ -248,8 +241,7 @@ class ForwardStates:
         """The last forward that finished in this thread or task, or the last compiled one."""
         if torch.compiler.is_compiling():
             return self.compiled
-        known = finished.get()
-        return self.compiled or (None if known is None else known.get(self))
+        return self.compiled or last(self)
 
     def current(self) -> ForwardState | None:
         """The forward under way, else the last one."""

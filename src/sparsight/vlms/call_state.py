@@ -7,7 +7,6 @@ here. Hooks on shared modules stay installed and report to whichever call is und
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,12 +15,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..latest import publish
 from .wrapped_method import named
 
 Call = TypeVar("Call")
 
 _under_way: ContextVar[tuple[Any, ...]] = ContextVar("sparsight_calls", default=())
-_finished: ContextVar[tuple[tuple[weakref.ref[Any], Any], ...]] = ContextVar("sparsight_finished", default=())
 _hooking = threading.Lock()
 
 
@@ -43,17 +42,6 @@ def calls() -> Iterator[Any]:
 def of_owner(owner: object) -> list[Any]:
     """Those of them that belong to `owner`, innermost first."""
     return [call for call in calls() if getattr(call, "owner", None) is owner]
-
-
-def publish(owner: object, result: Any) -> None:
-    """Make `result` what `last(owner)` gives in this thread or task; None forgets the one before."""
-    others = tuple((ref, known) for ref, known in _finished.get() if ref() not in (None, owner))
-    _finished.set(others if result is None else (*others, (weakref.ref(owner), result)))
-
-
-def last(owner: object) -> Any:
-    """What the last call that finished in this thread or task has published; None without one."""
-    return next((result for ref, result in _finished.get() if ref() is owner), None)
 
 
 @contextmanager

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from ..latest import publish
 from ..ops import text
 from ..plan import Plan
-from .call_state import calls, forgetting, head_forward, listen, of_head, of_owner, publish, under_way
+from .call_state import calls, forgetting, head_forward, listen, of_head, of_owner, under_way
 from .decoder_forward import DecoderForward, PromptScope, SiteOutcome
 from .language import check_checkpointing, check_images, check_visual, find, in_heads, own_comparison, project, tap, wrapper
 from .prompt import refuse_meta

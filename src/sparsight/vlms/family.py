@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from .call_state import Listener, forgetting, head_forward, listen, of_head, of_owner, publish, under_way
+from ..latest import publish
+from .call_state import Listener, forgetting, head_forward, listen, of_head, of_owner, under_way
 from .prompt import refuse_meta
 from .request import GenerateCall, VlmRequest
 from .tiles import ImageSite, ImageTokens, KeptTokens, reduced

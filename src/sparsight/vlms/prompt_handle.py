@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..handle import Handle
-from .call_state import last
+from ..latest import last
 from .prompt import take
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
+from ..latest import publish
 from ..plan import Plan
-from .call_state import publish
 from .prompt import FILL, PromptMap, Span, locate, refuse_packed, shortened, take
 from .sequence import lengthened
 from .tiles import KeptTokens
