@@ -28,7 +28,6 @@ from torch import nn
 
 import sparsight
 from sparsight.demo import ARCHITECTURE, IMAGE_SIZE, demo_weights
-from sparsight.runs.store import write_text
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 RECIPES = (
@@ -307,6 +306,8 @@ def main() -> None:
     if given.rounds:
         settings = tuple(replace(setting, rounds=given.rounds) for setting in settings)
     from importlib.metadata import version
+
+    from sparsight.runs.store import write_text  # not at the top: this file also runs with another version's packages
 
     versions = {package: version(package) for package in ("torch", "onnxruntime", "openvino")}
     result = {"model": name, "machine": given.machine, "versions": versions, "date": time.strftime("%Y-%m-%d"), "note": given.note,
