@@ -35,7 +35,7 @@ def text_config(kind: str = "llama", **more: Any) -> dict[str, Any]:
 
 def vision_config(kind: str, image: int = 16) -> dict[str, Any]:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "projection_dim": 16}
-    return {"model_type": kind, **sizes, "image_size": image, "patch_size": PATCH, "vision_use_head": False}
+    return {"model_type": kind, **sizes, "image_size": image, "patch_size": PATCH, "vision_use_head": False, "mlp_ratio": 2}
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -53,13 +53,13 @@ def common(model: Any) -> Any:
     return model
 
 
-def llava(tower: str = "clip_vision_model", **more: Any) -> Callable[[str], nn.Module]:
+def llava(tower: str = "clip_vision_model", image: int = 16, **more: Any) -> Callable[[str], nn.Module]:
     def build(attention: str) -> nn.Module:
         from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-        strategy = "default" if tower.startswith("clip") else "full"
+        strategy = "full" if tower.startswith("siglip") else "default"
         config = LlavaConfig(
-            vision_config=vision_config(tower), text_config=text_config(**more), image_token_id=IMAGE,
+            vision_config=vision_config(tower, image), text_config=text_config(**more), image_token_id=IMAGE,
             vision_feature_select_strategy=strategy, vision_feature_layer=-2,
         )  # fmt: skip
         config._attn_implementation = attention
@@ -121,6 +121,7 @@ def qwen(version: str) -> Callable[[str], nn.Module]:
 BUILD: dict[str, Callable[[str], nn.Module]] = {
     "llava": llava(),
     "llava-siglip": llava("siglip_vision_model"),
+    "llava-dinov2": llava("dinov2", image=24),  # its pictures are smaller than its positions, as DINOv2's processor makes them
     "llava-qwen2": llava(kind="qwen2"),
     "llava-next": llava_next,
     "onevision": onevision,
@@ -128,7 +129,7 @@ BUILD: dict[str, Callable[[str], nn.Module]] = {
     "qwen2.5": qwen("2.5"),
     "qwen3": qwen("3"),
 }
-CLASS_TOKEN = ("llava", "llava-qwen2", "llava-next")
+CLASS_TOKEN = ("llava", "llava-dinov2", "llava-qwen2", "llava-next")
 
 
 @cache

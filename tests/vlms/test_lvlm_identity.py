@@ -40,6 +40,7 @@ def untouched(name: str) -> tuple[dict[str, Any], torch.Tensor]:
 
 USUAL = {
     "llava-siglip": NO_CLASS[5:6],
+    "llava-dinov2": [NO_CLASS[0], WITH_CLASS[3], WITH_CLASS[6]],
     "llava-qwen2": [],
     "llava-next": WITH_CLASS[2:5],
     "onevision": NO_CLASS[:2],
@@ -75,7 +76,7 @@ def test_keeping_all_generates_the_same(name):
     ("name", "side"),
     product(
         [(name, side) for name in BUILD for side in ("left", "right")],
-        lambda name, side: (name, side) in (("llava", "left"), ("llava", "right"), ("onevision", "left"), ("qwen2.5", "right")),
+        lambda name, side: (name, side) in (("llava", "left"), ("llava", "right"), ("llava-dinov2", "right"), ("onevision", "left"), ("qwen2.5", "right")),
     ),
 )
 def test_item_of_a_batch_equals_the_item_alone(name, side):

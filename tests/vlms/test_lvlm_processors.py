@@ -31,7 +31,7 @@ def processor(name: str):
     import transformers as t
 
     size, crop = {"shortest_edge": 16}, {"height": 16, "width": 16}
-    if name == "llava":
+    if name in ("llava", "llava-dinov2"):
         images = t.CLIPImageProcessor(size=size, crop_size=crop)
         return t.LlavaProcessor(
             images,
@@ -66,7 +66,7 @@ def photo(h: int, w: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (h, w, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5"])
+@pytest.mark.parametrize("name", ["llava", "llava-dinov2", "llava-next", "onevision", "qwen2.5"])
 def test_generate_with_what_the_processor_gives(name):
     model = build(name).float()
     prepare = processor(name)

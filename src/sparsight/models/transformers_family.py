@@ -71,11 +71,16 @@ class TransformersViT(Opened):
         return True
 
     @property
+    def asks_for_other_sizes(self) -> bool:
+        """Whether a call has to say `interpolate_pos_encoding=True` for images of another size than the model's own."""
+        return "interpolate_pos_encoding" in inspect.signature(type(self.model).forward).parameters
+
+    @property
     def patch(self) -> tuple[int, int]:
         return pair(self.model.config.patch_size)  # type: ignore[union-attr]
 
     def replace_images(self, engine: Engine, smaller: Callable[[Tensor], Tensor]) -> None:
-        asks = "interpolate_pos_encoding" in inspect.signature(type(self.model).forward).parameters
+        asks = self.asks_for_other_sizes
 
         def replaced(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             kwargs = {**kwargs, **({"interpolate_pos_encoding": True} if asks else {})}

@@ -1,24 +1,27 @@
-"""LLaVA: a CLIP or SigLIP tower, a projector, a language model; every image has the same number of tokens.
+"""LLaVA: a CLIP, SigLIP or DINOv2 tower, a projector, a language model; images of one call have the same number of tokens.
 
 Read with transformers 5.23 (LlavaForConditionalGeneration). KeptTokens tokens are counted anew by the language model: an ordinary shorter prompt.
+Registers of a DINOv2 tower, which the model puts in front of the patches, are not counted, and leave as soon as any patch leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ..models.family import Family
 from ..models.hf_siglip import HFSiglip
-from ..models.hf_vit import HFCLIP
+from ..models.hf_vit import HFCLIP, HFDinov2, HFDinov2WithRegisters
+from ..models.transformers_family import TransformersViT
 from .family import LVLM
 from .tiles import ImageSite, ImageTokens, Tile
 
 TAPS = ("q", "k", "v")
+TOWERS = (HFCLIP, HFSiglip, HFDinov2, HFDinov2WithRegisters)
 
 
 class Llava(LVLM):
@@ -28,14 +31,15 @@ class Llava(LVLM):
     classes = ("LlavaForConditionalGeneration",)
 
     @property
-    def tower(self) -> Family:
+    def tower(self) -> TransformersViT:
         """The vision tower, seen as a family of its own."""
         tower = self.core.vision_tower
-        names = [kind.__name__ for kind in type(tower).__mro__]
-        for family in (HFCLIP, HFSiglip):
-            if any(name in family.classes for name in names):
+        for family in TOWERS:
+            if family.serves(tower):
                 return family(tower)
-        raise PruneError(f"{type(self.model).__name__} has the vision tower {type(tower).__name__}; known are CLIP's and SigLIP's")
+        raise PruneError(
+            f"{type(self.model).__name__} has the vision tower {type(tower).__name__}; known are those of CLIP, SigLIP and DINOv2"
+        )
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -49,6 +53,16 @@ class Llava(LVLM):
     def grid(self) -> tuple[int, int]:
         return self.tower.grid
 
+    @property
+    def registers(self) -> int:
+        """Tokens of an image in front of those of its patches: the tower's registers, of which the model takes off the class token only."""
+        return max(0, self.prefix - 1)
+
+    def grid_of(self, call: dict[str, Any]) -> tuple[int, int]:
+        """Patch grid (h, w) of the images, or tiles, of a call."""
+        tower, pixels = self.tower, call["pixel_values"]
+        return int(pixels.shape[-2]) // tower.patch[0], int(pixels.shape[-1]) // tower.patch[1]
+
     def check(self) -> None:
         super().check()
         config = self.config
@@ -59,7 +73,7 @@ class Llava(LVLM):
             )
 
     def capacity(self) -> int | None:
-        return self.grid[0] * self.grid[1]
+        return self.grid[0] * self.grid[1] if self.tower.asks_for_other_sizes else None
 
     def project(self) -> Callable[[Tensor], Tensor]:
         projector: Callable[[Tensor], Tensor] = self.core.multi_modal_projector
@@ -87,9 +101,11 @@ class Llava(LVLM):
         return taps
 
     def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
-        tiles = self.tiles(call, heard, site)
-        place = torch.arange(self.grid[0] * self.grid[1], device=output.pooler_output[0].device)
-        return [self.tiled(tokens, [(place, i, place)], tiles) for i, tokens in enumerate(output.pooler_output)]
+        tiles, grid = self.tiles(call, heard, site), self.grid_of(call)
+        place = torch.arange(grid[0] * grid[1], device=output.pooler_output[0].device)
+        columns = place + self.registers
+        found = [self.tiled(tokens, [(columns, i, place)], tiles) for i, tokens in enumerate(output.pooler_output)]
+        return [replace(image, grid=grid) for image in found]
 
     def tiles(self, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> dict[str, Any]:
         """Signals of all tiles [T, ...] that went through the tower."""
@@ -98,13 +114,11 @@ class Llava(LVLM):
         if tiles:
             tiles.update(prefix=self.prefix, scale=self.tower.scale(block))
         if "projector" in heard:
-            tiles["feats"] = heard["projector"][0][0]
+            tiles["feats"] = heard["projector"][0][0][:, self.registers :]
         if "block" in heard:
             made = heard["block"][2]
             tiles["class_token"] = (made[0] if isinstance(made, tuple) else made)[:, :1]
-        if "grid" in site.needs or "position" in site.needs:
-            tiles["grid"] = self.grid
-        return tiles
+        return {**tiles, "grid": self.grid_of(call)}
 
     def tiled(self, tokens: Tensor, places: list[tuple[Tensor, int, Tensor]], tiles: dict[str, Any]) -> ImageTokens:
         """An image from its tiles: (columns of its tokens [n], number of the tile, patches of the tile [n]) for each."""
@@ -114,7 +128,7 @@ class Llava(LVLM):
         """Signals of one tile, of which only some patches may be among the image's tokens. The others still take part in attention:
         they stand behind the prefix, so that statistics are over the whole softmax and are asked for the image's tokens alone."""
         signals: dict[str, Any] = {}
-        n = self.grid[0] * self.grid[1]
+        n = tiles["grid"][0] * tiles["grid"][1]
         others = torch.ones(n, dtype=torch.bool, device=patches.device)
         others[patches] = False
         whole = patches.shape[0] == n
@@ -131,6 +145,4 @@ class Llava(LVLM):
                 signals[name] = value[number]
             else:
                 signals[name] = value
-        if "grid" in tiles:
-            signals["position"] = patches
-        return signals
+        return {**signals, "position": patches}
