@@ -53,9 +53,11 @@ def prune(
 
         return prune_decoder(model, recipe, visual, noise)
     family = family_of(model)
-    if family.language and recipe.where != "image":
+    if family.language:
         from .vlms.before_llm import prune_images
 
+        if recipe.where == "image":
+            check_other_sizes(family, recipe)
         return prune_images(family, recipe)
     sites = plan_sites(family, recipe)
     if recipe.weights is not None:
@@ -146,12 +148,12 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     return [make_site(recipe, layer, index, len(layers), wanted) for index, layer in enumerate(layers)]
 
 
-def check_other_sizes(family: Family, recipe: Recipe) -> None:
-    """Raise PruneError for a model that takes images of its own size only, or whose images are a processor's affair."""
-    if family.language:
+def check_other_sizes(family: Family | LVLM, recipe: Recipe) -> None:
+    """Raise PruneError for a model that takes images of its own size only, or tiles of them."""
+    if not family.other_sizes and family.language:
         raise PruneError(
-            f"{recipe.name} makes the image smaller, which for a vision-language model its processor has to do: give it a smaller size, as in "
-            "processor.image_processor.max_pixels (Qwen) or .size and .crop_size (LLaVA); pool works here"
+            f"{recipe.name} makes the image smaller before the vision encoder, but {type(family.model).__name__} takes tiles of one size; "
+            "ask its processor for fewer of them (processor.image_processor.image_grid_pinpoints), or compare with pool"
         )
     if not family.other_sizes:
         raise PruneError(

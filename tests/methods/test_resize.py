@@ -161,11 +161,19 @@ def test_before_a_language_model():
             image_token_id=19,
         )
     ).eval()  # fmt: skip
-    with pytest.raises(PruneError, match="its processor has to do: give it a smaller size"):
-        sparsight.prune(model, "resize:keep=0.5")
     with pytest.raises(PruneError, match="layer=1: in a vision-language model tokens leave once"):
         sparsight.prune(model, "pool:keep=0.5,layer=1")
-    with sparsight.prune(model, "pool:keep=0.25") as handle:
-        ids = torch.tensor([[1, *[19] * 16, 2]])
-        assert model(input_ids=ids, pixel_values=pixels(32)[:1]).logits.shape[1] == 6
-        assert handle.counts == [4]
+    ids = torch.tensor([[1, *[19] * 16, 2]])
+    for recipe in ("pool:keep=0.25", "pool:tokens=4", "resize:keep=0.25", "resize:tokens=4", "resize:tokens=8"):
+        with sparsight.prune(model, recipe) as handle:
+            assert model(input_ids=ids, pixel_values=pixels(32)[:1]).logits.shape[1] == 6
+            assert handle.counts == [4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("recipe", ["resize:tokens=16", "resize:tokens=19", "pool:tokens=16,layer=0", "pool:tokens=19,layer=0"])
+def test_a_count_of_tokens_is_the_largest_square_in_it(recipe):
+    model = vit()
+    with sparsight.prune(model, recipe) as handle:
+        model(pixels())
+        assert handle.counts == [16]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..ops import select
+from ..ops.picture import shrunk
 from ..ops.rollout import LazyAttention
 from ..plan import Plan
 from . import state as states
@@ -157,8 +158,7 @@ class Engine:
         if side == grid:
             return images
         state.image = (side[0] * family.patch[0], side[1] * family.patch[1])
-        made = torch.nn.functional.interpolate(images.float(), state.image, mode="bicubic", antialias=True)
-        return made.to(images.dtype)
+        return shrunk(images, state.image)
 
     def record(self, name: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
         """Keep a module's output for the site that asks for it."""

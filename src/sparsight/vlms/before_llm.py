@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import registry
 from ..apply import apply, full_precision, needs
 from ..errors import PruneError
+from ..models.site import IMAGE
 from ..ops.schedule import as_tuple, show
 from ..plan import Plan
 from ..recipe import Recipe, Step
@@ -33,7 +34,8 @@ class ImageHandle(PromptHandle):
     """Handle of a method before the language model.
 
     counts   visual tokens that were left of each image (or video), in the order of the call; images before videos.
-    plans    one Plan of one row per image, over all its tokens in the prompt, newline vectors included.
+    plans    one Plan of one row per image, over all its tokens in the prompt, newline vectors included. Where the recipe makes images
+             smaller: which of these tokens each one of the smaller image stands for; `grid` is that of the image as it was given.
     """
 
     @property
@@ -129,8 +131,8 @@ def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
     """The one site, which runs the recipe on tiles or whole images."""
     made = max(0, int(recipe.steps[-2].bound.get(MADE, 0)))  # type: ignore[arg-type]
     return ImageSite(
-        where=recipe.where if recipe.where in ("encoder", "projector") else "projector",
-        needs=needs(recipe),
+        where=recipe.where if recipe.where in ("image", "encoder", "projector") else "projector",
+        needs=() if recipe.where == "image" else needs(recipe),
         step=partial(run_site, recipe),
         budget=partial(budget, recipe),
         least=recipe.schedule.least - made,
@@ -138,6 +140,7 @@ def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
         consuming=recipe.attention == "consuming",
         per_tile=recipe.per_tile,
         asked=int(max(as_tuple(recipe.schedule.tokens), default=0)),
+        layer=IMAGE if recipe.where == "image" else -1,
     )
 
 

@@ -25,6 +25,7 @@ from ..latest import publish
 from .call_state import Listener, forgetting, head_forward, listen, of_head, of_owner, under_way
 from .prompt import refuse_meta
 from .request import GenerateCall, VlmRequest
+from .smaller import SmallerImages
 from .tiles import ImageSite, ImageTokens, KeptTokens, reduced
 from .wrapped_method import WrappedMethod, named, pruned_repr
 
@@ -110,6 +111,16 @@ class LVLM(ABC):
     def capacity(self) -> int | None:
         """Tokens of every image, if that is fixed."""
         return None
+
+    @property
+    def other_sizes(self) -> bool:
+        """Whether images can be made smaller before the vision encoder (`smaller`)."""
+        return False
+
+    def smaller(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
+        """The images ("image") or videos of a call, so much smaller that of each as many tokens are left as the budget says of those it
+        has, or a few less (where there are `other_sizes`)."""
+        raise NotImplementedError
 
     def token_id(self, kind: str) -> int | None:
         """Id of the placeholder of images or videos."""
@@ -261,14 +272,21 @@ class LVLM(ABC):
         self.set_positions(request)
         return request
 
-    def look(self, kind: str, call: dict[str, Any], site: ImageSite) -> tuple[Any, list[ImageTokens], list[str]]:
-        """Run the model's own encoder on a call's images: its output, the images, and the names of the arguments it took."""
+    def check_images(self, kind: str, call: dict[str, Any]) -> None:
+        """Raise PruneError for images that the encoder could not take."""
         if len(call[PIXELS[kind]]) == 0:
             raise PruneError(f"{PIXELS[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
+
+    def look(
+        self, kind: str, call: dict[str, Any], site: ImageSite, **options: Any
+    ) -> tuple[Any, list[ImageTokens], list[str]]:
+        """Run the model's own encoder on a call's images: its output, the images, and the names of the arguments it took. options: more
+        arguments for it."""
+        self.check_images(kind, call)
         encoder = getattr(self.core, f"get_{kind}_features")
         takes = [name for name in inspect.signature(encoder).parameters if name != "kwargs" and name in call]
         with self.hearing(self.taps(kind, call, site)) as heard:
-            output = encoder(**{name: call[name] for name in takes}, return_dict=True)
+            output = encoder(**{name: call[name] for name in takes}, **options, return_dict=True)
         return output, self.images(kind, output, call, heard, site), takes
 
     @contextmanager
@@ -292,12 +310,29 @@ class LVLM(ABC):
     def encode(self, kind: str, request: VlmRequest) -> None:
         """Look at the images, reduce them, and note what is left."""
         site = self.sites[0]
+        if site.where == "image":
+            self.encode_smaller(kind, request)
+            return
         output, images, takes = self.look(kind, request.call, site)
         fresh = request.find(kind, self.token_id(kind), [image.tokens.shape[0] for image in images])
         kept = reduced(site, [images[i] for i in fresh], self.project() if site.where == "encoder" else None)
         request.settle(kind, fresh, kept)
         if kept:
             request.encoded[kind] = self.output(output, kept)
+        request.drop(takes)
+
+    def encode_smaller(self, kind: str, request: VlmRequest) -> None:
+        """Make the images smaller and look at them: their tokens stand in the prompt where those of the given ones would."""
+        site = self.sites[0]
+        self.check_images(kind, request.call)
+        smaller = self.smaller(kind, request.call, site.budget)
+        fresh = request.find(kind, self.token_id(kind), [plan.total for plan in smaller.plans])
+        output, images, takes = self.look(kind, {**request.call, **smaller.arguments}, site, **smaller.options)
+        kept = [smaller.kept(i, images[i]) for i in fresh]
+        request.settle(kind, fresh, kept)
+        if kept:
+            request.encoded[kind] = self.output(output, kept)
+        request.smaller.update(smaller.arguments)
         request.drop(takes)
 
     def output(self, output: Any, kept: list[KeptTokens]) -> Any:

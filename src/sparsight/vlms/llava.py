@@ -17,7 +17,10 @@ from ..errors import PruneError
 from ..models.hf_siglip import HFSiglip
 from ..models.hf_vit import HFCLIP, HFDinov2, HFDinov2WithRegisters
 from ..models.transformers_family import TransformersViT
+from ..ops import select
+from ..ops.picture import shrunk
 from .family import LVLM
+from .smaller import SmallerImages, cells
 from .tiles import ImageSite, ImageTokens, Tile
 
 TAPS = ("q", "k", "v")
@@ -74,6 +77,21 @@ class Llava(LVLM):
 
     def capacity(self) -> int | None:
         return self.grid[0] * self.grid[1] if self.tower.asks_for_other_sizes else None
+
+    @property
+    def other_sizes(self) -> bool:
+        return True
+
+    def smaller(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
+        pixels, grid, tower = call["pixel_values"], self.grid_of(call), self.tower
+        count = budget(grid[0] * grid[1])
+        plans, grids = [cells(grid, count, pixels.device, ahead=self.registers)] * len(pixels), [grid] * len(pixels)
+        side = select.smaller(grid, count)
+        if side == grid:
+            return SmallerImages({}, plans, grids)
+        made = shrunk(pixels, (side[0] * tower.patch[0], side[1] * tower.patch[1]))
+        options = {"interpolate_pos_encoding": True} if tower.asks_for_other_sizes else {}
+        return SmallerImages({"pixel_values": made}, plans, grids, options)
 
     def project(self) -> Callable[[Tensor], Tensor]:
         projector: Callable[[Tensor], Tensor] = self.core.multi_modal_projector
@@ -145,4 +163,13 @@ class Llava(LVLM):
                 signals[name] = value[number]
             else:
                 signals[name] = value
-        return {**signals, "position": patches}
+        return {**signals, **({"position": patches} if whole else own_grid(patches, tiles["grid"]))}
+
+
+def own_grid(patches: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
+    """Grid and position of a tile's patches [n] that are in the image: a grid of their own where they are whole rows and columns, as they
+    are where padding was cut off; else places on the tile's grid."""
+    rows, columns = (int(part.unique().shape[0]) for part in (patches // grid[1], patches % grid[1]))
+    if rows * columns != patches.shape[0]:
+        return {"grid": grid, "position": patches}
+    return {"grid": (rows, columns), "position": torch.arange(patches.shape[0], device=patches.device)}

@@ -27,6 +27,10 @@ class LlavaNext(Llava):
     def capacity(self) -> int | None:
         return None
 
+    @property
+    def other_sizes(self) -> bool:
+        return False  # the model packs tiles of one size
+
     def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         tiles = self.tiles(call, heard, site)
         counts = self.tile_counts(call)

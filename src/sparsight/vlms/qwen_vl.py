@@ -8,6 +8,7 @@ see their mean over the four. A video is pruned frame by frame, its budget share
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from .family import LVLM
+from ..ops import select
+from .family import LVLM, PIXELS
 from .prompt import take
 from .request import VlmRequest
+from .smaller import FlatPatches, SmallerImages, cells
 from .tiles import ImageSite, ImageTokens, KeptTokens, Tile
 
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
@@ -53,10 +56,30 @@ class QwenVL(LVLM):
         attention: Any = self.scored.attn
         return {"qkv": attention.qkv, "attention": attention} if any(name in site.needs for name in ("q", "k", "v")) else {}
 
-    def look(self, kind: str, call: dict[str, Any], site: ImageSite) -> tuple[Any, list[ImageTokens], list[str]]:
+    def check_images(self, kind: str, call: dict[str, Any]) -> None:
         if call.get(GRIDS[kind]) is None:
             raise PruneError(f"{GRIDS[kind]} is missing: pass everything that the processor gives")
-        return super().look(kind, call, site)
+        super().check_images(kind, call)
+
+    @property
+    def other_sizes(self) -> bool:
+        return True
+
+    def smaller(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
+        """Every frame of a video gets an even share of its budget."""
+        pixels, grids, merge = call[PIXELS[kind]], call[GRIDS[kind]], self.core.visual.spatial_merge_size
+        embed = self.core.visual.patch_embed
+        flat = FlatPatches(int(embed.patch_size), int(embed.temporal_patch_size), merge)
+        made, sizes, plans, given = [], [], [], []
+        for rows, (t, h, w) in zip(pixels.split(grids.prod(dim=1).tolist()), grids.tolist(), strict=True):
+            grid = (h // merge, w // merge)
+            count = max(1, budget(t * grid[0] * grid[1]) // t)
+            side = select.smaller(grid, count)
+            made.append(rows if side == grid else flat.smaller(rows, (t, h, w), side))
+            sizes.append((t, side[0] * merge, side[1] * merge))
+            plans.append(cells(grid, count, pixels.device, frames=t))
+            given.append(grid)
+        return SmallerImages({PIXELS[kind]: torch.cat(made), GRIDS[kind]: grids.new_tensor(sizes)}, plans, given)
 
     # ---- signals ------------------------------------------------------------------------------------------------------
 
@@ -114,30 +137,35 @@ class QwenVL(LVLM):
     # ---- positions ----------------------------------------------------------------------------------------------------
 
     def set_positions(self, request: VlmRequest) -> None:
-        """3-D positions of the full prompt, of which the tokens that stay keep theirs."""
-        user, new = request.user, request.new
+        """3-D positions of the full prompt, of which the tokens that stay keep theirs; with images made smaller those of the prompt that
+        has them."""
+        user, new, index = request.user, request.new, request.index
         request.drop(["mm_token_type_ids", "second_per_grid_ts", *GRIDS.values()])
         mask = None if request.mask is None else request.along(request.mask)
+        types = None if user.get("mm_token_type_ids") is None else request.along(user["mm_token_type_ids"])
+        if request.smaller:
+            new, mask, types = take(new, index), request.own, None if types is None else take(types, index)
+            index = torch.arange(index.shape[1], device=index.device).where(index >= 0, -1)
         real = torch.full((request.batch,), new.shape[1], device=new.device) if mask is None else mask.sum(dim=1)
-        types = user.get("mm_token_type_ids")
         if request.encoded and types is not None:
-            grids = {name: request.chosen(kind, user.get(name)) for kind, name in GRIDS.items()}
+            grids = {name: request.chosen(kind, request.smaller.get(name, user.get(name))) for kind, name in GRIDS.items()}
             if user.get("second_per_grid_ts") is not None:
                 grids["second_per_grid_ts"] = request.chosen("video", user["second_per_grid_ts"])
-            full, delta = self.core.get_rope_index(new, mm_token_type_ids=request.along(types), attention_mask=mask, **grids)
+            full, delta = self.core.get_rope_index(new, mm_token_type_ids=types, attention_mask=mask, **grids)
             ends = real + delta.squeeze(1)
         else:
             # without token types the untouched model counts in one dimension, too
             line = torch.arange(new.shape[1], device=new.device).expand(request.batch, -1) if mask is None else counted(mask)
             full, ends = line.expand(3, -1, -1), real
-        self.shorten_positions(request, full, ends)
+        self.shorten_positions(request, full, ends, index)
 
-    def shorten_positions(self, request: VlmRequest, full: Tensor, ends: Tensor) -> None:
-        """Shorten positions full [3, B, W] of the new part, which would go on at ends [B], both counted from the part's start."""
+    def shorten_positions(self, request: VlmRequest, full: Tensor, ends: Tensor, index: Tensor) -> None:
+        """Shorten positions full [3, B, W] of the new part, which would go on at ends [B], both counted from the part's start, to those at
+        index [B, L]."""
         length, cached = request.index.shape[1], torch.full_like(ends, request.cached)
         before = cached if request.before is None else request.before.sum(dim=1)
         ahead = torch.zeros_like(ends) if not request.cached else self.ahead(request, ends)
-        position = take(full + (before + ahead).view(1, -1, 1), request.index)
+        position = take(full + (before + ahead).view(1, -1, 1), index)
         stay = torch.full_like(ends, length) if request.own is None else request.own.sum(dim=1)
         later = (ahead + ends - stay).unsqueeze(1)
         request.left = None if request.left is None else replace(request.left, ahead=later)

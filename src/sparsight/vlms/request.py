@@ -92,6 +92,7 @@ class VlmRequest:
     past     columns of the user's conversation in the cache.      start   the first new column of ids: 0 if ids are new altogether.
     index    [B, L] new columns that stay, counted from `start`.   before  [B, cached] mask of the cached tokens, None if all real.
     kept     what is left of each image.                           left  what the cache will have to remember.
+    smaller  what the encoder was given in place of the user's arguments, where images were made smaller.
     """
 
     user: dict[str, Any]
@@ -104,6 +105,7 @@ class VlmRequest:
     start: int
     mask: Tensor | None
     encoded: dict[str, Any] = field(default_factory=dict)
+    smaller: dict[str, Any] = field(default_factory=dict)
     found: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     fresh: dict[str, list[int]] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)

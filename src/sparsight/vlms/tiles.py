@@ -23,9 +23,9 @@ Outcome = tuple[Tensor | None, Plan, Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class ImageSite:
-    """The place between vision encoder and language model.
+    """The place between vision encoder and language model, or in front of both.
 
-    where      "encoder": features leave before the projector; "projector": tokens leave behind it.
+    where      "encoder": features leave before the projector; "projector": tokens leave behind it; "image": the image is made smaller.
     needs      signals that the recipe asks for.     step  runs the recipe on them.
     budget     tokens of an image -> tokens to keep, 0 if the method finds the count itself; a PruneError if there are too few.
     least      the smallest count that the method can give for one tile, besides `made`.
@@ -33,6 +33,7 @@ class ImageSite:
     consuming  attention of the layer that consumes the selected features, instead of the one that makes them.
     per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
     asked      tokens per image that the recipe asks for; 0 if it does not say.
+    layer      as vision models count it: -1 before the first block, -2 for the image.
     """
 
     where: str
