@@ -13,9 +13,9 @@ REGISTERS = 4
 DROPPING = [
     "class_attention:tokens=5", "col_ln:tokens=5", "col_ln_rescue:tokens=5", "shannon:tokens=5", "random:tokens=5", "fastervlm:tokens=5",
     "vispruner:tokens=5", "divprune:tokens=5", "fps:tokens=5", "agile:tokens=5", "mix:tokens=5", "scope:tokens=5", "holov:tokens=5",
-    "prunesid:tokens=5", "cdpruner:tokens=5,text=none", "bat:tokens=5",
+    "cdpruner:tokens=5,text=none", "bat:tokens=5",
 ]  # fmt: skip
-MERGING = ["prumerge", "prumerge_plus", "visionzip:tokens=6,contextual=2", "evit:keep=0.5", "pool:tokens=4"]
+MERGING = ["prumerge", "prumerge_plus", "visionzip:tokens=6,contextual=2", "evit:keep=0.5", "prunesid:tokens=5", "pool:tokens=4"]
 INSIDE = ["fastv:layer=1,keep=0.5", "pyramiddrop:layers=1/2,keep=0.5/0.25", "sparsevlm:layers=0/1,count=rank,scale=0.5"]
 
 
@@ -37,9 +37,7 @@ def signals(model, given, consuming: bool):
     block, before = (tower.encoder.layer[-1], states[-2]) if consuming else (tower.encoder.layer[-2], states[-3])
     normed, prefix = block.norm1(before), states[-2].shape[1] - 16
     attention = block.attention
-    heads = {
-        name: getattr(attention, f"{name}_proj")(normed).unflatten(-1, (2, -1)).transpose(1, 2) for name in ("q", "k", "v")
-    }
+    heads = {name: getattr(attention, f"{name}_proj")(normed).unflatten(-1, (2, -1)).transpose(1, 2) for name in ("q", "k", "v")}
     feats = states[-2][:, prefix:]
     return {**heads, "prefix": prefix, "scale": 8**-0.5, "grid": GRID, "feats": feats, "class_token": states[-2][:, :1]}
 

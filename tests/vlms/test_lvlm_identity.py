@@ -76,7 +76,10 @@ def test_keeping_all_generates_the_same(name):
     ("name", "side"),
     product(
         [(name, side) for name in BUILD for side in ("left", "right")],
-        lambda name, side: (name, side) in (("llava", "left"), ("llava", "right"), ("llava-dinov2", "right"), ("onevision", "left"), ("qwen2.5", "right")),
+        lambda name, side: (
+            (name, side)
+            in (("llava", "left"), ("llava", "right"), ("llava-dinov2", "right"), ("onevision", "left"), ("qwen2.5", "right"))
+        ),
     ),
 )
 def test_item_of_a_batch_equals_the_item_alone(name, side):

@@ -269,7 +269,9 @@ def caught(model, given: dict[str, Tensor]) -> Tensor:
     return torch.stack([embeds[3:7], embeds[11:15]])
 
 
-@pytest.mark.parametrize(("name", "size"), [("llava-next", Size(32, 32)), ("llava-next", Size(12, 30)), ("onevision", Size(48, 48))])
+@pytest.mark.parametrize(
+    ("name", "size"), [("llava-next", Size(32, 32)), ("llava-next", Size(12, 30)), ("onevision", Size(48, 48))]
+)
 @torch.no_grad()
 def test_pool_in_tiles(name, size):
     """Of every tile by its share; padding and interpolation leave a tile rows and columns of its own."""
@@ -288,7 +290,10 @@ def test_pool_in_tiles(name, size):
 @pytest.mark.parametrize("name", ["llava-next", "onevision"])
 def test_models_of_tiles_say_what_to_do(name):
     model = build(name)
-    with pytest.raises(sparsight.PruneError, match=r"tiles of one size; ask its processor for fewer of them \(.*image_grid_pinpoints\), or compare with pool"):
+    with pytest.raises(
+        sparsight.PruneError,
+        match=r"tiles of one size; ask its processor for fewer of them \(.*image_grid_pinpoints\), or compare with pool",
+    ):
         sparsight.prune(model, "resize:tokens=4")
     assert "forward" not in vars(model)
 
@@ -308,4 +313,10 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(sparsight.PruneError, match="image_grid_thw is missing"):
             model(**{name: value for name, value in given.items() if name != "image_grid_thw"})
         with pytest.raises(sparsight.PruneError, match="4 placeholder"):
-            model(**{**given, "pixel_values": torch.cat([given["pixel_values"]] * 2), "image_grid_thw": given["image_grid_thw"].repeat(2, 1)})
+            model(
+                **{
+                    **given,
+                    "pixel_values": torch.cat([given["pixel_values"]] * 2),
+                    "image_grid_thw": given["image_grid_thw"].repeat(2, 1),
+                }
+            )

@@ -277,9 +277,7 @@ class LVLM(ABC):
         if len(call[PIXELS[kind]]) == 0:
             raise PruneError(f"{PIXELS[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
 
-    def look(
-        self, kind: str, call: dict[str, Any], site: ImageSite, **options: Any
-    ) -> tuple[Any, list[ImageTokens], list[str]]:
+    def look(self, kind: str, call: dict[str, Any], site: ImageSite, **options: Any) -> tuple[Any, list[ImageTokens], list[str]]:
         """Run the model's own encoder on a call's images: its output, the images, and the names of the arguments it took. options: more
         arguments for it."""
         self.check_images(kind, call)

@@ -169,7 +169,7 @@ class Llava(LVLM):
 def own_grid(patches: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
     """Grid and position of a tile's patches [n] that are in the image: a grid of their own where they are whole rows and columns, as they
     are where padding was cut off; else places on the tile's grid."""
-    rows, columns = (int(part.unique().shape[0]) for part in (patches // grid[1], patches % grid[1]))
+    rows, columns = (len(set(part.tolist())) for part in (patches // grid[1], patches % grid[1]))
     if rows * columns != patches.shape[0]:
         return {"grid": grid, "position": patches}
     return {"grid": (rows, columns), "position": torch.arange(patches.shape[0], device=patches.device)}
