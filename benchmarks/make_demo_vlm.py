@@ -17,6 +17,7 @@ A LLaVA: the embedded ViT-S/14 as tower (Dinov2Model, layer -2), a projector, a 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -40,9 +41,7 @@ from sparsight.runs.store import write_text
 
 PATCHES, CELL = 256, 16
 IMAGE, PAD, END, UNKNOWN = "<image>", "<pad>", "</s>", "<unk>"
-EXTRA = (
-    "answer the question using a single word or phrase image picture an objects describe there are object which show shown".split()
-)
+EXTRA = ["answer", "the", "question", "using", "single", "word", "or", "phrase", "image", "an", "describe", "are", "object", "show"]
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}user : {% if message['content'] is string %}{{ message['content'] }} "
     "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% elif part['type'] == 'text' %}{{ part['text'] }} "
@@ -69,6 +68,8 @@ class Plan:
     every: int = 150
     """Steps between checkpoints."""
     seed: int = 0
+    shares: tuple[float, ...] = (0.2, 0.15, 0.65)
+    """Of single and small photos and mosaics."""
 
 
 SMOKE = Plan(pictures=24, held_out=8, batch=4, tower_steps=3, language_steps=4, every=2)
@@ -186,7 +187,7 @@ def prepare(plan: Plan, photos: Path, work: Path, tower: Any, say: Callable[[str
     everything = photos_by_name(photos)
     train = {name: paths[1:] or paths for name, paths in everything.items()}
     held = {name: paths[:1] for name, paths in everything.items()}
-    scenes = [*make_scenes(train, plan.pictures, plan.seed), *make_scenes(held, plan.held_out, plan.seed + 1)]
+    scenes = [*make_scenes(train, plan.pictures, plan.seed, plan.shares), *make_scenes(held, plan.held_out, plan.seed + 1)]
     count, first = len(scenes), work / "features.npy"
     mode = "r+" if first.exists() else "w+"
     features = np.lib.format.open_memmap(first, mode, np.float16, (count, PATCHES + 1, WIDTH))
@@ -573,6 +574,65 @@ def save(model: Any, processor: Any, out: Path) -> None:
     processor.save_pretrained(out)
 
 
+@torch.inference_mode()
+def same_answers(model: Any, processor: Any, before: Any, photos: Path, data: Data, count: int = 500) -> dict[str, float]:
+    """Share of questions on test photos to which the int8 model and the one before quantisation, in fp16, give the same answer."""
+    asked, same = 0, 0
+    before = before.half().float().eval()
+    for number, scene in enumerate(make_scenes(photos_by_name(photos), count, 7)):
+        rng = Random(f"same {number}")
+        kinds = ["list", "yes", "no", "count"] + ["place", "where"] * (scene.kind != "single")
+        texts = [scene.ask(kind, rng, data.names, data.alike).question for kind in kinds][: count - asked]
+        prompts = [f"user : {IMAGE} {text} assistant :" for text in texts]
+        inputs = processor(images=[scene.draw()] * len(texts), text=prompts, padding=True, return_tensors="pt")
+        both = [
+            one.generate(**inputs, max_new_tokens=10, do_sample=False)[:, inputs["input_ids"].shape[1] :] for one in (model, before)
+        ]
+        first, second = (processor.batch_decode(one, skip_special_tokens=True) for one in both)
+        same += sum(a == b for a, b in zip(first, second, strict=True))
+        asked += len(texts)
+        if asked >= count:
+            break
+    return {"questions": asked, "same": same, "share": same / asked}
+
+
+def report(plan: Plan, work: Path, same: dict[str, float] | None) -> None:
+    """Learning curves as a picture, and what was trained as text, beside the work."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    tower, language = ([line for line in lines if line["stage"] == stage] for stage in ("tower", "language"))
+    for axis, stage, keys in (
+        (axes[0], tower, [key for key in tower[-1] if key.startswith(("held", "right"))]),
+        (axes[1], language, ["answers", "there", "cells"]),
+        (axes[2], language, [key for key in language[-1] if key.startswith(("simple", "complex"))]),
+    ):
+        for key in keys:
+            known = [(line["step"], line[key]) for line in stage if key in line]
+            axis.plot(*zip(*known, strict=True), label=key.replace("_", " "))
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    axes[0].set_title("tower: cells named right")
+    axes[1].set_title("language: losses")
+    axes[2].set_title("held-out photos: whole answer right")
+    figure.savefig(work / "curves.png", dpi=110)
+    last = {key: value for key, value in language[-1].items() if key.startswith(("simple", "complex"))}
+    rows = "".join(f"| {key.replace('_', ' ', 1).replace('_', ' ')} | {100 * value:.1f} |\n" for key, value in last.items())
+    found = (
+        ""
+        if same is None
+        else f"\nThe int8 model answers {same['same']} of {same['questions']} questions as the fp16 model does.\n"
+    )
+    write_text(
+        work / "report.md", f"{plan}\n\n| held-out photos, all tokens | whole answer right, % |\n| --- | --- |\n{rows}{found}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="training photos, one folder per class of the embedded ViT")
@@ -598,11 +658,18 @@ def main() -> None:
     train_tower(data, plan, given.work, tower, say)
     finish_features(data, given.work, tower, say)
     train_language(data, plan, given.work, model, words, say)
+    before = copy.deepcopy(model)
     save(model, make_processor(words), given.out)
     if given.test is not None and not (given.out / "pictures").exists():
         scenes = list(make_scenes(photos_by_name(given.test), 48, plan.seed))
         say(f"{write_set(given.out, scenes, data.names, data.alike, plan.seed)} questions about 48 sample pictures")
-    say(f"saved in {given.out}")
+    same = (
+        None
+        if given.test is None
+        else same_answers(model.eval(), make_processor(words), before, given.test, data, 12 if given.smoke else 500)
+    )
+    report(plan, given.work, same)
+    say(f"saved in {given.out}; learning curves in {given.work}")
 
 
 if __name__ == "__main__":
