@@ -34,7 +34,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsight.data.reading import decode
-from sparsight.data.scenes import FORMS, NOTHING, NUMBERS, PLACES, SIDE, Asked, Scene, make_scenes, named, photos_by_name, write_set
+from sparsight.data.scenes import (
+    FORMS,
+    NOTHING,
+    NUMBERS,
+    PLACES,
+    SIDE,
+    Asked,
+    Scene,
+    look_alikes,
+    make_scenes,
+    photos_by_name,
+    write_questions,
+)
 from sparsight.demo import SCALE, demo_weights
 from sparsight.demo.tower import TRAINED, WIDTH, dinov2_config, dinov2_state
 from sparsight.runs.store import write_text
@@ -169,17 +181,6 @@ class Data:
             x, y = (side > left) & (side < left + size), (side > top) & (side < top + size)
             found.append((y[:, None] & x[None]).flatten())
         return torch.stack(found), [self.names.index(name) for name in scene.names]
-
-
-def look_alikes(most: int = 8) -> dict[str, list[str]]:
-    """For every name those whose classifier rows of the embedded ViT are nearest."""
-    state, classes = demo_weights()
-    names = [named(name) for name in classes]
-    rows = F.normalize(state["head.weight"], dim=1)
-    near = (rows @ rows.T).argsort(dim=1, descending=True)
-    return {
-        name: list(dict.fromkeys(names[j] for j in near[i].tolist() if names[j] != name))[:most] for i, name in enumerate(names)
-    }
 
 
 def prepare(plan: Plan, photos: Path, work: Path, tower: Any, say: Callable[[str], None]) -> Data:
@@ -661,13 +662,10 @@ def main() -> None:
     before = copy.deepcopy(model)
     save(model, make_processor(words), given.out)
     if given.test is not None and not (given.out / "pictures").exists():
-        scenes = list(make_scenes(photos_by_name(given.test), 48, plan.seed))
-        say(f"{write_set(given.out, scenes, data.names, data.alike, plan.seed)} questions about 48 sample pictures")
-    same = (
-        None
-        if given.test is None
-        else same_answers(model.eval(), make_processor(words), before, given.test, data, 12 if given.smoke else 500)
-    )
+        say(f"{write_questions(given.out, given.test, 48, plan.seed)} questions about 48 sample pictures")
+    same = None
+    if given.test is not None:
+        same = same_answers(model.eval(), make_processor(words), before, given.test, data, 12 if given.smoke else 500)
     report(plan, given.work, same)
     say(f"saved in {given.out}; learning curves in {given.work}")
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from PIL import Image
 
+from ..demo import demo_weights
 from ..errors import PruneError
 from .images import open_folder
 from .reading import decode
 
-SIDE = 224
+SIDE, QUALITY = 224, 92
+"""Pixels of a picture's side, and JPEG quality of written ones."""
 KINDS = ("single", "small", "mosaic")
 SHARES = (0.25, 0.25, 0.5)
 """Share of each kind in a set of pictures."""
@@ -179,21 +180,32 @@ def squared(photo: Image.Image, side: int, rng: Random, least: float) -> Image.I
     return made.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if least < 1 and rng.random() < 0.5 else made
 
 
-def write_set(folder: str | Path, scenes: Sequence[Scene], names: Sequence[str], alike: Alike, seed: int, quality: int = 92) -> int:
-    """Pictures and `questions.jsonl` with the questions of `ASKED`; returns how many questions. Raises PruneError if there is something."""
-    target = Path(folder).expanduser()
-    if target.exists() and any(target.iterdir()):
-        raise PruneError(f"folder {target} is not empty; give a new one")
-    (target / "pictures").mkdir(parents=True, exist_ok=True)
-    lines: list[dict[str, Any]] = []
-    for number, scene in enumerate(scenes):
-        file = f"pictures/{number:04d}.jpg"
-        scene.draw().save(target / file, quality=quality)
-        rng = Random(f"questions {seed} {number}")
-        asked = list(dict.fromkeys(scene.ask(kind, rng, names, alike) for kind in ASKED[scene.kind]))
+def look_alikes(most: int = 8) -> dict[str, list[str]]:
+    """For every name of the embedded ViT's classes the names whose rows of the classifier are nearest (cosine), nearest first."""
+    from torch.nn.functional import normalize  # the rest of this file needs no tensors
+
+    state, classes = demo_weights()
+    names, rows = [named(name) for name in classes], normalize(state["head.weight"], dim=1)
+    near = (rows @ rows.T).argsort(dim=1, descending=True).tolist()
+    return {name: list(dict.fromkeys(names[j] for j in near[i] if names[j] != name))[:most] for i, name in enumerate(names)}
+
+
+def write_questions(folder: str | Path, photos: str | Path, count: int, seed: int, shares: Sequence[float] = SHARES) -> int:
+    """So many pictures from a folder of photos, and `questions.jsonl` with the questions of `ASKED`; returns how many questions.
+
+    The same photos, count and seed give the same files. Raises PruneError for photos without classes, and if there is something already.
+    """
+    target, found = Path(folder).expanduser(), photos_by_name(photos)
+    if (target / "questions.jsonl").exists() or (target / "pictures").exists():
+        raise PruneError(f"{target} has pictures and questions already; give a new folder")
+    (target / "pictures").mkdir(parents=True)
+    names, alike, lines = sorted(found), look_alikes(), []
+    for number, scene in enumerate(make_scenes(found, count, seed, shares)):
+        file, rng = f"pictures/{number:04d}.jpg", Random(f"questions {seed} {number}")
+        scene.draw().save(target / file, quality=QUALITY)
+        asked = dict.fromkeys(scene.ask(kind, rng, names, alike) for kind in ASKED[scene.kind])
         for place, one in enumerate(asked):
-            facts = {key: value for key, value in asdict(one).items() if key != "name"}
-            lines.append({"id": f"{number:04d}-{place}", "image": file, **facts, "scene": scene.kind, "objects": scene.names})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (target / "questions.jsonl").write_text(text, encoding="utf-8")
+            facts = {"kind": one.kind, "question": one.question, "answer": one.answer, "scene": scene.kind, "objects": scene.names}
+            lines.append(json.dumps({"id": f"{number:04d}-{place}", "image": file, **facts}) + "\n")
+    (target / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
     return len(lines)
