@@ -52,6 +52,8 @@ from sparsight.demo.tower import TRAINED, WIDTH, dinov2_config, dinov2_state
 from sparsight.runs.store import write_text
 
 PATCHES, CELL = 256, 16
+FAST = torch.autocast("cpu", torch.bfloat16)
+"""Products in bf16, weights and sums in float32: nearly twice as fast on processors that have it."""
 IMAGE, PAD, END, UNKNOWN = "<image>", "<pad>", "</s>", "<unk>"
 EXTRA = ["answer", "the", "question", "using", "single", "word", "or", "phrase", "image", "an", "describe", "are", "object", "show"]
 TEMPLATE = (
@@ -66,12 +68,12 @@ TEMPLATE = (
 class Plan:
     """How much of everything."""
 
-    pictures: int = 10_000
+    pictures: int = 8_000
     held_out: int = 200
     batch: int = 16
-    tower_steps: int = 900
+    tower_steps: int = 700
     tower_rate: float = 2e-4
-    language_steps: int = 3_000
+    language_steps: int = 2_400
     language_rate: float = 1.2e-3
     questions: int = 8
     tokens: tuple[int, ...] = (32, 48, 64, 64, 96, 128)
@@ -196,7 +198,7 @@ def prepare(plan: Plan, photos: Path, work: Path, tower: Any, say: Callable[[str
     done = Count(work / "pictures.json")
     photo = cached(decode)
     blocks = tower.encoder.layer
-    with torch.inference_mode():
+    with torch.inference_mode(), FAST:
         for start in progress(range(done.value, count, 32), count, "pictures", say):
             mine = scenes[start : start + 32]
             pixels = [np.asarray(one.draw(photo, 0.65 if start + i < plan.pictures else 1.0)) for i, one in enumerate(mine)]
@@ -286,6 +288,7 @@ class Run:
                 schedule.load_state_dict(state["schedule"])
         parameters = [p for group in self.groups for p in group["params"]]
         sums: dict[str, float] = {}
+        since = start
         for step in progress(range(start, self.steps), self.steps, self.name, self.say):
             value, parts = loss(step)
             optimiser.zero_grad()
@@ -298,8 +301,8 @@ class Run:
             if (step + 1) % self.every == 0 or step + 1 == self.steps:
                 if not math.isfinite(value.item()):
                     raise SystemExit(f"{self.name}: the loss is {value.item()} at step {step + 1}; the last checkpoint is kept")
-                line = {key: round(number / self.every, 4) for key, number in sums.items()} | check()
-                sums = {}
+                line = {key: round(number / (step + 1 - since), 4) for key, number in sums.items()} | check()
+                sums, since = {}, step + 1
                 self.say(f"{self.name} {step + 1}: {json.dumps(line)}")
                 with (self.work / "log.jsonl").open("a") as log:
                     log.write(json.dumps({"stage": self.name, "step": step + 1, **line}) + "\n")
@@ -345,9 +348,10 @@ def train_tower(data: Data, plan: Plan, work: Path, tower: Any, say: Callable[[s
 
     def forward(places: list[int]) -> tuple[Tensor, Tensor]:
         x = torch.from_numpy(data.features[places].astype(np.float32))
-        for block in blocks:
-            x = block(x)
-        return x[:, 0], head(x[:, 1:])
+        with FAST:
+            for block in blocks:
+                x = block(x)
+            return x[:, 0].float(), head(x[:, 1:]).float()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         places = picked(data, plan, step)
@@ -478,9 +482,10 @@ def train_language(data: Data, plan: Plan, work: Path, model: Any, words: Any, s
         count = PATCHES if step >= full_from and step % 2 else rng.choice(plan.tokens)
         draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
         columns = torch.stack([torch.randperm(PATCHES, generator=draw)[:count].sort().values for _ in places])
-        visual = projector(features(places).gather(1, columns[:, :, None].expand(-1, -1, WIDTH)))
         batch = batch_of(data, scenes, asked, words)
-        hidden = run_language(model, visual, batch, words)
+        with FAST:
+            visual = projector(features(places).gather(1, columns[:, :, None].expand(-1, -1, WIDTH))).float()
+            hidden = run_language(model, visual, batch, words).float()
         logits = model.lm_head(hidden)
         answers = F.cross_entropy(logits.flatten(0, 1), batch.answer.flatten(), ignore_index=-100)
         there = F.binary_cross_entropy_with_logits(presence(hidden[batch.asked])[:, 0], batch.there[batch.asked])
