@@ -74,7 +74,7 @@ class Plan:
     tower_steps: int = 700
     tower_rate: float = 2e-4
     language_steps: int = 2_400
-    language_rate: float = 1.2e-3
+    language_rate: float = 6e-4
     questions: int = 8
     tokens: tuple[int, ...] = (32, 48, 64, 64, 96, 128)
     all_tokens: float = 0.12
@@ -137,14 +137,20 @@ def make_model(tokenizer: Any) -> Any:
     torch.manual_seed(0)
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=640, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=1024, rms_norm_eps=1e-5, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        max_position_embeddings=1024, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=dinov2_config(), text_config=text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=PATCHES, tie_word_embeddings=True,
+        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=PATCHES, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
+    with (
+        torch.no_grad()
+    ):  # words and patches begin at the same size, well above what a block adds; tiny ones drown behind the first block
+        nn.init.normal_(model.model.language_model.embed_tokens.weight)
+        nn.init.normal_(model.model.multi_modal_projector.linear_1.weight, std=WIDTH**-0.5)
+        nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=2 * 256**-0.5)
     model.model.vision_tower.load_state_dict(dinov2_state(demo_weights()[0]))
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     return model
@@ -463,7 +469,7 @@ def train_language(data: Data, plan: Plan, work: Path, model: Any, words: Any, s
     torch.manual_seed(plan.seed)
     presence = nn.Linear(256, 1)
     norm = nn.LayerNorm(256)
-    learning = nn.ModuleList([language, projector, presence, norm])
+    learning = nn.ModuleList([language, projector, model.lm_head, presence, norm])
     name_ids = torch.tensor([tokens_of(words, name)[0] for name in data.names])
     matrices = [p for p in learning.parameters() if p.dim() > 1]
     groups = [
@@ -489,7 +495,7 @@ def train_language(data: Data, plan: Plan, work: Path, model: Any, words: Any, s
         logits = model.lm_head(hidden)
         answers = F.cross_entropy(logits.flatten(0, 1), batch.answer.flatten(), ignore_index=-100)
         there = F.binary_cross_entropy_with_logits(presence(hidden[batch.asked])[:, 0], batch.there[batch.asked])
-        cells, right = cell_loss(norm(visual) @ language.embed_tokens.weight[name_ids].T, data, scenes, columns)
+        cells, right = cell_loss(norm(visual) @ language.embed_tokens.weight[name_ids].T / 16, data, scenes, columns)
         parts = {"answers": answers.item(), "there": there.item(), "cells": cells.item(), "cells_right": right}
         return answers + 0.5 * there + 0.3 * cells, parts
 
@@ -572,7 +578,11 @@ def save(model: Any, processor: Any, out: Path) -> None:
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
-    starts = [f"model.vision_tower.encoder.layer.{i}." for i in TRAINED] + ["model.multi_modal_projector.", "model.language_model."]
+    starts = [f"model.vision_tower.encoder.layer.{i}." for i in TRAINED] + [
+        "model.multi_modal_projector.",
+        "model.language_model.",
+        "lm_head.",
+    ]
     with torch.no_grad():
         save_file({name: value.contiguous() for name, value in quantised(model, starts).items()}, out / "model.safetensors")
     model.config.save_pretrained(out)
