@@ -126,6 +126,17 @@ def test_selection(run, tmp_path):
     assert "| divprune:tokens=64 |" in table(out)
 
 
+@pytest.mark.product
+def test_serving_vit(run, tmp_path):
+    out = tmp_path / "o.json"
+    run("serving_vit", f"--requests 40 --clients 4 --starts 2 --out {out}", WARM=8, PER_RECIPE=8)
+    found = json.loads(out.read_text())
+    assert found["lost"] == found["wrong"] == []
+    assert found["exit code"] == 0
+    assert found["starts"]["answered after the start"] == 2
+    assert "| unpruned |" in table(out)
+
+
 def test_vit_sizes(run, tmp_path):
     out = tmp_path / "o.json"
     run("vit_sizes", f"--models ViT-S/16 --sides 64 --batches 1 --seconds 0 --threads 1 --out {out}")

@@ -105,15 +105,17 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def decode(file: Path | IO[bytes]) -> Image.Image:
+def decode(file: Path | IO[bytes], most: int | None = None) -> Image.Image:
     """The image as RGB; 16-bit grey is scaled to 8 bits. The one way by which every verb reads an image.
 
-    Raises OSError or ValueError for what is no regular file, no image of a known format, too long for its width, or of pixels
-    whose range is not known.
+    most: pixels that it may have; an image says how many before it is decoded. Raises OSError or ValueError for what is no regular file,
+    no image of a known format, too large, too long for its width, or of pixels whose range is not known.
     """
     if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
         raise ValueError("not a regular file")
     with Image.open(file, formats=formats()) as image:
+        if most is not None and image.width * image.height > most:
+            raise ValueError(f"{image.width} x {image.height} pixels: over {most} in all")
         long, short = max(image.size), min(image.size)
         if long > MOST_RATIO * short:
             raise ValueError(f"{image.width} x {image.height} pixels: one side is over {MOST_RATIO} times the other")

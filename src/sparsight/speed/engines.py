@@ -21,7 +21,12 @@ from ..errors import PruneError
 Runner = Callable[[Tensor], list[Tensor]]
 """Images [B, 3, H, W] -> the outputs of an exported model."""
 
-EXTRA = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino"}
+EXTRA = {
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "openvino": "openvino",
+    **dict.fromkeys(("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client"), "serve"),
+}
+"""Which extra brings a module."""
 
 SECTION = "sparsight"
 """Under this name a file keeps its metadata."""

@@ -1,0 +1,345 @@
+"""A server under good and bad requests from several clients: is any answer lost or wrong, does memory stay flat, how fast is it?
+
+    python benchmarks/serving_vit.py --out benchmarks/results/serving_vit_cpu.json
+
+`sparsight serve` runs as a process of its own, on a port of 127.0.0.1, with the embedded demo model under two recipes and unpruned. First every
+recipe alone gets good requests, for its throughput. Then --requests requests come from --clients clients, three in ten of them bad: text,
+truncated pictures, decompression bombs, uploads that are too long, recipes that are not served, nothing at all, clients that hang up. Every
+prediction is compared with that of the pruned model called directly. In the end the server is told to stop, and --starts times started and
+stopped, every other time by kill -9 in the middle of requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import platform
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sparsight
+from sparsight.data.reading import decode
+from sparsight.load.models import demo_images, load
+
+MODEL = "demo"
+RECIPES = ("col_ln:keep=0.7,layers=3/6/9", "col_ln:keep=0.5,layers=0/3/6")
+UNPRUNED = "unpruned"
+LIMIT = 2_000_000
+"""Bytes of an upload that the server allows."""
+WARM = 60
+"""Requests before memory is first read."""
+PER_RECIPE = 100
+"""Good requests for the throughput of each recipe."""
+NEAR = 1e-4
+"""Largest difference of a probability from the one computed directly."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the model says about an image: class probabilities [K] and the kept patches."""
+
+    chances: torch.Tensor
+    kept: set[int]
+
+
+@dataclass
+class Tally:
+    """What became of requests."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def direct(files: list[bytes]) -> dict[tuple[str, int], Expected]:
+    """The answers of the model itself, by recipe and number of the image."""
+    loaded = load(MODEL)
+    images = torch.stack([loaded.transform(decode(io.BytesIO(file))) for file in files])
+    found = {}
+    for recipe in (*RECIPES, UNPRUNED):
+        with torch.no_grad():
+            if recipe == UNPRUNED:
+                logits = loaded.model(images)
+                kept = [list(range((loaded.image_size[0] // 14) ** 2))] * len(images)
+            else:
+                with sparsight.prune(loaded.model, recipe) as handle:
+                    logits, kept = loaded.model(images), handle.sources()[-1].keep.tolist()
+        for number, (row, ids) in enumerate(zip(logits.softmax(dim=-1), kept, strict=True)):
+            found[recipe, number] = Expected(row, set(ids))
+    return found
+
+
+class Server:
+    """`sparsight serve` as a process of its own."""
+
+    def __init__(self, engine: str, port: int = 0) -> None:
+        words = [word for recipe in RECIPES for word in ("--recipe", recipe)]
+        limits = ["--max-upload", str(LIMIT / 2**20), "--max-pixels", "4", "--engine", engine, "--port", str(port), "--queue", "64"]
+        start = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sparsight", "serve", MODEL, *words, *limits], stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        said = []
+        for line in iter(self.process.stderr.readline, ""):
+            said.append(line)
+            found = re.search(r"http://127\.0\.0\.1:(\d+) ", line)
+            if found:
+                self.port, self.started = int(found[1]), time.perf_counter() - start
+                return
+        raise RuntimeError("".join(said))
+
+    def megabytes(self, peak: bool = False) -> float:
+        """Memory of the process now, or the most it has had."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", text)[1]) / 1000  # type: ignore[index]
+
+    def stop(self) -> tuple[int, float]:
+        """Exit code after SIGTERM, and seconds until the end."""
+        start = time.perf_counter()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(90), time.perf_counter() - start
+
+
+def ask(port: int, query: str, body: bytes) -> tuple[int, Any]:
+    """Status and JSON of one prediction."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
+    try:
+        connection.request("POST", f"/predict?{query}", body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def bomb() -> bytes:
+    """A small PNG of 900 million pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes(3751 * 30_000), 9)
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+class Client:
+    """Sends requests of all kinds and notes what comes back."""
+
+    def __init__(self, port: int, files: list[bytes], expected: dict[tuple[str, int], Expected], tally: Tally) -> None:
+        self.port, self.files, self.expected, self.tally = port, files, expected, tally
+        self.bomb = bomb()
+
+    def good(self, choice: random.Random, recipe: str | None = None) -> None:
+        """One image under one recipe, checked against the model's own answer."""
+        number = choice.randrange(len(self.files))
+        recipe = recipe or choice.choice([*RECIPES, UNPRUNED])
+        start = time.perf_counter()
+        answer = self.send(f"recipe={recipe}&top=1000", self.files[number], 200, f"{recipe} of image {number}")
+        if answer is None:
+            return
+        wanted = self.expected[recipe, number]
+        chances = torch.zeros_like(wanted.chances)
+        for one in answer["classes"]:
+            chances[one["index"]] = one["probability"]
+        same = set(answer["tokens"]["kept"]) == wanted.kept and float((chances - wanted.chances).abs().max()) < NEAR
+        with self.tally.lock:
+            self.tally.seconds.append(time.perf_counter() - start)
+            if not same:
+                self.tally.wrong.append(f"{recipe} of image {number}")
+
+    def bad(self, choice: random.Random) -> None:
+        """A request that deserves a refusal, or that is given up."""
+        file = choice.choice(self.files)
+        kinds: dict[str, tuple[str, bytes, int]] = {
+            "text": ("keep=0.7", b"this is no image\n" * 50, 400),
+            "truncated": ("keep=0.7", file[: len(file) // 2], 400),
+            "bomb": ("keep=0.5", self.bomb, 400),
+            "too long": ("keep=0.5", bytes(LIMIT + 1 + choice.randrange(LIMIT)), 413),
+            "not served": ("recipe=evit:keep=0.3", file, 400),
+            "nothing": ("", b"", 400),
+        }
+        kind = choice.choice([*kinds, "hang-up"])
+        if kind == "hang-up":
+            self.hang_up(choice, file)
+        else:
+            query, body, status = kinds[kind]
+            self.send(query, body, status, kind)
+
+    def send(self, query: str, body: bytes, status: int, what: str) -> Any:
+        """The answer, None where it is not the one that is due."""
+        try:
+            found, answer = ask(self.port, query, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            with self.tally.lock:
+                self.tally.lost.append(f"{what}: {type(error).__name__} {error}")
+            return None
+        with self.tally.lock:
+            self.tally.statuses[str(found)] += 1
+            if found != status or (found != 200 and not answer.get("error")):
+                self.tally.wrong.append(f"{what}: {found} {str(answer)[:200]}")
+        return answer if found == status else None
+
+    def hang_up(self, choice: random.Random, file: bytes) -> None:
+        """Send some or all of a request and go."""
+        request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(file) + file
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as line:
+            line.sendall(request[: choice.choice([10, len(request) // 2, len(request)])])
+        with self.tally.lock:
+            self.tally.statuses["hung up"] += 1
+
+
+def crowd(clients: int, total: int, work: Callable[[random.Random], None]) -> float:
+    """Do a piece of work `total` times, from so many threads: the seconds that it took."""
+    left = iter(range(total))
+    lock = threading.Lock()
+
+    def one(seed: int) -> None:
+        choice = random.Random(seed)
+        while True:
+            with lock:
+                if next(left, None) is None:
+                    return
+            work(choice)
+
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start
+
+
+def throughput(client: Client, clients: int) -> list[dict[str, Any]]:
+    """Images per second of every recipe alone."""
+    rows = []
+    for recipe in (UNPRUNED, *RECIPES):
+        client.tally.seconds.clear()
+        seconds = crowd(clients, PER_RECIPE, lambda choice, recipe=recipe: client.good(choice, recipe))  # type: ignore[misc]
+        rows.append({"recipe": recipe, "images per second": PER_RECIPE / seconds, **latencies(client.tally.seconds)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def latencies(seconds: list[float]) -> dict[str, float]:
+    """Percentiles in milliseconds."""
+    found = np.percentile(seconds, [50, 95, 99]) if seconds else [float("nan")] * 3
+    return {f"p{share} ms": round(1000 * float(value), 1) for share, value in zip((50, 95, 99), found, strict=True)}
+
+
+def storm(server: Server, client: Client, clients: int, total: int) -> dict[str, Any]:
+    """Good and bad requests, memory before and after them."""
+
+    def work(choice: random.Random) -> None:
+        client.bad(choice) if choice.random() < 0.3 else client.good(choice)
+
+    crowd(clients, WARM, work)
+    before = server.megabytes()
+    client.tally.statuses.clear()
+    client.tally.seconds.clear()
+    seconds = crowd(clients, total // 2, work)
+    middle = server.megabytes()
+    seconds += crowd(clients, total - total // 2, work)
+    return {
+        "requests": total, "clients": clients, "seconds": seconds, "requests per second": total / seconds, **latencies(client.tally.seconds),
+        "answers": dict(sorted(client.tally.statuses.items())), "MB before": before, "MB half way": middle,
+        "MB after": server.megabytes(), "MB peak": server.megabytes(peak=True),
+    }  # fmt: skip
+
+
+def starts(engine: str, times: int, files: list[bytes]) -> dict[str, Any]:
+    """Start and stop again and again on one port; every other time the process is killed in the middle of requests."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    seconds, stops, answered, failed = [], [], 0, []
+    for turn in range(times):
+        server = Server(engine, port)
+        seconds.append(server.started)
+        tally = Tally()
+        client = Client(port, files[:1], {}, tally)
+        load_on = [threading.Thread(target=client.send, args=("keep=0.7", files[0], 200, "in flight")) for _ in range(4)]
+        answered += ask(port, "keep=0.7", files[0])[0] == 200
+        for thread in load_on:
+            thread.start()
+        time.sleep(0.05)
+        if turn % 2:
+            server.process.kill()
+            server.process.wait()
+        else:
+            code, took = server.stop()
+            stops.append(took)
+            if code != 0:
+                failed.append(f"exit code {code}")
+        for thread in load_on:
+            thread.join()
+    return {
+        "starts": times, "answered after the start": answered, "seconds to start": float(np.median(seconds)),
+        "seconds to stop": float(np.median(stops)), "killed": times // 2, "failed": failed,
+    }  # fmt: skip
+
+
+def page(found: dict[str, Any]) -> str:
+    """The figures as tables."""
+    lines = [f"{found['machine']}, torch {found['torch']}, engine {found['engine']}, {found['threads']} cores", ""]
+    lines += ["| recipe | images per second | p50 ms | p95 ms | p99 ms |", "| --- " * 5 + "|"]
+    for row in found["throughput"]:
+        values = " | ".join(f"{value:.1f}" for name, value in row.items() if name != "recipe")
+        lines.append(f"| {row['recipe']} | {values} |")
+    for name in ("storm", "starts"):
+        if found.get(name):
+            lines += ["", f"| {name} | |", "| --- | --- |"]
+            lines += [f"| {key} | {round(value, 2) if isinstance(value, float) else value} |" for key, value in found[name].items()]
+    return "\n".join([*lines, "", f"lost answers: {len(found['lost'])}; wrong answers: {len(found['wrong'])}", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--engine", default="eager")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--starts", type=int, default=0)
+    given = parser.parse_args()
+    files = [path.read_bytes() for path in sorted(demo_images().rglob("*.jpg"))]
+    expected, tally = direct(files), Tally()
+    server = Server(given.engine)
+    try:
+        client = Client(server.port, files, expected, tally)
+        found: dict[str, Any] = {
+            "machine": platform.machine(), "torch": torch.__version__, "engine": given.engine, "threads": os.cpu_count(),
+            "throughput": throughput(client, given.clients), "storm": storm(server, client, given.clients, given.requests),
+        }  # fmt: skip
+        found["exit code"], found["seconds to stop"] = server.stop()
+    finally:
+        server.process.kill()
+    found["starts"] = starts(given.engine, given.starts, files) if given.starts else None
+    found |= {"lost": tally.lost, "wrong": tally.wrong}
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    given.out.with_suffix(".md").write_text(page(found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()
