@@ -16,19 +16,16 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        where = {"registry": self.registry}
-        self.requests = Counter(
-            "sparsight_requests", "Requests, by status; 499: the client hung up.", ("endpoint", "recipe", "status"), **where
-        )
-        self.seconds = Histogram(
-            "sparsight_request_seconds", "From the first byte to the answer.", ("endpoint",), buckets=SECONDS, **where
-        )
-        self.forward = Histogram("sparsight_forward_seconds", "Forwards of the model.", ("recipe",), buckets=SECONDS, **where)
-        self.sizes = Histogram("sparsight_batch_images", "Images in a forward.", ("recipe",), buckets=SIZES, **where)
-        self.active = Gauge("sparsight_active_requests", "Requests that are read, decoded, waiting or computed.", **where)
-        self.waiting = Gauge("sparsight_waiting_images", "Images that wait for the engine.", **where)
+        self.registry = of = CollectorRegistry()
+        ProcessCollector(registry=of)
+        about, by = "Requests, by status; 499: the client hung up.", ("endpoint", "recipe", "status")
+        self.requests = Counter("sparsight_requests", about, by, registry=of)
+        about = "From the first byte to the answer."
+        self.seconds = Histogram("sparsight_request_seconds", about, ("endpoint",), buckets=SECONDS, registry=of)
+        self.forward = Histogram("sparsight_forward_seconds", "Forwards.", ("recipe",), buckets=SECONDS, registry=of)
+        self.sizes = Histogram("sparsight_batch_images", "Images in a forward.", ("recipe",), buckets=SIZES, registry=of)
+        self.active = Gauge("sparsight_active_requests", "Requests that are read, decoded, waiting or computed.", registry=of)
+        self.waiting = Gauge("sparsight_waiting_images", "Images that wait for the engine.", registry=of)
 
     def watch(self, batcher: Batcher) -> None:
         """Show how many images wait."""

@@ -64,15 +64,23 @@ class Variant:
         """One answer for each image [3, H, W]."""
         with torch.inference_mode():
             logits, features = self.run(torch.stack(list(images)))
-            chances = [None] * len(images) if logits is None else logits.float().softmax(dim=-1).cpu()
+            chances = None if logits is None else logits.float().softmax(dim=-1).cpu()
             features = features.cpu()
+        counts, kept = self.last(len(images))
+        return [
+            Answer(
+                None if chances is None else chances[number], features[number], [count[number] for count in counts], kept[number]
+            )
+            for number in range(len(images))
+        ]
+
+    def last(self, images: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Of the last call, of so many images: tokens of every image after each pruned block, and patches left of every image."""
         plans = self.kept.plans if self.kept else []
-        left = list(zip(*(plan.counts for plan in plans))) or [()] * len(images)
-        if plans and self.kept:
-            places = [sorted(place for place in row if place >= 0) for row in self.kept.sources()[-1].keep.tolist()]
-        else:
-            places = [list(range(self.grid[0] * self.grid[1]))] * len(images)
-        return [Answer(*parts, list(counts), ids) for *parts, counts, ids in zip(chances, features, left, places, strict=True)]
+        if not (plans and self.kept):
+            return [], [list(range(self.grid[0] * self.grid[1]))] * images
+        keep = self.kept.sources()[-1].keep.tolist()
+        return [plan.counts for plan in plans], [sorted(place for place in row if place >= 0) for row in keep]
 
     @property
     def budget(self) -> Any:
