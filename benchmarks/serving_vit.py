@@ -15,6 +15,7 @@ import argparse
 import http.client
 import io
 import json
+import math
 import os
 import platform
 import random
@@ -39,6 +40,7 @@ import torch
 import sparsight
 from sparsight.data.reading import decode
 from sparsight.load.models import demo_images, load
+from sparsight.prune import family_of
 
 MODEL = "demo"
 RECIPES = ("col_ln:keep=0.7,layers=3/6/9", "col_ln:keep=0.5,layers=0/3/6")
@@ -76,12 +78,12 @@ def direct(files: list[bytes]) -> dict[tuple[str, int], Expected]:
     """The answers of the model itself, by recipe and number of the image."""
     loaded = load(MODEL)
     images = torch.stack([loaded.transform(decode(io.BytesIO(file))) for file in files])
-    found = {}
+    found, patches = {}, math.prod(family_of(loaded.model).grid)
     for recipe in (*RECIPES, UNPRUNED):
         with torch.no_grad():
             if recipe == UNPRUNED:
                 logits = loaded.model(images)
-                kept = [list(range((loaded.image_size[0] // 14) ** 2))] * len(images)
+                kept = [list(range(patches))] * len(images)
             else:
                 with sparsight.prune(loaded.model, recipe) as handle:
                     logits, kept = loaded.model(images), handle.sources()[-1].keep.tolist()
