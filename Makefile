@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint docs lock clean
+DATA ?= ../shared/data/caltech101_pack
+.PHONY: help setup demo tune-demo test test-all lint docs lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
 	@echo "make demo   - compare methods on the embedded model and images, into runs/demo/"
+	@echo "make tune-demo DATA=DIR - search a recipe for the embedded model on Caltech-101, into runs/tune-demo/ (about 20 minutes)"
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make lint   - ruff and mypy"
@@ -30,6 +32,15 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/sparsight compare --methods class_attention,col_ln,evit,tome,random --keep 0.7,0.5 --layers 3/6/9 --out runs/demo
 	@echo "open runs/demo/report.html"
+
+# Two workers of one thread each: the second goes on where the first is.
+TUNE := $(BIN)/sparsight tune --data $(DATA) --split train --report-split test --limit 404 --report-limit 707 --trials 60 --speedup 2 --out runs/tune-demo \
+  --recipe tome:keep=0.7,layers=3/6/9 --recipe compose:score=col_ln,select=diverse,keep=0.7,layers=3/6/9 \
+  --recipe compose:score=col_ln,select=diverse,keep=0.5,layers=3/6/9 --recipe random:keep=0.5,layers=3/6/9 --recipe resize:keep=0.473
+
+tune-demo: setup
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(TUNE) >runs/tune-demo-second.log 2>&1 & OMP_NUM_THREADS=1 $(TUNE); code=$$?; wait; exit $$code
 
 # One thread for each worker: more would only wait for each other.
 test: setup

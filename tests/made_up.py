@@ -13,6 +13,9 @@ from sparsight.speed.bench_result import Bench, BenchRow, Timing
 from sparsight.speed.stage_result import StageBench, StageRow
 from sparsight.speed.stages import Footprint, Macs, Times
 from sparsight.speed.timing import Spread
+from sparsight.tune.result import Contest, TunedRow, Tuning
+from sparsight.tune.search import Found
+from sparsight.tune.sensitivity import Sensitivity, SiteRow
 
 HOSTILE = """<script>alert("1")</script>'&{{ 7 * 7 }}{% raw %}"""
 LONG = "compose:keep=0.5,layers=0/1/2/3/4/5/6/7/8/9/10/11,score=col_ln,select=topk,reduce=fuse_rest,order=2.5,rows=patches"
@@ -146,4 +149,41 @@ def evaluation(name: str = HOSTILE) -> Evaluation:
     return Evaluation(
         model=name, mode="zero-shot", data=name, data_fingerprint="0", preset=name, images=100, classes=10, image_size=(224, 224), processes=1,
         precision="fp32", batch_size=32, interval_method="95%", notes=[name], skipped=[(name, "not an image")] * 60, scores=scores, **COMMON,
+    )  # fmt: skip
+
+
+def tuning(name: str = HOSTILE) -> Tuning:
+    """The unpruned model, a front of two recipes, one of one's own, and a trial that was stopped."""
+    rows = []
+    for index, recipe in enumerate(("", name, LONG)):
+        share, move = Interval(0.9 - index / 50, 0.85, 0.95), Interval(-index / 50, -0.1, 0.05)
+        rows.append(
+            TunedRow(
+                [recipe] * bool(index), [{}] * bool(index), index or None, 6.0 / (1 + index), 1.0 + index, [137.0, 95.5][: 2 * index], 0.9, 0.0,
+                share, move if index else None, index == 1,
+            )
+        )  # fmt: skip
+    trials = [
+        Found(number, [recipe], [{}], 0.9 - number / 50, -number / 50, 6.0 / (1 + number), 1.0 + number, [], 100, stopped)
+        for number, (recipe, stopped) in enumerate(((name, ""), (LONG, ""), (name + "2", "trial 1 is better")), 1)
+    ]
+    return Tuning(
+        model=name, data={"search": name, "report": name}, images={"search": 100, "report": 100}, fingerprints={"model": "0"},
+        metric="accuracy", engine="macs", unit="GMACs", target="speed-up at least 2", met=True, space=name, precision="fp32", batch_size=32,
+        interval_method="95%", notes=[name], skipped=[(name, "not an image")], rows=rows, given=[rows[1]],
+        contests=[Contest(name, LONG, Interval(0.1, 0.05, 0.15)), Contest(name, None, None)], trials=trials, **COMMON,
+    )  # fmt: skip
+
+
+def sites(name: str = HOSTILE) -> Sensitivity:
+    """Two methods at three blocks, and a smaller picture."""
+    rows = [SiteRow(UNPRUNED, "", "", 1.0, Interval(0.9, 0.8, 1.0), None, 6.0, 1.0)]
+    rows += [
+        SiteRow(recipe, recipe, place, 0.5, Interval(0.8, 0.7, 0.9), Interval(-0.1, -0.2, 0.0), 4.0, 1.5)
+        for recipe in (name, LONG)
+        for place in ("0", "1", "2", "image")
+    ]
+    return Sensitivity(
+        model=name, data=name, images=100, fingerprints={"model": "0"}, metric="accuracy", engine="macs", unit="GMACs", precision="fp32",
+        batch_size=32, interval_method="95%", notes=[name], skipped=[(name, "not an image")], rows=rows, **COMMON,
     )  # fmt: skip

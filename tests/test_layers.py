@@ -22,7 +22,7 @@ FLOORS = [
     ("runs",),
     ("pages",),
     ("evaluation", "speed", "look"),
-    ("serve",),
+    ("serve", "tune"),
     ("cli",),
 ]
 """Rooms from the ground up. A file imports from its own room and from lower floors; rooms of one floor know nothing of each other,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .registry import methods, parse, register_family
     from .speed.compile import compile
     from .speed.macs import macs
+    from .tune.tune import tune
 
 __version__ = "0.1.0"
 
@@ -46,12 +47,13 @@ _HOMES = {
     "reduce": "apply",
     "register_family": "registry",
     "register_score": "ops.score",
+    "tune": "tune.tune",
     "unprune": "handle",
 }
 
 __all__ = [
     "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load", "macs",
-    "methods", "parse", "prune", "reduce", "register_family", "register_score", "unprune",
+    "methods", "parse", "prune", "reduce", "register_family", "register_score", "tune", "unprune",
 ]  # fmt: skip
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..runs.intervals import Interval, Spread
     from ..speed.bench_result import Bench
     from ..speed.stage_result import StageBench
+    from ..tune.result import TunedRow, Tuning
+    from ..tune.sensitivity import Sensitivity
 
 SHOWN = 10
 """Skipped files that are named; the results file has them all."""
@@ -49,6 +51,10 @@ STAGES = (
     Column("recipe", name=True), Column("tokens", 3), Column("GMACs", 8), Column("vision", 9), Column("select", 7), Column("prefill", 5),
     Column("/token", 6), Column("all ms", 4), Column("prefill x", 1), Column("prefill quartiles", 12), Column("of MACs", 10),
     Column("token x", 2), Column("token quartiles", 12), Column("all x"), Column("all quartiles", 12), Column("KV MB", 4), Column("peak MB", 11),
+)  # fmt: skip
+
+SITES = (
+    Column("recipe", name=True), Column("quality %"), Column("change", 1), Column("95% interval", 2), Column("cost", 3), Column("speed-up"),
 )  # fmt: skip
 
 RANKING = (Column("erank"), Column("entropy"), Column("tokens", 1), Column("image", name=True))
@@ -160,6 +166,42 @@ def print_ranking(done: Ranking, out: Path | None) -> None:
     say(str(done))
     if out is not None:
         print_ends((), out, "rank.csv", "rank.json", "rank.png")
+
+
+def print_tuning(done: Tuning, out: Path) -> None:
+    """The front from cheap to dear, the chosen recipe in green; recipes of one's own; what was found in a sentence."""
+    columns = [
+        Column("recipe", name=True), Column(done.heading), Column("change", 1),
+        Column("95% interval", 3), Column("searched %", 4), Column(done.unit, 2), Column("speed-up"), Column("trial", 5),
+    ]  # fmt: skip
+    lines: list[Sequence[Cell] | None] = [tuned_cells(row) for row in done.rows]
+    lines += [None, *(tuned_cells(row) for row in done.given)] if done.given else []
+    print_table(str(done), columns, lines, out / "results.json")
+    for contest in done.contests:
+        say(str(contest))
+    print_skipped(done.skipped, out)
+    if done.met:
+        say(f"{done.target}: {done.verdict}", "bold green")
+    print_ends(done.notes, out, *(["recipe.json"] if done.met else []), "evidence.json", "report.html", "results.json")
+
+
+def tuned_cells(row: TunedRow) -> list[Cell]:
+    cells = [
+        row.name, f"{100 * row.report.value:.1f}", *change(row.report_change), percent(row.search), f"{row.cost:.3g}", f"{row.speedup:.2f}",
+        "-" if row.trial is None else str(row.trial),
+    ]  # fmt: skip
+    return [Text(cell, "bold green") for cell in cells] if row.chosen else list(cells)
+
+
+def print_sensitivity(done: Sensitivity, out: Path) -> None:
+    columns = [replace(column, head=done.unit) if column.head == "cost" else column for column in SITES]
+    lines: list[Sequence[Cell] | None] = []
+    for before, row in zip((done.rows[0], *done.rows), done.rows):
+        lines += [None] if (row.method, row.keep) != (before.method, before.keep) else []
+        lines.append([row.recipe, f"{100 * row.quality.value:.1f}", *change(row.change), f"{row.cost:.3g}", f"{row.speedup:.2f}"])
+    print_table(str(done), columns, lines, out / "sensitivity.json")
+    print_skipped(done.skipped, out)
+    print_ends(done.notes, out, "sensitivity.html", "sensitivity.png", "sensitivity.json")
 
 
 def print_analysis(done: Analysis, out: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ UNPRUNED = "unpruned"
 
 PART = ".part"
 """Ending of a file that is being written; what a killed run left behind is removed by the next one."""
+
+STALE = 60.0
+"""Seconds after which nobody is still writing a file."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -67,10 +71,11 @@ def read_result(path: str | Path, parse: Callable[[str], Finished], verb: str, n
         raise PruneError(f"{file} is no result of {verb}: {error}") from None
 
 
-def claim(out: Path, inner: str = "rows") -> list[Path]:
+def claim(out: Path, inner: str = "rows", shared: bool = False) -> list[Path]:
     """Make OUT and OUT/rows (or what `inner` says), prove that they can be written, and clear away what a killed run left half-written.
 
-    Returns the folders that were made, innermost first. Raises PruneError if OUT cannot be used.
+    shared: others may be writing there now, so that only what is older than `STALE` seconds is cleared away. Returns the folders that
+    were made, innermost first. Raises PruneError if OUT cannot be used.
     """
     rows = out / inner
     made = [path for path in (rows, *rows.parents) if not os.path.exists(path)]
@@ -78,8 +83,9 @@ def claim(out: Path, inner: str = "rows") -> list[Path]:
         rows.mkdir(parents=True, exist_ok=True)
         for folder in (out, rows):
             for part in folder.glob(f"*{PART}"):
-                part.unlink(missing_ok=True)
-            probe = folder / f"probe{PART}"
+                if not shared or age(part) > STALE:
+                    part.unlink(missing_ok=True)
+            probe = folder / f"probe.{os.getpid()}{PART}"
             probe.touch()
             probe.unlink()
     except OSError as error:
@@ -88,6 +94,14 @@ def claim(out: Path, inner: str = "rows") -> list[Path]:
             f"output folder {shown(str(out))} cannot be written ({error.strerror}); give another one with --out"
         ) from None
     return made
+
+
+def age(path: Path) -> float:
+    """Seconds since a file was written; 0 for one that is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def release(made: list[Path]) -> None:
