@@ -27,7 +27,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_images(tmp_path_factory.mktemp("images"), 96)
+    return save_images(tmp_path_factory.mktemp("images"), 64)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def news():
 @pytest.fixture(scope="module")
 def done(loaded, folder, out, news):
     return tune(
-        loaded, folder, out, speedup=1.5, metric="agreement", methods=METHODS, trials=9, recipes=["random:keep=0.5,layers=1/3"],
+        loaded, folder, out, speedup=1.5, metric="agreement", methods=METHODS, trials=6, recipes=["random:keep=0.5,layers=1/3"],
         device="cpu", listen=news.append,
     )  # fmt: skip
 
@@ -67,8 +67,8 @@ def test_the_chosen_recipe_meets_the_target_and_runs(done, out, loaded):
 
 
 def test_the_front_is_the_trials_front(done):
-    assert len(done.trials) == 9
-    assert len({one.name for one in done.trials}) == 9
+    assert len(done.trials) == 6
+    assert len({one.name for one in done.trials}) == 6
     ended = [one for one in done.trials if not one.stopped]
     for row in done.rows[1:]:
         if not row.chosen:
@@ -79,7 +79,7 @@ def test_the_front_is_the_trials_front(done):
 
 
 def test_search_and_report_are_different_images(done):
-    assert done.images == {"search": 48, "report": 48}
+    assert done.images == {"search": 32, "report": 32}
     assert done.fingerprints["search"] != done.fingerprints["report"]
     (given,) = done.given
     assert given.name == "random:keep=0.5,layers=1/3"
@@ -108,23 +108,25 @@ def test_the_same_call_again_measures_nothing(done, out, loaded, folder, monkeyp
     monkeypatch.setattr(Sweep, "answer", never)
     heard = []
     again = tune(
-        loaded, folder, out, speedup=1.5, metric="agreement", methods=METHODS, trials=9, recipes=["random:keep=0.5,layers=1/3"],
+        loaded, folder, out, speedup=1.5, metric="agreement", methods=METHODS, trials=6, recipes=["random:keep=0.5,layers=1/3"],
         device="cpu", listen=heard.append,
     )  # fmt: skip
     assert replace(again, date="") == replace(done, date="")
-    assert [step.restored for step in heard if step.row is not None] == [True] * 9
+    assert [step.restored for step in heard if step.row is not None] == [True] * 6
 
 
+@pytest.mark.product
 def test_another_target_and_more_trials_go_on(done, copied, loaded, folder):
-    further = tune(loaded, folder, copied, loss=100, metric="agreement", methods=METHODS, trials=11, device="cpu")
-    assert len(further.trials) == 11
+    further = tune(loaded, folder, copied, loss=100, metric="agreement", methods=METHODS, trials=7, device="cpu")
+    assert len(further.trials) == 7
     assert {one.name for one in done.trials} < {one.name for one in further.trials}
     assert further.chosen.cost == min(row.cost for row in further.rows)
 
 
+@pytest.mark.product
 def test_one_worker_draws_the_same_again(done, loaded, folder, tmp_path):
     again = tune(
-        loaded, folder, tmp_path, speedup=1.5, metric="agreement", methods=METHODS, trials=9, recipes=["random:keep=0.5,layers=1/3"],
+        loaded, folder, tmp_path, speedup=1.5, metric="agreement", methods=METHODS, trials=6, recipes=["random:keep=0.5,layers=1/3"],
         device="cpu",
     )  # fmt: skip
     assert replace(again, date="") == replace(done, date="")
@@ -194,6 +196,7 @@ def test_images_of_their_own_to_report_on(loaded, folder, tmp_path):
     assert done.metric == "accuracy"
 
 
+@pytest.mark.product
 def test_latency_is_measured_beside_the_unpruned_model(loaded, folder, tmp_path):
     done = tune(
         loaded, folder, tmp_path, limit=12, methods=["resize"], trials=1, ms=1000, engine="eager", metric="agreement", device="cpu"

@@ -1,15 +1,16 @@
 """Two workers at once, killed workers, trials that break off, races: no trial lost or doubled."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from compare_data import make_model
-from tune_data import METHODS, save_images, save_model
+from tune_data import save_images
 
 from sparsight import PruneError
 from sparsight.speed.macs import macs
@@ -18,27 +19,45 @@ from sparsight.tune.result import Tuning
 from sparsight.tune.search import packed, unpacked
 from sparsight.tune.space import vision_space
 from sparsight.tune.trials import JOURNAL, OWNER, RETRY, Trials, mend, open_storage
+from sparsight.tune.tune import tune
 
 optuna = pytest.importorskip("optuna")
 
-WANTED = 14
+WANTED = 7
+PATIENCE = 240
+METHODS = ["col_ln", "tome", "random", "resize"]
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    model = save_model(tmp_path_factory.mktemp("model"))
-    images = save_images(tmp_path_factory.mktemp("images"), 120)
-    return [
-        sys.executable, "-m", "sparsight", "tune", "--model", model, "--data", str(images), "--metric", "agreement", "--speedup", "1.5",
-        "--methods", METHODS, "--trials", str(WANTED), "--device", "cpu",
-    ]  # fmt: skip
+def given(tmp_path_factory):
+    return make_model(), save_images(tmp_path_factory.mktemp("images"), 64)
 
 
-def start(command, out, *more):
-    return subprocess.Popen(
-        [*command, "--out", str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def work(given, out, storage=None):
+    torch.set_num_threads(1)
+    tune(*given, out, speedup=1.3, metric="agreement", methods=METHODS, trials=WANTED, storage=storage, device="cpu", strict=False)
+
+
+def start(*arguments):
+    """A worker of its own process; forked, as importing timm once more takes its time."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def finished(process):
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+
+
+def kill_after(process, ready):
+    """Kill a worker, without a word, as soon as something is ready."""
+    until = time.monotonic() + PATIENCE
+    while not ready() and time.monotonic() < until:
+        assert process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def trials_in(out, storage=None):
@@ -69,51 +88,35 @@ def check(trials):
     return done
 
 
-def finished(program):
-    text, news = program.communicate(timeout=120)
-    assert program.returncode == 0, news
-    return text
-
-
-def test_two_workers_one_killed_and_one_that_goes_on(command, tmp_path):
-    first, second = start(command, tmp_path), start(command, tmp_path)
-    until = time.monotonic() + 60
-    while len({trial.user_attrs.get(OWNER) for trial in counted(trials_in(tmp_path))}) < 2 and time.monotonic() < until:
-        assert second.poll() is None, second.stderr.read()
-        time.sleep(0.05)
-    os.kill(second.pid, signal.SIGKILL)
-    second.communicate()
-    text = finished(first)
+def test_two_workers_one_of_them_killed(given, tmp_path):
+    first, second = start(given, tmp_path), start(given, tmp_path)
+    kill_after(
+        second, lambda: any(t.user_attrs.get(OWNER, "").split("-")[-2] == str(second.pid) for t in counted(trials_in(tmp_path)))
+    )
+    finished(first)
     done = check(trials_in(tmp_path))
     assert len({trial.user_attrs[OWNER] for trial in done}) == 2
-    assert "recipe.json" in text
     result = Tuning.load(tmp_path)
     assert sorted(one.trial for one in result.trials) == sorted(trial.number for trial in done)
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_killed_and_started_again(command, tmp_path):
-    killed = start(command, tmp_path)
-    until = time.monotonic() + 60
-    while len(counted(trials_in(tmp_path))) < 3 and time.monotonic() < until:
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+def test_killed_and_started_again(given, tmp_path):
+    kill_after(start(given, tmp_path), lambda: len(counted(trials_in(tmp_path))) >= 2)
     before = {trial.number: trial.user_attrs["outcomes"] for trial in counted(trials_in(tmp_path))}
-    assert 3 <= len(before) < WANTED
+    assert 2 <= len(before) < WANTED
     assert not (tmp_path / "recipe.json").exists()
-    finished(start(command, tmp_path))
+    work(given, tmp_path)
     after = {trial.number: trial.user_attrs["outcomes"] for trial in check(trials_in(tmp_path))}
     assert {number: after[number] for number in before} == before
 
 
 @pytest.mark.product
-def test_two_workers_share_a_data_base(command, tmp_path):
+def test_two_workers_share_a_data_base(given, tmp_path):
     pytest.importorskip("sqlalchemy")
     url = f"sqlite:///{tmp_path / 'trials.db'}"
-    both = [start(command, tmp_path / name, "--storage", url) for name in ("one", "two")]
-    for program in both:
-        finished(program)
+    for process in [start(given, tmp_path / name, url) for name in ("one", "two")]:
+        finished(process)
     done = counted(trials_in(tmp_path / "one", url))
     assert WANTED <= len(done) <= WANTED + 1
     assert {one.trial for one in Tuning.load(tmp_path / "one").trials} <= {trial.number for trial in done}
@@ -162,6 +165,11 @@ def test_a_line_without_its_end_is_cut_off(tmp_path):
     assert len(shared(tmp_path).finished()) == 1
 
 
+def fill(mine):
+    for _ in range(200):
+        mine.tell(mine.ask(500), (0.5, 1.0), {"outcomes": "1" * 200})
+
+
 def test_a_full_disk_is_said(tmp_path):
     out = tmp_path / "full"
     out.mkdir()
@@ -172,8 +180,7 @@ def test_a_full_disk_is_said(tmp_path):
         mine = shared(out)
         (out / "ballast").write_bytes(bytes(48 * 1024))
         with pytest.raises(PruneError, match=r"no room for trials in .* make room and give the same command again"):
-            for _ in range(200):
-                mine.tell(mine.ask(500), (0.5, 1.0), {"outcomes": "1" * 200})
+            fill(mine)
         (out / "ballast").unlink()
         before = len(shared(out).finished())
         further = shared(out)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +59,9 @@ def open_storage(storage: str | None, out: Path) -> Any:
     if "://" not in storage:
         raise PruneError(f"storage={shown(storage)} is no URL; give one such as sqlite:///trials.db, or leave it out")
     try:
-        return optuna.storages.RDBStorage(storage, heartbeat_interval=BEAT, grace_period=PATIENCE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life are
+            return optuna.storages.RDBStorage(storage, heartbeat_interval=BEAT, grace_period=PATIENCE)
     except Exception as error:  # whatever SQLAlchemy, its driver or the network meets
         raise PruneError(f"storage={shown(storage)} cannot be opened: {shown(str(error).splitlines()[0], 200)}") from error
 
