@@ -58,7 +58,8 @@ def labels_of(source: Source) -> list[int | None]:
 
 def ordered(labels: Sequence[int | None], seed: int) -> list[int]:
     """All places, shuffled, so that every beginning has the same number of each label as far as there are any."""
-    draw, groups = Random(seed), {}
+    draw = Random(seed)
+    groups: dict[int | None, int] = {}
     places = list(range(len(labels)))
     draw.shuffle(places)
     turns = []

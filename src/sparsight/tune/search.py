@@ -124,6 +124,7 @@ class Search:
     base: list[float]
     listen: Listener = ignore
     notes: list[str] = field(default_factory=list)
+    done: int = 0
 
     def run(self) -> list[Found]:
         """All finished trials, those of other workers too. Goes on from what is there, and waits for what others are working on."""
@@ -133,8 +134,9 @@ class Search:
         faults = 0
         while self.trials.invalid() < FUTILE * self.wanted:
             trial = self.trials.ask(self.wanted)
+            self.done = len(self.trials.finished())
             if trial is None:
-                if len(self.trials.finished()) >= self.wanted and not self.trials.running():
+                if self.done >= self.wanted and not self.trials.running():
                     break
                 self.tell(0, "waiting for other workers")
                 time.sleep(WAIT)
@@ -150,7 +152,7 @@ class Search:
         return self.found()
 
     def tell(self, part: float, text: str, row: object | None = None) -> None:
-        self.listen(Step(len(self.trials.finished()) + part, self.wanted, text, row, unit="trials"))
+        self.listen(Step(self.done + part, self.wanted, text, row, unit="trials"))
 
     def attempt(self, trial: Any) -> bool:
         """Work on a trial; False if it broke off. Whatever stops this worker leaves the trial to be done again."""
@@ -195,7 +197,7 @@ class Search:
         else:
             self.trials.constrain(trial, self.target.cost_gap(as_found(trial.number, facts)))
             self.trials.tell(trial, (facts["quality"], facts["cost"]), facts)
-        self.tell(0, name, as_found(trial.number, {**facts, **dict(trial.user_attrs)}))
+        self.tell(1, name, as_found(trial.number, {**facts, **dict(trial.user_attrs)}))
 
     def refuse_known(self, trial: Any, stack: Stack) -> None:
         """Raise PruneError for a stack that another trial has measured or is measuring; else say that this one is."""

@@ -174,7 +174,7 @@ def sites(
     usual = [name for name, (slot, _) in there.items() if slot == "picture"] + [
         USUAL if USUAL in blocks else next(iter(blocks), "")
     ]
-    found = []
+    found: list[tuple[Stack, str, str, float]] = []
     for name in [name for name in methods or usual if name in there]:
         slot, entry = there[name]
         words = ("layer",) if "layer" in accepted(entry.method) else ("layers",)
@@ -183,9 +183,9 @@ def sites(
         )
         for share in keep:
             for place in places:
-                stack = (make(name, keep=share, **place),)
+                stack: Stack = (make(name, keep=share, **place),)
                 if allowed(space.check, stack):
-                    found.append((stack, name, next(iter(place.values()), IMAGE), share))
+                    found.append((stack, name, str(next(iter(place.values()), IMAGE)), share))
     if not found:
         raise PruneError(f"none of {', '.join(methods or usual)} can prune one block of this model alone; name others")
     return found

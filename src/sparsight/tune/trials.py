@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 from uuid import uuid4
 
@@ -141,7 +142,8 @@ class Trials:
     # ---- begin --------------------------------------------------------------------------------------------------------
 
     def begin(self, seeds: list[dict[str, str]]) -> None:
-        """Let the search start with these draws, whichever worker comes first."""
+        """Let the search start with these draws, whichever worker comes first; in an order of the seed's."""
+        seeds = Random(self.seed).sample(seeds, len(seeds))
         with self.guard, room(self.out):
             if not self.all():
                 for seed in seeds:
