@@ -258,6 +258,6 @@ def test_a_metric_without_numbers_is_refused(tmp_path):
 def test_a_small_space_is_searched_to_its_end(tmp_path):
     loaded = make_model()
     space = vision_space(loaded.model, ["resize"])
-    done = tune_language(loaded.model, by_tokens, by_tokens, giga, tmp_path, space=space, loss=100, trials=30)
+    done = tune_language(loaded.model, by_tokens, by_tokens, giga, tmp_path, space=space, loss=100, trials=10)
     assert 3 <= len(done.trials) <= 5  # five sides from half the grid of ten on
     assert any("hardly any other recipes" in note for note in done.notes)

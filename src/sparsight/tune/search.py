@@ -21,8 +21,8 @@ WAIT = 0.5
 """Seconds between two looks at what other workers are doing."""
 FAULTS = 5
 """Trials that may break off in a row before the search does."""
-FUTILE = 20
-"""Draws that come to nothing, for each trial that is wanted, before the space counts as searched."""
+FUTILE = 100
+"""Draws in a row that come to nothing before the space counts as searched."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ class Search:
     listen: Listener = ignore
     notes: list[str] = field(default_factory=list)
     done: int = 0
+    futile: int = 0
 
     def run(self) -> list[Found]:
         """All finished trials, those of other workers too. Goes on from what is there, and waits for what others are working on."""
@@ -132,7 +133,7 @@ class Search:
         for number, found in enumerate(self.found(), 1):
             self.listen(Step(number, self.wanted, found.name, found, restored=True, unit="trials"))
         faults = 0
-        while self.trials.invalid() < FUTILE * self.wanted:
+        while self.futile < FUTILE:
             trial = self.trials.ask(self.wanted)
             self.done = len(self.trials.finished())
             if trial is None:
@@ -145,9 +146,7 @@ class Search:
             if faults == FAULTS:
                 raise PruneError(f"{FAULTS} trials in a row broke off; the last: {self.notes[-1]}")
         else:
-            self.notes.append(
-                f"the space holds hardly any other recipes: {self.trials.invalid()} draws were known or impossible ones"
-            )
+            self.notes.append(f"the space holds hardly any other recipes: {FUTILE} draws in a row were known or impossible ones")
         self.notes += [f"trial {t.number} was given up: {t.user_attrs.get(WHY, 'its worker died')}" for t in self.trials.broken()]
         return self.found()
 
@@ -183,8 +182,10 @@ class Search:
             self.refuse_known(trial, stack)
             cost = self.exam.cost(stack)
         except PruneError as error:
+            self.futile += 1
             self.trials.tell(trial, None, {INVALID: shown(str(error), 300)})
             return
+        self.futile = 0
         name = " + ".join(map(str, stack))
         self.tell(0, name)
         for reading in self.exam.read(stack, lambda part: self.tell(part, name)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -169,23 +170,19 @@ def sites(
     model: nn.Module, space: Space, methods: Sequence[str] | None, keep: Sequence[float]
 ) -> list[tuple[Stack, str, str, float]]:
     """Every method at every place with every share, as far as the model can carry it out: the stack, method, place and share."""
-    there = {method.name: (slot.name, method) for slot in space.slots for method in slot.methods}
-    blocks = [name for name, (slot, _) in there.items() if slot == "method"]
-    usual = [name for name, (slot, _) in there.items() if slot == "picture"] + [
-        USUAL if USUAL in blocks else next(iter(blocks), "")
-    ]
+    there = {method.name: (slot.name, method.method) for slot in space.slots for method in slot.methods}
+    pictures = [name for name, (slot, _) in there.items() if slot == "picture"]
+    blocks = [name for name in there if name not in pictures]
+    usual = [*pictures, *([USUAL] if USUAL in blocks else blocks[:1])]
+    depth = len(family_of(model).blocks)
     found: list[tuple[Stack, str, str, float]] = []
     for name in [name for name in methods or usual if name in there]:
-        slot, entry = there[name]
-        words = ("layer",) if "layer" in accepted(entry.method) else ("layers",)
-        places: list[dict[str, Any]] = (
-            [{}] if slot == "picture" else [{words[0]: str(block)} for block in range(len(family_of(model).blocks))]
-        )
-        for share in keep:
-            for place in places:
-                stack: Stack = (make(name, keep=share, **place),)
-                if allowed(space.check, stack):
-                    found.append((stack, name, str(next(iter(place.values()), IMAGE)), share))
+        key = "layer" if "layer" in accepted(there[name][1]) else "layers"
+        places: list[dict[str, str]] = [{}] if name in pictures else [{key: str(block)} for block in range(depth)]
+        for share, place in itertools.product(keep, places):
+            stack: Stack = (make(name, keep=share, **place),)
+            if allowed(space.check, stack):
+                found.append((stack, name, place.get(key, IMAGE), share))
     if not found:
         raise PruneError(f"none of {', '.join(methods or usual)} can prune one block of this model alone; name others")
     return found

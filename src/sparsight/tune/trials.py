@@ -135,10 +135,6 @@ class Trials:
     def running(self) -> list[Any]:
         return [trial for trial in self.all() if trial.state == self.states.RUNNING]
 
-    def invalid(self) -> int:
-        """Draws that came to nothing."""
-        return sum(INVALID in trial.user_attrs for trial in self.all())
-
     # ---- begin --------------------------------------------------------------------------------------------------------
 
     def begin(self, seeds: list[dict[str, str]]) -> None:
