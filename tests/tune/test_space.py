@@ -126,6 +126,7 @@ def test_only_some_methods_and_names_that_cannot_be(model):
         language_space(model)
 
 
+@pytest.mark.product
 def test_the_cheapest_recipes_are_cheap(model, space):
     from sparsight.speed.macs import macs
 
@@ -154,8 +155,8 @@ def test_a_language_model_has_places_before_and_inside():
     assert {"fastv", "pyramiddrop"} <= names(found, "inside")
     assert not {"resize", "tome"} & {method.name for slot in found.slots for method in slot.methods if slot.name == "inside"}
     assert {"ratio", "score"} <= set(knobs(found, "vispruner"))
-    stacks, futile = draws(found, 60)
-    assert futile < 40
+    stacks, futile = draws(found, 25)
+    assert futile < 18
     assert {len(stack) for stack in stacks} == {1, 2}
     for stack in stacks[:10]:
         handles = [sparsight.prune(model, recipe) for recipe in stack]

@@ -255,6 +255,7 @@ def test_a_metric_without_numbers_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.product
 def test_a_small_space_is_searched_to_its_end(tmp_path):
     loaded = make_model()
     space = vision_space(loaded.model, ["resize"])

@@ -23,6 +23,8 @@ from .parts import Part, halves, labels_of, rungs, whole
 from .space import Space
 from .targets import Target
 
+FEW = 100
+"""Images below which a search says that they are few."""
 METRICS = ("accuracy", "agreement")
 
 
@@ -94,6 +96,8 @@ def open_all(
     notes = [study.source.note]
     if metric == "agreement" and asked.metric is None:
         notes.append("there are no labels: what counts is agreement with the unpruned model's first class")
+    few = [f"{len(part.places)} to {what} on" for part, what in ((search, "search"), (report, "report")) if len(part.places) < FEW]
+    notes += [f"few images ({', '.join(few)}): what is chosen is hardly better than chance; look at the intervals"] if few else []
     return Opened(study, search, report, exam, key, prints, [note for note in notes if note])
 
 
