@@ -151,7 +151,7 @@ def test_a_language_model_has_places_before_and_inside():
 
     model = tiny_vlm.make_model()
     found = language_space(model)
-    assert {"vispruner", "divprune", "col_ln", "visionzip", "prumerge"} <= names(found, "before")
+    assert {"vispruner", "divprune", "col_ln", "visionzip", "prumerge", "resize"} <= names(found, "before")
     assert {"fastv", "pyramiddrop"} <= names(found, "inside")
     assert not {"resize", "tome"} & {method.name for slot in found.slots for method in slot.methods if slot.name == "inside"}
     assert {"ratio", "score"} <= set(knobs(found, "vispruner"))

@@ -170,8 +170,8 @@ def fewest_tokens(depth: int, method: Searched) -> dict[str, Value]:
 
 
 def language_space(model: nn.Module, only: Sequence[str] | None = None) -> Space:
-    """The space of a vision-language model: a method between vision encoder and language model or none, with its score, ratio and
-    number of tokens, and one inside the language model or none, with its layers and shares. model: with or without data (a model
+    """The space of a vision-language model: a smaller picture, a method between vision encoder and language model, or neither, with score,
+    ratio and number of tokens, and one inside the language model or none, with its layers and shares. model: with or without data (a model
     on the meta device will do). only: names of the methods. Raises PruneError as `vision_space` does."""
     family = family_of(model)
     if not family.language:
@@ -183,7 +183,7 @@ def language_space(model: nn.Module, only: Sequence[str] | None = None) -> Space
     for method in wanted(only):
         where = kind(method)
         budget: dict[str, Value] = {"keep": 0.5} if patches is None else {"tokens": max(1, patches // 2)}
-        if where in ("encoder", "projector") or (where in IN_BLOCKS and "layer" not in accepted(method)):
+        if where in ("image", "encoder", "projector") or (where in IN_BLOCKS and "layer" not in accepted(method)):
             before.append(searched(method, check, **budget) or searched(method, check))
         elif where == "decoder" and depth > 1:
             inside.append(searched(method, check, **decoder_example(method, depth)))
