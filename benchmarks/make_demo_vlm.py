@@ -9,7 +9,8 @@ A LLaVA: the embedded ViT-S/14 as tower (Dinov2Model, layer -2), a projector, a 
 2. tower      the two blocks that follow learn to name what is in the cells of mosaics: for every cell the log-sum-exp of its patches' logits
               has to name the photo, so evidence may stay where the object is. The class token is held where it was (squared error).
 3. language   projector and language model, eight questions a picture behind one visual prefix, a random part of the visual tokens at every
-              step (all of them at the end). Two helping losses: cells are named by the projected tokens against the word embeddings, and the
+              step (all of them at the end). Three helping losses: cells are named by the projected tokens against the word embeddings, each
+              token says on which side it is by the words for it, and the
               asked name's own place says whether it is there.
 4. weights    int8 with a scale per row where they are matrices, safetensors, processor, configuration; sample pictures from --test.
 """
@@ -476,6 +477,14 @@ def train_language(data: Data, plan: Plan, work: Path, model: Any, words: Any, s
         {"params": matrices, "lr": plan.language_rate},
         {"params": [p for p in learning.parameters() if p.dim() < 2], "lr": plan.language_rate, "weight_decay": 0.0},
     ]
+    sides = torch.tensor([[tokens_of(words, word)[0] for word in pair] for pair in (("top", "bottom"), ("left", "right"))])
+
+    def place_loss(visual: Tensor, columns: Tensor) -> Tensor:
+        """Each patch says by the words for it on which side of the picture it is: without this, left and right are hardly learned."""
+        directions = language.embed_tokens.weight[sides[:, 1]] - language.embed_tokens.weight[sides[:, 0]]
+        behind = torch.stack([columns // CELL >= CELL // 2, columns % CELL >= CELL // 2], dim=-1).float()
+        return F.binary_cross_entropy_with_logits(visual @ directions.T / 16, behind)
+
     full_from = int(plan.language_steps * (1 - plan.all_tokens))
 
     def features(places: list[int]) -> Tensor:
@@ -496,8 +505,15 @@ def train_language(data: Data, plan: Plan, work: Path, model: Any, words: Any, s
         answers = F.cross_entropy(logits.flatten(0, 1), batch.answer.flatten(), ignore_index=-100)
         there = F.binary_cross_entropy_with_logits(presence(hidden[batch.asked])[:, 0], batch.there[batch.asked])
         cells, right = cell_loss(norm(visual) @ language.embed_tokens.weight[name_ids].T / 16, data, scenes, columns)
-        parts = {"answers": answers.item(), "there": there.item(), "cells": cells.item(), "cells_right": right}
-        return answers + 0.5 * there + 0.3 * cells, parts
+        spots = place_loss(norm(visual), columns)
+        parts = {
+            "answers": answers.item(),
+            "there": there.item(),
+            "cells": cells.item(),
+            "places": spots.item(),
+            "cells_right": right,
+        }
+        return answers + 0.5 * there + 0.3 * cells + 0.3 * spots, parts
 
     @torch.inference_mode()
     def check() -> dict[str, float]:
