@@ -13,6 +13,7 @@ from sparsight.speed.bench_result import Bench, BenchRow, Timing
 from sparsight.speed.stage_result import StageBench, StageRow
 from sparsight.speed.stages import Footprint, Macs, Times
 from sparsight.speed.timing import Spread
+from sparsight.train.result import LogLine, Training
 from sparsight.tune.result import Contest, TunedRow, Tuning
 from sparsight.tune.search import Found
 from sparsight.tune.sensitivity import Sensitivity, SiteRow
@@ -186,4 +187,19 @@ def sites(name: str = HOSTILE) -> Sensitivity:
     return Sensitivity(
         model=name, data=name, images=100, fingerprints={"model": "0"}, metric="accuracy", engine="macs", unit="GMACs", precision="fp32",
         batch_size=32, interval_method="95%", notes=[name], skipped=[(name, "not an image")], rows=rows, **COMMON,
+    )  # fmt: skip
+
+
+def training(name: str = HOSTILE) -> Training:
+    """A hundred lines of a log, asked twice."""
+    log = [
+        LogLine(10 * step, step / 20, 3.0 / step, {"labels": 3.0 / step}, 1e-5, [137, 95], 0.8 if step in (40, 80) else None)
+        for step in range(1, 101)
+    ]
+    before, after = Interval(0.7, 0.65, 0.75), Interval(0.85, 0.8, 0.9)
+    return Training(
+        model=name, recipe=LONG, preset=name, settings={"lr": 1e-5, "betas": [0.9, 0.999], "auto_augment": name}, data=name, images=100, classes=10,
+        test=name, test_images=50, image_size=(224, 224), steps=1000, before=before, after=after, change=Interval(0.15, 0.1, 0.2), macs=3_000_000_000,
+        unpruned_macs=6_000_000_000, processes=2, device="cpu (x86_64)", seconds=12.3, date=str(COMMON["date"]), versions=COMMON["versions"],
+        facts={"recipe": name}, notes=[name], skipped=[(name, "not an image")] * 3, log=log, hits=[1, 0, -1],
     )  # fmt: skip

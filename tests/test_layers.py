@@ -21,12 +21,12 @@ FLOORS = [
     ("demo", "data", "load"),
     ("runs",),
     ("pages",),
-    ("evaluation", "speed", "look"),
+    ("evaluation", "speed", "look", "train"),
     ("serve", "tune"),
     ("cli",),
 ]
 """Rooms from the ground up. A file imports from its own room and from lower floors; rooms of one floor know nothing of each other,
-except the nouns, `data` and `load`, and `evaluation`, `speed` and `look`, which only must not go in circles."""
+except the nouns, `data` and `load`, and `evaluation`, `speed`, `look` and `train`, which only must not go in circles."""
 
 NEIGHBOURS = [3, 7, 10]
 """Floors whose rooms may know each other."""

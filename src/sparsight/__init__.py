@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .registry import methods, parse, register_family
     from .speed.compile import compile
     from .speed.macs import macs
+    from .train.train import train
     from .tune.tune import tune
 
 __version__ = "0.1.0"
@@ -47,13 +48,14 @@ _HOMES = {
     "reduce": "apply",
     "register_family": "registry",
     "register_score": "ops.score",
+    "train": "train.train",
     "tune": "tune.tune",
     "unprune": "handle",
 }
 
 __all__ = [
     "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load", "macs",
-    "methods", "parse", "prune", "reduce", "register_family", "register_score", "tune", "unprune",
+    "methods", "parse", "prune", "reduce", "register_family", "register_score", "train", "tune", "unprune",
 ]  # fmt: skip
 
 

@@ -137,6 +137,30 @@ def test_serving_vit(run, tmp_path):
     assert "| unpruned |" in table(out)
 
 
+def test_train_demo(run, tmp_path):
+    from safetensors.torch import save_file
+    from train_runs import draw, tiny
+
+    save_file(tiny().model.state_dict(), tmp_path / "tiny.safetensors")
+    draw(tmp_path / "train")
+    draw(tmp_path / "test", each=2, seed=1)
+    words = f"--model test_vit@{tmp_path / 'tiny.safetensors'} --data {tmp_path / 'train'} --test {tmp_path / 'test'} --device cpu --out {tmp_path / 'o'}"
+    short = {
+        "RECIPES": tuple(f"{name}:keep=0.5,layers=1" for name in ("col_ln", "class_attention", "random")),
+        "SETTINGS": {"batch_size": 8, "lr": 1e-3},
+    }
+    run("train_demo", f"{words} --epochs 2 --seeds 1", **short)
+    before = (tmp_path / "o" / "col_ln-0" / "results.json").stat().st_mtime_ns
+    run("train_demo", f"{words} --epochs 2 --seeds 2", **short)
+    assert (tmp_path / "o" / "col_ln-0" / "results.json").stat().st_mtime_ns == before
+    text = table(tmp_path / "o" / "train_demo.json")
+    assert "2 seeds, 2 epochs of 15 images, tested on 6" in text
+    assert text.count("| `") == 3
+    assert "lower in" in text
+    assert "borne out" in text or "undecided" in text
+    assert (tmp_path / "o" / "train_demo.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_vit_sizes(run, tmp_path):
     out = tmp_path / "o.json"
     run("vit_sizes", f"--models ViT-S/16 --sides 64 --batches 1 --seconds 0 --threads 1 --out {out}")

@@ -39,7 +39,20 @@ def values(verb, *words):
 
 @pytest.mark.parametrize(
     "verb",
-    ["compare", "evaluate", "robustness", "analyse", "rank", "calibrate", "evaluate-vlm", "bench", "bench-vlm", "export", "tune"],
+    [
+        "compare",
+        "evaluate",
+        "robustness",
+        "analyse",
+        "rank",
+        "calibrate",
+        "evaluate-vlm",
+        "bench",
+        "bench-vlm",
+        "export",
+        "train",
+        "tune",
+    ],
 )
 def test_a_model_is_a_word_or_an_option(verb):
     needed = {"calibrate": ["--data", "D"], "evaluate-vlm": ["--tasks", "pope"]}.get(verb, [])

@@ -15,6 +15,7 @@ from sparsight.pages.page import render
 from sparsight.pages.plots import Plot, Point, Series, axis
 from sparsight.pages.report import report
 from sparsight.pages.stage_report import STAGES, stage_report
+from sparsight.pages.training_page import training_page
 from sparsight.pages.tuning_page import sensitivity_page, tuning_page
 from sparsight.runs.intervals import Spread
 
@@ -26,6 +27,7 @@ PAGES = {
     "stages": lambda: stage_report(made_up.stages()),
     "evaluation": lambda: evaluation_page(made_up.evaluation()),
     "analysis": lambda: analysis_page(made_up.analysis(), FIGURES),
+    "training": lambda: training_page(made_up.training()),
     "tuning": lambda: tuning_page(made_up.tuning()),
     "sensitivity": lambda: sensitivity_page(made_up.sites()),
 }

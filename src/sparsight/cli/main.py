@@ -26,6 +26,7 @@ from .reproduce import reproduce
 from .robustness import robustness
 from .serve import serve
 from .show import show
+from .train import train
 from .tune import tune
 
 # Typer has had a copy of click inside since 0.17, and click itself before; either way this is the base of its complaints.
@@ -38,7 +39,7 @@ LONGEST = 1000
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 VERBS = (
     analyse, bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, families, macs, methods, rank, reproduce, serve, show,
-    tune,
+    train, tune,
 )  # fmt: skip
 for verb in VERBS:
     app.command(short_help=" ".join((verb.__doc__ or "").partition("\n\n")[0].split()))(verb)

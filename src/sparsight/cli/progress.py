@@ -39,14 +39,15 @@ class Watch:
         self.finished = 0
         self.said, self.text = 0.0, ""
         self.start: float | None = None
+        self.unit = ""
 
     def __call__(self, step: Step) -> None:
         self.last = step
         self.finished += step.row is not None
         if self.plain:
             self.say(step)
-        if self.start is None and not step.restored:
-            self.start, self.offset = time.monotonic(), step.done
+        if (self.start is None or step.unit != self.unit) and not step.restored:
+            self.start, self.offset, self.unit = time.monotonic(), step.done, step.unit
         done = self.finished if step.unit == "rows" else int(step.done)
         count = f"{done}/{'?' if step.total is None else step.total} {step.unit}"
         self.bar.update(
@@ -66,7 +67,8 @@ class Watch:
         if step.unit == "images":
             print(f"{step.text}: {step.done:.0f}{'' if total is None else f' of {total}'} images", file=sys.stderr, flush=True)
         elif total and step.done:
-            print(f"{100 * step.done / total:.0f}% {step.text}", file=sys.stderr, flush=True)
+            left = self.time_left(step)
+            print(f"{100 * step.done / total:.0f}% {step.text}{f', {left}' * bool(left)}", file=sys.stderr, flush=True)
 
     def time_left(self, step: Step) -> str:
         """Time for the rest at the pace of this run; what was finished before does not count."""

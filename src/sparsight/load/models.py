@@ -22,6 +22,8 @@ from ..data.fingerprint import digest
 from ..data.reading import Transform
 from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
 from ..errors import PruneError, shown
+from ..prune import prune
+from ..recipe import Recipe
 from .checkpoint import (
     PICKLED,
     Shapes,
@@ -35,6 +37,7 @@ from .checkpoint import (
     read_shapes,
     weight_files,
 )
+from .trained import MODEL, is_trained, read_trained
 
 HUB = ("hf_hub:", "hf-hub:")
 RANDOM = "random:"
@@ -48,7 +51,7 @@ class Loaded:
     """A model in eval mode and float32, with the preprocessing of its checkpoint.
 
     transform: PIL image -> [3, H, W]; classes: names in the order of the logits, None where the checkpoint has none;
-    image_size: (H, W) that the transform makes.
+    image_size: (H, W) that the transform makes. recipe: under which the model was trained, and is pruned; None for any other model.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Loaded:
     transform: Transform = field(repr=False)
     classes: list[str] | None = field(repr=False)
     image_size: tuple[int, int]
+    recipe: Recipe | None = None
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -90,10 +94,10 @@ def open_model(
         loaded.model.to(device, dtype)
     else:
         loaded = open_model(model.model, model.transform, model.classes, device, dtype)
-        loaded = replace(loaded, name=model.name, classes=model.classes)
+        loaded = replace(loaded, name=model.name, classes=model.classes, recipe=model.recipe)
     if transform is not None or classes is not None:
         names = list(classes) if classes is not None else loaded.classes
-        loaded = finish(loaded.name, loaded.model, transform or loaded.transform, names)
+        loaded = replace(finish(loaded.name, loaded.model, transform or loaded.transform, names), recipe=loaded.recipe)
     return loaded
 
 
@@ -165,8 +169,9 @@ def load(name: str = "demo") -> Loaded:
     """Load a vision model with its preprocessing and class names, ready to run on the CPU.
 
     name: "demo" (embedded); a timm name, also with .tag or as hf_hub:REPO; a local folder as written by transformers'
-    `save_pretrained` (model and image processor) or by timm's `save_for_hf`; ARCH@FILE.safetensors with a timm architecture; or
-    random:ARCH for a timm architecture with random weights, whose speed is that of trained ones.
+    `save_pretrained` (model and image processor) or by timm's `save_for_hf`; what `sparsight train` wrote, pruned as it was trained;
+    ARCH@FILE.safetensors with a timm architecture; or random:ARCH for a timm architecture with random weights, whose speed is that of
+    trained ones.
     Raises PruneError, before any heavy work where the fault shows on disk, for everything that cannot be loaded.
     """
     path = Path(name.removeprefix("local-dir:")).expanduser()
@@ -177,7 +182,7 @@ def load(name: str = "demo") -> Loaded:
     if name.lower().endswith(PICKLED):
         raise pickled(name)
     if os.path.isdir(path):
-        return load_folder(path)
+        return load_trained(path) if is_trained(path) else load_folder(path)
     if name.startswith(HUB):
         return load_timm(name)
     if name.startswith(RANDOM):
@@ -318,6 +323,15 @@ def load_folder(folder: Path) -> Loaded:
         raise PruneError(f"model folder {folder} has {len(files)} safetensors files; timm needs one, named model.safetensors")
     arguments = {"num_classes": config["num_classes"]} if "num_classes" in config else {}
     return load_timm_weights(str(folder), f"local-dir:{folder}", files[0], headers[0], arguments)
+
+
+def load_trained(folder: Path) -> Loaded:
+    """A fine-tuned model, pruned by the recipe that it was trained under."""
+    found = read_trained(folder)
+    loaded = load_folder(folder / MODEL)
+    if found.recipe is not None:
+        prune(loaded.model, found.recipe, weights=found.weights)
+    return replace(loaded, name=str(folder), classes=found.classes or loaded.classes, recipe=found.recipe)
 
 
 def load_transformers(folder: Path, config: dict[str, Any]) -> Loaded:
