@@ -119,16 +119,16 @@ def test_the_model_is_pruned_anew_as_it_falls():
     whole = model(torch.ones(1, 3, 64, 64))
     handle = sparsight.prune(model, RECIPE)
     shrink = Shrink.of(model, handle.recipe, TrainSettings(epochs=10, shrink_epochs=4))
-    assert shrink.counts == [11, 8]
+    assert shrink.counts == [10, 6]  # without the slot of the rest
     shrink.at(0)
     assert sparsight.handles(model) == []
     assert torch.equal(model(torch.ones(1, 3, 64, 64)), whole)
     counts = []
-    for epoch in (1, 2, 3, 4, 5):
+    for epoch in (2, 3, 4, 5):
         shrink.at(epoch)
         model(torch.ones(1, 3, 64, 64))
         counts.append(sparsight.handle(model).counts)
-    assert counts[0][0] > counts[1][0] > counts[2][0]
+    assert counts[0][0] > counts[1][0] > counts[2][0] == 11
     assert counts[-1] == counts[-2] == [11, 8]
 
 
@@ -168,7 +168,7 @@ def test_dynamicvit_gives_its_losses_what_they_need():
     assert found["tokens"].shape == taught["tokens"].shape == (2, 16, 64)
     assert found["decision"].shape == (2, 16, 1)
     parts = Objective.of(TrainSettings(distill_tokens=0.5))(found, taught, torch.tensor([0, 1]))
-    assert parts["ratio"] == pytest.approx(2 * float(handle.ratio_loss()))
+    assert float(parts["ratio"]) == pytest.approx(2 * float(handle.ratio_loss()))
     parts["loss"].backward()
     assert all(p.grad is not None for p in handle.learned.parameters())
     assert "ratio" not in learner.eval()(images)

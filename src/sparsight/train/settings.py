@@ -13,6 +13,7 @@ from ..errors import PruneError, shown
 
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
+    "schedule": ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"),
     "schedule_by": ("step", "epoch"),
     "mode": ("train", "eval"),
     "crop": ("rrc", "rkrc", "rkrr"),
@@ -63,7 +64,7 @@ class TrainSettings:
     )
     learned_lr: float = say(1.0, "Factor of the learning rate of a learned method's own weights.")
     clip: float = say(0.0, "Largest norm of the gradient; 0: any.")
-    schedule: str = say("cosine", "Schedule of the learning rate, a name that timm knows.")
+    schedule: str = say("cosine", "cosine, tanh, step, multistep, poly, wsd, rsqrt or constant.")
     schedule_by: str = say("step", "step or epoch: when the learning rate changes.")
     schedule_lag: int = say(0, "Epochs by which a schedule by epoch comes late.")
     min_lr: float = say(0.0, "Learning rate at the end; not scaled.")

@@ -40,6 +40,7 @@ from .learner import Learner, Teacher
 from .log import summary_writer
 from .loop import Loop, Pace
 from .memory import estimate
+from .optimise import make_optimiser
 from .presets import find_preset
 from .result import Training, TrainPlan
 from .saving import Form, form_of, try_saving, write_trained
@@ -440,6 +441,7 @@ def make_job(asked: Asked, settings: TrainSettings, pace: Pace, accelerator: Any
     form = form_of(loaded)
     like = copy.deepcopy(loaded.model)
     handle = None if recipe is None else prune(loaded.model, recipe, weights=weights)
+    make_optimiser(Learner(loaded.model, handle), settings)  # refuses what timm does not know
     if settings.checkpointing:
         set_checkpointing(loaded.model)
     notes = [note for note in (source.note, "" if test is None else test.note) if note]
