@@ -95,6 +95,7 @@ def test_other_tools_take_the_folder(done, out, others, tmp_path):
     found = evaluate(str(out), others, out=tmp_path / "e")
     assert found.scores[0].top1.value == pytest.approx(done.after.value)
     assert found.scores[0].macs == done.macs
+    assert f"the model is pruned in every row, as it was trained: {RECIPE}" in found.notes
 
 
 def test_training_goes_on_from_a_trained_model(done, out, images, tmp_path):

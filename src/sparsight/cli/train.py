@@ -24,7 +24,7 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
             one.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[HINTS[one.name] | None, typer.Option(help=one.metadata["help"], show_default=False)],  # type: ignore[name-defined]
+            annotation=Annotated[HINTS[one.name] | None, typer.Option(help=one.metadata["help"], show_default=False)],
         )
         for one in fields(TrainSettings)
     ]

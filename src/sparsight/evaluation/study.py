@@ -135,7 +135,12 @@ def classify(loaded: Loaded, source: Source, preset: Preset | None) -> Study:
         assert logits is not None
         return ranked(logits if allowed is None else only(logits, allowed))
 
-    notes = [source.note, f"only the logits of the {len(allowed)} classes of {preset.title} count" if preset and allowed else ""]
+    trained = f"the model is pruned in every row, as it was trained: {loaded.recipe}" if loaded.recipe is not None else ""
+    notes = [
+        trained,
+        source.note,
+        f"only the logits of the {len(allowed)} classes of {preset.title} count" if preset and allowed else "",
+    ]
     return Study(loaded, ask, source, None, reader.outputs, loaded.classes or source.classes, notes, digest("classify", allowed))
 
 

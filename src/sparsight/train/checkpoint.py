@@ -126,7 +126,8 @@ def packed(tensors: Tensors, note: dict[str, str]) -> bytes:
     """A safetensors file. Tensors that share their memory get a copy each."""
     from safetensors.torch import save
 
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata=note)
+    made: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata=note)
+    return made
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any], where: str = "") -> list[str]:

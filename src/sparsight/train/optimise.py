@@ -19,7 +19,7 @@ def make_optimiser(learner: Learner, settings: TrainSettings) -> Any:
 
     model, learned = learner.model, learner.learned
     model.requires_grad_(not settings.frozen)
-    free = getattr(model, "no_weight_decay", set)()
+    free: Any = getattr(model, "no_weight_decay", set)()
     if settings.layer_decay:
         groups = param_groups_layer_decay(model, settings.weight_decay, no_weight_decay_list=free, layer_decay=settings.layer_decay)
     else:
@@ -72,7 +72,7 @@ def weights_of(wrapped: nn.Module) -> dict[str, Tensor]:
     """The learner's weights by its own names, whole and on the CPU; all processes have to ask."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    return get_model_state_dict(wrapped, options=whole())
+    return dict[str, Any](get_model_state_dict(wrapped, options=whole()))
 
 
 def load_weights(wrapped: nn.Module, weights: Mapping[str, Tensor]) -> None:

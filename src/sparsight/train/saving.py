@@ -38,7 +38,7 @@ class Form:
 
 def form_of(loaded: Loaded) -> Form:
     """How this model is saved. Raises PruneError for one that could not be loaded again."""
-    model = loaded.model
+    model: Any = loaded.model
     home = type(model).__module__.partition(".")[0]
     if hasattr(model, "default_cfg") and getattr(model, "pretrained_cfg", {}).get("architecture"):
         return timm_form(loaded)

@@ -161,7 +161,7 @@ def check(name: str, value: Any) -> None:
         raise PruneError(f"{name}={shown(value)} is not known; choose {', '.join(CHOICES[name])}")
     if kind is tuple and not (len(value) == 2 and all(isinstance(each, (int, float)) and 0 <= each <= 1 for each in value)):
         raise PruneError(f"{name}={shown(value)} must be two numbers from 0 to 1")
-    if kind not in (int, float):
+    if kind not in (int, float) or not isinstance(value, (int, float)):
         return
     least, most = LEAST.get(name, 0), 1 if name in SHARES else math.inf
     if not (least <= value <= most and math.isfinite(value)):
