@@ -42,7 +42,8 @@ def form_of(loaded: Loaded) -> Form:
     home = type(model).__module__.partition(".")[0]
     if hasattr(model, "default_cfg") and getattr(model, "pretrained_cfg", {}).get("architecture"):
         return timm_form(loaded)
-    if home == "transformers" and getattr(getattr(model, "config", None), "name_or_path", ""):
+    config = getattr(model, "config", None)
+    if home == "transformers" and config is not None and config.name_or_path:
         processor = find_processor(model)
 
         def write(model: nn.Module, folder: Path, classes: list[str] | None) -> None:
