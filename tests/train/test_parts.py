@@ -168,7 +168,7 @@ def test_dynamicvit_gives_its_losses_what_they_need():
     assert found["tokens"].shape == taught["tokens"].shape == (2, 16, 64)
     assert found["decision"].shape == (2, 16, 1)
     parts = Objective.of(TrainSettings(distill_tokens=0.5))(found, taught, torch.tensor([0, 1]))
-    assert float(parts["ratio"]) == pytest.approx(2 * float(handle.ratio_loss()))
+    assert parts["ratio"].item() == pytest.approx(2 * handle.ratio_loss().item())
     parts["loss"].backward()
     assert all(p.grad is not None for p in handle.learned.parameters())
     assert "ratio" not in learner.eval()(images)
@@ -182,7 +182,9 @@ LEARNED = [
 ]
 
 
-@pytest.mark.parametrize("recipe", LEARNED)
+@pytest.mark.parametrize(
+    "recipe", [*LEARNED[:1], *(pytest.param(one, marks=pytest.mark.product) for one in LEARNED[1:3]), LEARNED[3]]
+)
 def test_learned_methods_train_and_load(images, tmp_path, recipe):
     more = {"distill_logits": 0.5, "distill_tokens": 0.5} if "dynamicvit" in recipe else {"frozen": True}
     start = tiny()
@@ -202,14 +204,14 @@ def test_learned_methods_train_and_load(images, tmp_path, recipe):
 def test_accumulated_gradients_are_those_of_the_whole_batch(images, tmp_path):
     plain = {**SHORT, "flip": 0.0, "epochs": 1}
     outs = {}
-    for size in (4, 2, 1):
+    for size in (4, 2):
         sparsight.train(tiny(), images, RECIPE, tmp_path / str(size), per_forward=size, **plain)
         outs[size] = sparsight.load(str(tmp_path / str(size))).model.state_dict()
-    for size in (2, 1):
-        for name, tensor in outs[4].items():
-            torch.testing.assert_close(outs[size][name], tensor, atol=2e-4, rtol=1e-3)
+    for name, tensor in outs[4].items():
+        torch.testing.assert_close(outs[2][name], tensor, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.product
 def test_recomputed_activations_change_nothing(images, tmp_path):
     for checkpointing in (False, True):
         sparsight.train(
@@ -220,6 +222,7 @@ def test_recomputed_activations_change_nothing(images, tmp_path):
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.product
 def test_the_moving_average_can_be_the_result(images, tmp_path):
     for ema_result in (False, True):
         sparsight.train(tiny(), images, RECIPE, tmp_path / str(ema_result), ema=0.9, ema_result=ema_result, **SHORT)

@@ -35,7 +35,9 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("stops", [(1,), (4,), (2, 7)], ids=str)
+@pytest.mark.parametrize(
+    "stops", [pytest.param((1,), marks=pytest.mark.product), pytest.param((4,), marks=pytest.mark.product), (2, 7)], ids=str
+)
 def test_interrupted(images, others, tmp_path, stops):
     arguments = {**SHORT, **ALL, "test": others, "save_every": 2}
     quiet = sparsight.train(tiny(), images, RECIPE, tmp_path / "quiet", **arguments)
@@ -48,7 +50,9 @@ def test_interrupted(images, others, tmp_path, stops):
     assert (done.before, done.after) == (quiet.before, quiet.after)
 
 
-@pytest.mark.parametrize("recipe", ["dynamicvit:keep=0.6,layers=1/2", "patch_merger:keep=0.6,layers=1/2"])
+@pytest.mark.parametrize(
+    "recipe", ["dynamicvit:keep=0.6,layers=1/2", pytest.param("patch_merger:keep=0.6,layers=1/2", marks=pytest.mark.product)]
+)
 def test_interrupted_with_learned_weights(images, tmp_path, recipe):
     arguments = {**SHORT, "learned_lr": 10.0}
     sparsight.train(tiny(), images, recipe, tmp_path / "quiet", **arguments)
@@ -58,6 +62,7 @@ def test_interrupted_with_learned_weights(images, tmp_path, recipe):
     assert same(weights(tmp_path / "out"), weights(tmp_path / "quiet"))
 
 
+@pytest.mark.product
 def test_worker_processes_change_nothing(images, tmp_path):
     arguments = {**SHORT, **ALL, "epochs": 2}
     for workers in (0, 2):
@@ -65,6 +70,7 @@ def test_worker_processes_change_nothing(images, tmp_path):
     assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
 
 
+@pytest.mark.product
 def test_half_a_checkpoint_and_half_a_line_do_no_harm(images, tmp_path):
     sparsight.train(tiny(), images, RECIPE, tmp_path / "quiet", **SHORT)
     with pytest.raises(KeyboardInterrupt):

@@ -117,6 +117,7 @@ def test_a_dry_run_says_what_would_be_done(model, images, others, tmp_path):
     assert "steps: 6 = 2 epochs x 3, of 4 images" in str(plan)
 
 
+@pytest.mark.product
 def test_the_unpruned_baseline(images, tmp_path):
     done = sparsight.train(tiny(), images, "unpruned", tmp_path / "x", **{**SHORT, "epochs": 1})
     assert done.macs == done.unpruned_macs
@@ -133,6 +134,7 @@ def test_a_new_head_for_other_classes(images, tmp_path):
     assert found.model.num_classes == 3
 
 
+@pytest.mark.product
 def test_tensorboard(images, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     done = sparsight.train(tiny(), images, RECIPE, tmp_path / "x", tensorboard=True, **{**SHORT, "epochs": 1})
