@@ -1,0 +1,164 @@
+"""Which rows a comparison of a vision-language model has: methods at budgets, seeds where a method draws, and the baselines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import PruneError
+from ..ops.schedule import BUDGET, as_tuple, show
+from ..ops.select import smaller
+from ..ops.text import DecoderSchedule
+from ..prune import family_of, prune, resolve
+from ..recipe import Recipe
+from ..registry import methods as all_methods
+from ..runs.store import UNPRUNED
+
+BASELINES = ("random", "resize", "pool")
+"""Rows that are always there unless they are switched off."""
+PLACES = ("encoder", "projector", "decoder")
+RESIZE = "resize"
+PUBLISHED = 32
+"""Layers of the language models that the papers' layer numbers are for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row. recipes: that of every seed, none for the unpruned model; cells: patch grid (h, w) of a picture that is made smaller."""
+
+    recipes: tuple[Recipe, ...] = ()
+    cells: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.recipes[0]) if self.recipes else UNPRUNED
+
+    @property
+    def names(self) -> list[str]:
+        """Of every seed."""
+        return [str(recipe) for recipe in self.recipes] or [UNPRUNED]
+
+    def installed(self, place: int) -> Recipe | None:
+        """What the model is pruned by under a seed; nothing for a smaller picture."""
+        return self.recipes[place] if self.recipes and self.cells is None else None
+
+
+def entries_of(
+    shell: nn.Module, depth: int, methods: Sequence[str] | None, tokens: Sequence[int], recipes: Sequence[str | Recipe], seeds: int, baselines: bool
+) -> tuple[list[Entry], list[str]]:  # fmt: skip
+    """The unpruned model, methods x budgets, further recipes; and notes about what is left out. shell: the model, with or without data;
+    depth: layers of its language model. Raises PruneError for what was asked for by name and cannot be."""
+    if seeds < 1:
+        raise PruneError(f"seeds={seeds} must be 1 or more")
+    family = family_of(shell)
+    names = usual() if methods is None else list(methods)
+    first = [name.partition(":")[0].strip() for name in names]
+    names = [name for name in BASELINES if baselines and name not in first] + names
+    wanted = [complete(text, amount, depth) for amount in tokens or (None,) for text in names]
+    wanted += [resolve(recipe, {}) for recipe in recipes]
+    found, notes = [Entry()], []
+    for recipe in {str(recipe): recipe for recipe in wanted}.values():
+        try:
+            found.append(entry_of(shell, family, recipe, seeds))
+        except PruneError as error:
+            named = recipe.name in first or any(str(resolve(one, {})) == str(recipe) for one in recipes)
+            if methods is not None and named:
+                raise
+            notes.append(f"{recipe} is left out: {error}")
+    if len(found) == 1:
+        raise PruneError("nothing to compare: give at least one method, and a budget such as tokens 64" if not notes else notes[0])
+    return found, notes
+
+
+def usual() -> list[str]:
+    """All methods that choose a language model's image tokens."""
+    return [entry.name for entry in all_methods() if resolve(entry.name, {}).where in PLACES]
+
+
+def complete(text: str, tokens: int | None, depth: int) -> Recipe:
+    """The recipe of a string, with the budget filled in where it is silent, and layers that the language model has.
+
+    A method's own layers are the papers', for 32 layers: where the model has fewer they are scaled. PyramidDrop's three stages keep 4, 2
+    and 1 times the budget, as its fractions are to each other.
+    """
+    name, _, body = text.partition(":")
+    words = {part.partition("=")[0].strip() for part in body.split(",")}
+    recipe = resolve(text, {})
+    options: dict[str, Any] = {}
+    if isinstance(recipe.schedule, DecoderSchedule):
+        word = "layer" if "layer" in dict(recipe.params) else "layers"
+        layers = as_tuple(recipe.schedule.layers) if not isinstance(recipe.schedule.layers, str) else ()
+        if word not in words and not fits(recipe.schedule, depth):
+            placed = scaled([int(layer) for layer in layers], depth, recipe.schedule.after)
+            options[word] = placed[0] if word == "layer" else placed
+    if tokens is not None and not words & set(BUDGET):
+        stages = len(as_tuple(recipe.schedule.keep)) if isinstance(recipe.schedule, DecoderSchedule) and recipe.schedule.keep is not None else 1
+        options["tokens"] = tokens if stages == 1 else tuple(tokens * 2**step for step in reversed(range(stages)))
+    return resolve(recipe, options) if options else recipe
+
+
+def fits(schedule: DecoderSchedule, depth: int) -> bool:
+    """Whether the language model has the layers."""
+    try:
+        schedule.resolve(depth)
+    except PruneError:
+        return False
+    return True
+
+
+def scaled(layers: list[int], depth: int, after: bool) -> tuple[int, ...]:
+    """Layer numbers for 32 layers as those of a model of `depth` layers, each a later one than the one before."""
+    low, high = (0, depth - 2) if after else (1, depth - 1)
+    found: list[int] = []
+    for place, layer in enumerate(layers):
+        least, most = (found[-1] + 1 if found else low), high - (len(layers) - 1 - place)
+        found.append(max(least, min(most, int(layer * depth / PUBLISHED + 0.5))))
+    if not found or found[-1] > high:
+        raise PruneError(f"{len(layers)} stages need more layers than the {depth} of this language model")
+    return tuple(found)
+
+
+def entry_of(shell: nn.Module, family: Any, recipe: Recipe, seeds: int) -> Entry:
+    """A checked row."""
+    if recipe.name == RESIZE:
+        return Entry((recipe,), smaller_grid(family, recipe))
+    grid, asked = getattr(family, "grid", None) if family.one_row else None, max(as_tuple(recipe.schedule.tokens), default=0)
+    if grid is not None and recipe.where != "decoder" and asked > grid[0] * grid[1]:
+        raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {grid[0] * grid[1]} tokens of a picture")
+    drawn = [resolve(recipe, {"seed": dict(recipe.params)["seed"] + place}) for place in range(seeds)] if draws(recipe) else [recipe]  # type: ignore[operator]
+    with prune(shell, recipe):
+        pass
+    return Entry(tuple(drawn))
+
+
+def draws(recipe: Recipe) -> bool:
+    """Whether a recipe draws at random, so that it has to be run under several seeds."""
+    return recipe.name != "custom" and any(name == "seed" for step in recipe.steps for name, _ in step.numbers)
+
+
+def smaller_grid(family: Any, recipe: Recipe) -> tuple[int, int]:
+    """Patch grid of the smaller picture. Raises PruneError for towers that take pictures of their own size only."""
+    if not family.one_row or family.capacity() is not None:
+        raise PruneError(f"{recipe.name}: the vision tower of {type(family.model).__name__} takes pictures of its own size only; compare with pool")
+    grid: tuple[int, int] = family.grid
+    whole = grid[0] * grid[1]
+    count = recipe.schedule.count(whole, 0, 1)
+    if count >= whole:
+        raise PruneError(f"{recipe.name}: {show(count)} is no fewer than the {whole} tokens of a picture")
+    return smaller(grid, count)
+
+
+def smaller_pictures(processor: Any, grid: tuple[int, int], cells: tuple[int, int]) -> Any:
+    """A copy of the processor whose image processor makes pictures of `cells` patches instead of `grid`."""
+    made = copy.deepcopy(processor)
+    images = made.image_processor
+    share = {"height": cells[0] / grid[0], "width": cells[1] / grid[1], "shortest_edge": max(cells[0] / grid[0], cells[1] / grid[1])}
+    for name in ("size", "crop_size"):
+        sizes = getattr(images, name, None)
+        if sizes:
+            setattr(images, name, type(sizes)(**{key: round(value * share.get(key, 1.0)) for key, value in dict(sizes).items()}))
+    return made
