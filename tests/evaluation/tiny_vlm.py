@@ -23,6 +23,7 @@ WORDS = [
     "image?",
     "what",
     "colour",
+    *"airplanes butterfly dalmatian elephant emu flamingo hawksbill kangaroo Leopards llama okapi sunflower".split(),
 ]
 IMAGE = len(WORDS)
 SIDE, PATCH = 16, 4

@@ -39,7 +39,7 @@ from .asking import NOT_FINITE, Answer, Asker, Prompted, batched
 from .evaluate_vlm import precision_on
 from .measure import name_parts
 from .question_scores import Names, judged, kind_of, scenes_of, tally
-from .vlm_entries import Entry, entries_of, smaller_pictures
+from .vlm_entries import Entry, entries_of, grid_made, smaller_pictures
 
 AT_ONCE = 16
 """Pictures whose questions are asked under every recipe before the next ones."""
@@ -90,12 +90,13 @@ def compare_vlm(
     source = own_source(model, processor) if isinstance(model, nn.Module) else find_source(model, None, None)
     asked = part_of(read_set(questions_of(source.name, data)), limit)
     check_words(asked, source.processor.tokenizer)
-    entries, notes = entries_of(source.shell, source.depth, methods, tokens, recipes, seeds, baselines)
+    grid = grid_made(family_of(source.shell), source.processor)
+    entries, notes = entries_of(source.shell, source.depth, grid, methods, tokens, recipes, seeds, baselines)
     made = claim(folder := Path(out).expanduser())
     try:
         module = source.load(settings.device, PRECISIONS.get(settings.precision, torch.float32), 0)
         asker = Asker(module, source.processor, batch_size, prompt)
-        job = Job(source, asker, asked, entries, settings, rounds, folder, notes)
+        job = Job(source, asker, asked, grid, entries, settings, rounds, folder, notes)
     except PruneError:
         release(made)
         raise
@@ -133,6 +134,7 @@ class Job:
     source: Source
     asker: Asker
     asked: LocalSet
+    grid: tuple[int, int] | None
     entries: list[Entry]
     settings: Settings
     rounds: int
@@ -214,7 +216,8 @@ class Job:
         if entry.cells is None:
             return self.asker
         if entry.cells not in self.smaller:
-            processor = smaller_pictures(self.source.processor, self.family.grid, entry.cells)
+            assert self.grid is not None
+            processor = smaller_pictures(self.source.processor, self.grid, entry.cells)
             self.smaller[entry.cells] = Asker(self.asker.model, processor, self.asker.size, self.asker.prompt)
         return self.smaller[entry.cells]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from ..errors import PruneError
@@ -26,12 +27,15 @@ PUBLISHED = 32
 """Layers of the language models that the papers' layer numbers are for."""
 
 
+Grid = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Entry:
     """One row. recipes: that of every seed, none for the unpruned model; cells: patch grid (h, w) of a picture that is made smaller."""
 
     recipes: tuple[Recipe, ...] = ()
-    cells: tuple[int, int] | None = None
+    cells: Grid | None = None
 
     @property
     def name(self) -> str:
@@ -48,10 +52,11 @@ class Entry:
 
 
 def entries_of(
-    shell: nn.Module, depth: int, methods: Sequence[str] | None, tokens: Sequence[int], recipes: Sequence[str | Recipe], seeds: int, baselines: bool
+    shell: nn.Module, depth: int, grid: Grid | None, methods: Sequence[str] | None, tokens: Sequence[int], recipes: Sequence[str | Recipe], seeds: int,
+    baselines: bool,
 ) -> tuple[list[Entry], list[str]]:  # fmt: skip
     """The unpruned model, methods x budgets, further recipes; and notes about what is left out. shell: the model, with or without data;
-    depth: layers of its language model. Raises PruneError for what was asked for by name and cannot be."""
+    depth: layers of its language model; grid: see `grid_made`. Raises PruneError for what was asked for by name and cannot be."""
     if seeds < 1:
         raise PruneError(f"seeds={seeds} must be 1 or more")
     family = family_of(shell)
@@ -63,7 +68,7 @@ def entries_of(
     found, notes = [Entry()], []
     for recipe in {str(recipe): recipe for recipe in wanted}.values():
         try:
-            found.append(entry_of(shell, family, recipe, seeds))
+            found.append(entry_of(shell, family, grid, recipe, seeds))
         except PruneError as error:
             named = recipe.name in first or any(str(resolve(one, {})) == str(recipe) for one in recipes)
             if methods is not None and named:
@@ -122,11 +127,11 @@ def scaled(layers: list[int], depth: int, after: bool) -> tuple[int, ...]:
     return tuple(found)
 
 
-def entry_of(shell: nn.Module, family: Any, recipe: Recipe, seeds: int) -> Entry:
+def entry_of(shell: nn.Module, family: Any, grid: Grid | None, recipe: Recipe, seeds: int) -> Entry:
     """A checked row."""
     if recipe.name == RESIZE:
-        return Entry((recipe,), smaller_grid(family, recipe))
-    grid, asked = getattr(family, "grid", None) if family.one_row else None, max(as_tuple(recipe.schedule.tokens), default=0)
+        return Entry((recipe,), smaller_grid(family, grid, recipe))
+    asked = max(as_tuple(recipe.schedule.tokens), default=0)
     if grid is not None and recipe.where != "decoder" and asked > grid[0] * grid[1]:
         raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {grid[0] * grid[1]} tokens of a picture")
     drawn = [resolve(recipe, {"seed": dict(recipe.params)["seed"] + place}) for place in range(seeds)] if draws(recipe) else [recipe]  # type: ignore[operator]
@@ -140,11 +145,19 @@ def draws(recipe: Recipe) -> bool:
     return recipe.name != "custom" and any(name == "seed" for step in recipe.steps for name, _ in step.numbers)
 
 
-def smaller_grid(family: Any, recipe: Recipe) -> tuple[int, int]:
+def grid_made(family: Any, processor: Any) -> Grid | None:
+    """Patch grid (h, w) of the pictures that the processor makes; None for families that cut pictures into tiles."""
+    if not family.one_row:
+        return None
+    pixels = processor.image_processor(images=Image.new("RGB", (320, 320), "gray"), return_tensors="pt")["pixel_values"]
+    grid: Grid = family.grid_of({"pixel_values": pixels})
+    return grid
+
+
+def smaller_grid(family: Any, grid: Grid | None, recipe: Recipe) -> Grid:
     """Patch grid of the smaller picture. Raises PruneError for towers that take pictures of their own size only."""
-    if not family.one_row or family.capacity() is not None:
+    if grid is None or family.capacity() is not None:
         raise PruneError(f"{recipe.name}: the vision tower of {type(family.model).__name__} takes pictures of its own size only; compare with pool")
-    grid: tuple[int, int] = family.grid
     whole = grid[0] * grid[1]
     count = recipe.schedule.count(whole, 0, 1)
     if count >= whole:
@@ -152,7 +165,7 @@ def smaller_grid(family: Any, recipe: Recipe) -> tuple[int, int]:
     return smaller(grid, count)
 
 
-def smaller_pictures(processor: Any, grid: tuple[int, int], cells: tuple[int, int]) -> Any:
+def smaller_pictures(processor: Any, grid: Grid, cells: Grid) -> Any:
     """A copy of the processor whose image processor makes pictures of `cells` patches instead of `grid`."""
     made = copy.deepcopy(processor)
     images = made.image_processor
