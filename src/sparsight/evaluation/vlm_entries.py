@@ -80,8 +80,8 @@ def entries_of(
 
 
 def usual() -> list[str]:
-    """All methods that choose a language model's image tokens."""
-    return [entry.name for entry in all_methods() if resolve(entry.name, {}).where in PLACES]
+    """All methods that choose a language model's image tokens, and Col-Ln, which does so as well."""
+    return [entry.name for entry in all_methods() if resolve(entry.name, {}).where in PLACES] + ["col_ln"]
 
 
 def complete(text: str, tokens: int | None, depth: int) -> Recipe:
