@@ -112,11 +112,12 @@ def question_cells(done: VlmComparison, row: VlmRow, split: str, known: Sequence
 
     found: list[Cell] = [row.recipe, row.tokens]
     for name in known:
-        value, moved = done.value(row, name, split), done.moved(row, name, split)
+        value, span = done.value(row, name, split), done.change(row, name, split)
+        moved = done.moved(name, span)
         scale = MEASURES[name].scale if name in MEASURES else 100.0
         text = "-" if value is None else f"{scale * value:.1f}"
         found.append(Text(text, "bold green" if moved > 0 else "red") if moved else text)
-        found += change(done.change(row, name, split)) if name == first else ()
+        found += change(span) if name == first else ()
     return found
 
 

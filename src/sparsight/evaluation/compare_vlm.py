@@ -28,7 +28,7 @@ from ..load import demo_vlm
 from ..load.vlms import Source, find_source, own_source
 from ..prune import family_of
 from ..recipe import Recipe
-from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
+from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, precision_on, versions_in_use
 from ..runs.store import UNPRUNED, ResultStore, claim, fingerprint_model, release, write_text
 from ..runs.sweep import Listener, RowJob, Step, ignore, pruned, run_rows
 from ..runs.vlm_comparison import Cost, VlmComparison, VlmRow
@@ -36,7 +36,6 @@ from ..speed.stages import Times, count_macs, time_stages
 from ..speed.timing import spread
 from ..vlms.tower_memo import MOST, remembering
 from .asking import NOT_FINITE, Answer, Asker, Prompted, batched
-from .evaluate_vlm import precision_on
 from .measure import name_parts
 from .question_scores import Names, judged, kind_of, scenes_of, tally
 from .vlm_entries import Entry, entries_of, grid_made, smaller_pictures
@@ -323,7 +322,7 @@ class Job:
             versions=versions_in_use(self.asker.model),
             notes=[*self.notes, *lost],
             skipped=[(item.key, first[item.key].fault) for item in items if first[item.key].text is None],
-            pictures=list(dict.fromkeys(", ".join(path.name for path in item.images) for item in items)),
+            pictures=[", ".join(path.name for path in images) for images in dict.fromkeys(item.images for item in items)],
             scenes=scenes_of(items),
             rows=rows,
         )
@@ -337,7 +336,9 @@ class Job:
         write_text(self.out / "results.json", done.to_json())
         write_text(self.out / "results.csv", done.to_csv())
         write_text(self.out / "answers.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines(answers)))
-        write_text(self.out / "report.html", vlm_report(done, gallery(self, done, answers, shown)))
+        with remembering(self.family):
+            exhibits = gallery(self, done, answers, shown)
+        write_text(self.out / "report.html", vlm_report(done, exhibits))
 
     def lines(self, answers: Mapping[str, Answers]) -> Iterator[dict[str, Any]]:
         """Every answer of every recipe and seed."""

@@ -22,7 +22,7 @@ from ..load.vlms import Source, find_source, own_source
 from ..prune import family_of, prune, resolve
 from ..recipe import Recipe
 from ..runs.intervals import Interval, paired, paired_means
-from ..runs.settings import PRECISIONS, check_settings, device_name, versions_in_use
+from ..runs.settings import PRECISIONS, check_settings, device_name, precision_on, versions_in_use
 from ..runs.settings import Settings as Measured
 from ..runs.store import UNPRUNED, ResultStore, claim, fingerprint_model, release, write_text
 from ..runs.sweep import Listener, RowJob, ignore, pruned, run_rows
@@ -104,11 +104,6 @@ def own_questions(model: str | nn.Module) -> list[str]:
         return []
     demo_vlm.packaged(demo_vlm.NAME)
     return [str(demo_vlm.questions())]
-
-
-def precision_on(device: str, precision: str) -> str:
-    """The precision, "auto" spelled out."""
-    return precision if precision != "auto" else "fp32" if device == "cpu" else "bf16"
 
 
 def find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], tuple[str, ...]]:

@@ -63,17 +63,20 @@ def entries_of(
     names = usual() if methods is None else list(methods)
     first = [name.partition(":")[0].strip() for name in names]
     names = [name for name in BASELINES if baselines and name not in first] + names
-    wanted = [complete(text, amount, depth) for amount in tokens or (None,) for text in names]
-    wanted += [resolve(recipe, {}) for recipe in recipes]
-    found, notes = [Entry()], []
-    for recipe in {str(recipe): recipe for recipe in wanted}.values():
+    further = [resolve(recipe, {}) for recipe in recipes]
+    strict = {recipe.name for recipe in further} | (set(first) if methods is not None else set())
+    found, notes, known = [Entry()], [], set()
+    for text, amount in [(text, amount) for amount in tokens or (None,) for text in names] + [(recipe, None) for recipe in further]:
         try:
-            found.append(entry_of(shell, family, grid, recipe, seeds))
+            recipe = complete(text, amount, depth) if isinstance(text, str) else text
+            if str(recipe) not in known:
+                known.add(str(recipe))
+                found.append(entry_of(shell, family, grid, recipe, seeds))
         except PruneError as error:
-            named = recipe.name in first or any(str(resolve(one, {})) == str(recipe) for one in recipes)
-            if methods is not None and named:
+            name = text.partition(":")[0].strip() if isinstance(text, str) else text.name
+            if name in strict:
                 raise
-            notes.append(f"{recipe} is left out: {error}")
+            notes.append(f"{text}{f' at {amount} tokens' if amount else ''} is left out: {error}")
     if len(found) == 1:
         raise PruneError("nothing to compare: give at least one method, and a budget such as tokens 64" if not notes else notes[0])
     return found, notes

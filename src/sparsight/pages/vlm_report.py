@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runs.vlm_comparison import SPLITS
 from ..runs.vlm_counts import MEASURES
-from .page import counted, render
+from .page import DASH, counted, render
 from .plots import Plot, Point, Series
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def vlm_report(done: VlmComparison, exhibits: Sequence[Any]) -> str:
 def written(name: str, value: float | None) -> str:
     """A score as the tables show it."""
     known = MEASURES.get(name)
-    return "–" if value is None else f"{(known.scale if known else 100.0) * value:.1f}"
+    return DASH if value is None else f"{(known.scale if known else 100.0) * value:.1f}"
 
 
 def groups(done: VlmComparison) -> list[tuple[str, list[VlmRow]]]:

@@ -154,17 +154,9 @@ class VlmComparison:
         after, before = ([tally for name in group for tally in self.row(name).counts] for group in (recipes, others))
         return difference(after, before, measure, self.chosen(split))
 
-    def worse(self, row: VlmRow, measure: str, split: str) -> bool:
-        """Whether a row is worse than the unpruned model beyond chance."""
-        return self.moved(row, measure, split) < 0
-
-    def better(self, row: VlmRow, measure: str, split: str) -> bool:
-        """Whether a row is better than the unpruned model beyond chance."""
-        return self.moved(row, measure, split) > 0
-
-    def moved(self, row: VlmRow, measure: str, split: str) -> int:
-        """1 better, -1 worse, 0 neither."""
-        span, known = self.change(row, measure, split), MEASURES.get(measure)
+    def moved(self, measure: str, span: Interval | None) -> int:
+        """What a change of a score says beyond chance: 1 better than unpruned, -1 worse, 0 neither."""
+        known = MEASURES.get(measure)
         if span is None or not apart(span) or (known is not None and not known.better):
             return 0
         return (1 if span.value > 0 else -1) * (-1 if known is not None and known.better == "down" else 1)
