@@ -91,7 +91,9 @@ def measure_complexity(given: argparse.Namespace, one: LocalSet) -> Ranking:
     file = given.work / "complexity" / "rank.json"
     if file.exists():
         stored = json.loads(file.read_text(encoding="utf-8"))
-        return Ranking(**{**stored, "skipped": [tuple(pair) for pair in stored["skipped"]], "rows": [RankRow(**row) for row in stored["rows"]]})
+        return Ranking(
+            **{**stored, "skipped": [tuple(pair) for pair in stored["skipped"]], "rows": [RankRow(**row) for row in stored["rows"]]}
+        )
     pictures = list(dict.fromkeys(path for item in one.items for path in item.images))
     done = measure_rank(given.model, pictures, batch_size=8, device="cpu" if given.device == "auto" else given.device)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -163,12 +165,16 @@ CLAIMS = (
     Claim(AGILE, "agile gains over attention on complex pictures (count)", "count", "complex", ("agile",), ("fastervlm",), 1),
     Claim(AGILE, "agile gains over diversity on simple pictures (yes/no)", "yes_no", "simple", ("agile",), ("divprune",), 1),
     Claim(AGILE, "agile hallucinates less than diversity (CHAIR_I, complex)", "chair_i", "complex", ("agile",), ("divprune",), -1),
-    Claim(AGILE, "an adaptive count gains over a fixed one (all questions)", "accuracy", "", ("agile:count=adaptive",), ("agile",), 1),
+    Claim(
+        AGILE, "an adaptive count gains over a fixed one (all questions)", "accuracy", "", ("agile:count=adaptive",), ("agile",), 1
+    ),
     Claim(AGILE, "mix by complexity gains over a fixed share (all questions)", "accuracy", "", ("mix",), ("mix:by=fixed",), 1),
     Claim(AGILE, "mix by complexity gains over its inverse (all questions)", "accuracy", "", ("mix",), ("mix:inverse=true",), 1),
     Claim(COL_LN, "Col-Ln is better than class attention (all questions)", "accuracy", "", ("col_ln",), ("fastervlm",), 1),
     Claim(COL_LN, "Col-Ln is better than random (all questions)", "accuracy", "", ("col_ln",), ("random",), 1),
-    Claim(COL_LN, "Col-Ln's rescue improves VisPruner (all questions)", "accuracy", "", ("vispruner:rescue=0.8",), ("vispruner",), 1),
+    Claim(
+        COL_LN, "Col-Ln's rescue improves VisPruner (all questions)", "accuracy", "", ("vispruner:rescue=0.8",), ("vispruner",), 1
+    ),
     Claim(COL_LN, "Col-Ln improves PruMerge (all questions)", "accuracy", "", ("prumerge:score=col_ln",), ("prumerge",), 1),
     Claim("baseline", "attention is better than random (all questions)", "accuracy", "", ATTENTION, ("random",), 1),
     Claim("baseline", "diversity is better than random (all questions)", "accuracy", "", DIVERSITY, ("random",), 1),
@@ -235,7 +241,12 @@ def points(span: Interval | None, scale: float = 100.0) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |", *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [
+        "| " + " | ".join(heads) + " |",
+        "| " + " | ".join(["---"] * len(heads)) + " |",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
 
 
 def methods_section(done: VlmComparison, budgets: Sequence[int]) -> list[str]:
@@ -248,7 +259,9 @@ def methods_section(done: VlmComparison, budgets: Sequence[int]) -> list[str]:
     ]  # fmt: skip
     for budget in budgets:
         for split in done.splits:
-            rows = [row for row in done.rows[1:] if row.budget in (f"tokens={budget}", f"tokens={4 * budget}/{2 * budget}/{budget}")]
+            rows = [
+                row for row in done.rows[1:] if row.budget in (f"tokens={budget}", f"tokens={4 * budget}/{2 * budget}/{budget}")
+            ]
             if not rows:
                 continue
             out += [f"### {budget} tokens, {SPLITS[split]} ({done.size(split)})", ""]
@@ -314,9 +327,14 @@ def claims_section(found: Sequence[Reading]) -> list[str]:
         mine = [one for one in found if one.claim is claim]
         if not mine:
             continue
-        verdicts = {word: [str(one.budget) for one in mine if one.verdict == word] for word in ("borne out", "not borne out", "not separable here")}
+        verdicts = {
+            word: [str(one.budget) for one in mine if one.verdict == word]
+            for word in ("borne out", "not borne out", "not separable here")
+        }
         said = "; ".join(f"{word} at {', '.join(budgets)}" for word, budgets in verdicts.items() if budgets)
-        lines.append([claim.paper, claim.text, said, "<br>".join(f"{one.budget}: {points(one.span)}, p {one.p:.2g}" for one in mine)])
+        lines.append(
+            [claim.paper, claim.text, said, "<br>".join(f"{one.budget}: {points(one.span)}, p {one.p:.2g}" for one in mine)]
+        )
     return out + table(["of", "claim", "verdict", "difference at each budget"], lines)
 
 
@@ -326,7 +344,10 @@ def corruption_section(found: dict[str, VlmComparison], budget: int, severity: i
         return []
     clean = found["clean"]
     out = [f"## Corrupted pictures (severity {severity}, {budget} tokens, {len(clean.pictures)} pictures)", ""]
-    out += ["Accuracy over all questions but lists, in percent; in brackets the change to unpruned on the same corrupted pictures, in points.", ""]
+    out += [
+        "Accuracy over all questions but lists, in percent; in brackets the change to unpruned on the same corrupted pictures, in points.",
+        "",
+    ]
     lines = []
     for row in clean.rows:
         cells = [f"`{row.label}`"]

@@ -162,7 +162,13 @@ def test_results_vlm(run, tmp_path):
     )
     run("results_vlm", words)
     text = (tmp_path / "page.md").read_text()
-    for part in ("diversity hallucinates more than attention", "Holm", "effective rank", "### 4 tokens, complex pictures", "Cost of one prompt"):
+    for part in (
+        "diversity hallucinates more than attention",
+        "Holm",
+        "effective rank",
+        "### 4 tokens, complex pictures",
+        "Cost of one prompt",
+    ):
         assert part in text, part
     assert "not separable here" in text
     rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").rglob("*.json") if file.parent.name == "rows"}

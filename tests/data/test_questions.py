@@ -67,7 +67,7 @@ def test_kinds_need_their_answers(folder, tmp_path, kind, answer, objects, says)
 def test_unknown_words_are_named(folder, tmp_path):
     def strange(lines):
         lines[0]["question"] = "is there an Axolotl in the picture ?"
-        lines[1]["answer"] = "ytterbium"
+        lines[1] |= {"answer": "ytterbium", "kind": "name"}
         lines[2]["question"] = "is there a grand piano in the picture ?"
         return lines
 
@@ -82,7 +82,9 @@ def test_unknown_words_are_named(folder, tmp_path):
 
 
 def test_one_answer_that_can_be_given_is_enough(folder, tmp_path):
-    check_words(read_set(rewritten(folder, tmp_path, lambda lines: [{**lines[0], "answer": ["ytterbium", "emu"]}])), make_tokenizer())
+    check_words(
+        read_set(rewritten(folder, tmp_path, lambda lines: [{**lines[0], "answer": ["ytterbium", "emu"]}])), make_tokenizer()
+    )
 
 
 def test_a_folder_of_pictures(folder, tmp_path):

@@ -77,7 +77,9 @@ def test_rows(done):
     assert done.splits == ["simple", "complex"]
 
 
-@pytest.mark.parametrize("recipe", [None, "fastervlm:tokens=4", "fastv:layer=1,tokens=9", "random:tokens=9,seed=1", "resize:tokens=4"])
+@pytest.mark.parametrize(
+    "recipe", [None, "fastervlm:tokens=4", "fastv:layer=1,tokens=9", "random:tokens=9,seed=1", "resize:tokens=4"]
+)
 def test_answers_are_those_of_the_users_own_call(done, out, model, questions, recipe):
     smaller = recipe == "resize:tokens=4"
     want, _ = by_hand(model, questions, None if smaller else recipe, 14 if smaller else 28)
@@ -117,13 +119,23 @@ def test_files(done, out):
     table = (out / "results.csv").read_text().splitlines()
     assert len(table) == 1 + 2 * len(done.rows)
     page = (out / "report.html").read_text()
-    for text in ("Simple pictures", "Complex pictures", "CHAIR_I", "divprune", "Accuracy against tokens", "Pictures and answers", "<svg"):
+    for text in (
+        "Simple pictures",
+        "Complex pictures",
+        "CHAIR_I",
+        "divprune",
+        "Accuracy against tokens",
+        "Pictures and answers",
+        "<svg",
+    ):
         assert text in page, text
     assert page.count("<details") == 2
 
 
 def test_the_order_of_questions_and_batches_does_not_matter(done, model, questions, tmp_path):
-    again = compare_vlm(model, questions, ["divprune"], (4,), tmp_path, baselines=False, batch_size=3, device="cpu", rounds=2, shown=0)
+    again = compare_vlm(
+        model, questions, ["divprune"], (4,), tmp_path, baselines=False, batch_size=3, device="cpu", rounds=2, shown=0
+    )
     assert again.row("divprune:tokens=4").counts == done.row("divprune:tokens=4").counts
 
 
@@ -136,7 +148,9 @@ def test_going_on(done, out, model, questions, tmp_path):
     for file in gone:
         file.unlink()
     news = []
-    again = compare_vlm(model, questions, METHODS, (9, 4), copy, seeds=2, batch_size=5, device="cpu", rounds=2, shown=0, listen=news.append)
+    again = compare_vlm(
+        model, questions, METHODS, (9, 4), copy, seeds=2, batch_size=5, device="cpu", rounds=2, shown=0, listen=news.append
+    )
     assert [row.counts for row in again.rows] == [row.counts for row in done.rows]
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
     assert [step.restored for step in news if step.row is not None].count(False) == 1
@@ -157,7 +171,7 @@ def test_layers_of_the_papers_are_scaled():
     assert str(complete("pyramiddrop", 16, 6)) == "pyramiddrop:tokens=64/32/16,layers=2/3/5"
     assert str(complete("pyramiddrop:layers=1/2/3", 16, 6)) == "pyramiddrop:tokens=64/32/16,layers=1/2/3"
     assert str(complete("fastv", 16, 32)) == "fastv:tokens=16"
-    assert str(complete("sparsevlm:tokens=64", 16, 32)) == "sparsevlm:tokens=64"
+    assert str(complete("sparsevlm:tokens=64", 16, 32)) == "sparsevlm:tokens=64,layers=2/6/15"
     with pytest.raises(PruneError, match="3 stages need more layers"):
         complete("pyramiddrop", 16, 3)
 
@@ -195,11 +209,32 @@ def command(monkeypatch, capsys, *words):
 
 def test_the_command(model, questions, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    words = ["compare", "--model", model, "--data", questions, "--methods", "divprune", "--tokens", "4", "--no-baselines", "--limit", "3"]
+    words = [
+        "compare",
+        "--model",
+        model,
+        "--data",
+        questions,
+        "--methods",
+        "divprune",
+        "--tokens",
+        "4",
+        "--no-baselines",
+        "--limit",
+        "3",
+    ]
     code, text, news = command(monkeypatch, capsys, *words, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 0
     assert all(len(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
-    for part in ("simple pictures:", "complex pictures:", "cost of one prompt", "divprune:tokens=4", "yes/no %", "CHAIR_I", "report.html"):
+    for part in (
+        "simple pictures:",
+        "complex pictures:",
+        "cost of one prompt",
+        "divprune:tokens=4",
+        "yes/no %",
+        "CHAIR_I",
+        "report.html",
+    ):
         assert part in text, part
     assert "divprune:tokens=4" in news
 

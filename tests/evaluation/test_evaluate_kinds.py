@@ -50,7 +50,18 @@ def test_scores_by_kind(package, tmp_path):
 
 
 def test_the_demo_model_brings_its_questions(installed, tmp_path, monkeypatch, capsys):
-    words = ["evaluate-vlm", "demo-vlm", "--recipe", "divprune:tokens=4", "--batch-size", "8", "--limit", "6", "--out", str(tmp_path / "out")]
+    words = [
+        "evaluate-vlm",
+        "demo-vlm",
+        "--recipe",
+        "divprune:tokens=4",
+        "--batch-size",
+        "8",
+        "--limit",
+        "6",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     monkeypatch.setattr(sys, "argv", ["sparsight", *words, "--device", "cpu"])
     with pytest.raises(SystemExit) as stop:
         run()

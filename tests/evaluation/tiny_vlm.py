@@ -23,7 +23,20 @@ WORDS = [
     "image?",
     "what",
     "colour",
-    *"airplanes butterfly dalmatian elephant emu flamingo hawksbill kangaroo Leopards llama okapi sunflower".split(),
+    *[
+        "airplanes",
+        "butterfly",
+        "dalmatian",
+        "elephant",
+        "emu",
+        "flamingo",
+        "hawksbill",
+        "kangaroo",
+        "Leopards",
+        "llama",
+        "okapi",
+        "sunflower",
+    ],
 ]
 IMAGE = len(WORDS)
 SIDE, PATCH = 16, 4

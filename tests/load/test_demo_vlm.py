@@ -62,7 +62,7 @@ def test_it_answers_and_is_pruned(loaded):
     call = loaded.processor(images=[photo], text=["user : <image> what is this ? assistant :"], return_tensors="pt")
     with torch.no_grad(), sparsight.prune(loaded.model, "fastervlm:tokens=16") as handle:
         made = loaded.model.generate(**call, max_new_tokens=3, do_sample=False)
-    assert handle.counts == [16]
+        assert handle.counts == [16]
     assert made.shape[1] > call["input_ids"].shape[1] == 256 + 7
 
 

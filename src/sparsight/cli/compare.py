@@ -19,11 +19,15 @@ def compare(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Images, best in class folders, or demo:small; questions for a vision-language model. The demo models bring their own."),
+        typer.Option(
+            help="Images, best in class folders, or demo:small; questions for a vision-language model. The demo models bring their own."
+        ),
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Names or recipes, joined by commas. [default: all]")] = None,
     keep: Annotated[str | None, typer.Option(help="Fractions kept at each site, joined by commas. [default: 0.7,0.5]")] = None,
-    layers: Annotated[str | None, typer.Option(help="Blocks joined by '/'; several lists joined by commas. [default: 3/6/9]")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks joined by '/'; several lists joined by commas. [default: 3/6/9]")
+    ] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Of a vision-language model: visual tokens kept, joined by commas. [default: 64,16]")
     ] = None,
@@ -33,13 +37,19 @@ def compare(
     ] = True,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/compare"),
     recipe: Annotated[list[str] | None, typer.Option(help="A whole recipe to add; may be given several times.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images, or questions, per forward. [default: 32, or 16 questions]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images, or questions, per forward. [default: 32, or 16 questions]")
+    ] = None,
     limit: Limit = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto is fp32, and bf16 for a vision-language model on a GPU.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16 or fp16; auto is fp32, and bf16 for a vision-language model on a GPU.")
+    ] = "auto",
     seed: Seed = 0,
     shown: Annotated[int, typer.Option("--shown", "--images", help="Images shown in the report.")] = 4,
-    seconds: Annotated[float | None, typer.Option(help="Time for the paired runs of each row. [default: 4; not of questions]")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for the paired runs of each row. [default: 4; not of questions]")
+    ] = None,
 ) -> None:
     """Compare methods and budgets with the unpruned model: accuracy, agreement, speed, MACs, memory.
 
@@ -87,7 +97,17 @@ def about_questions(
     budgets = numbers(tokens or "64,16", int, "--tokens")
     with Watch(out) as watch:
         done = compare_vlm(
-            name, data, methods, budgets, out, seeds=seeds, baselines=baselines, batch_size=batch_size, precision=precision, listen=watch, **shared
+            name,
+            data,
+            methods,
+            budgets,
+            out,
+            seeds=seeds,
+            baselines=baselines,
+            batch_size=batch_size,
+            precision=precision,
+            listen=watch,
+            **shared,
         )
     print_vlm_comparison(done, out)
 

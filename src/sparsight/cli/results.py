@@ -95,7 +95,9 @@ def print_vlm_comparison(done: VlmComparison, out: Path) -> None:
         known = [name for name in done.measures if done.value(done.rows[0], name, split) is not None]
         columns = [Column("recipe", name=True), Column("tokens", 3)]
         for name in known:
-            columns.append(Column(MEASURES[name].title if name in MEASURES else name, QUESTIONS.get(name, 12) if name != first else 0))
+            columns.append(
+                Column(MEASURES[name].title if name in MEASURES else name, QUESTIONS.get(name, 12) if name != first else 0)
+            )
             columns += [Column("change", 4), Column("95% interval", 8)] if name == first else []
         lines: list[Sequence[Cell] | None] = []
         for before, row in zip((done.rows[0], *done.rows), done.rows):

@@ -88,7 +88,9 @@ class LocalSet:
         """Of the questions, and of the images by name, size and time of change."""
         images = dict.fromkeys(path for item in self.items for path in item.images)
         files = [(str(path), (found := stat_of(path)).st_size, found.st_mtime_ns) for path in images]
-        asked = [(i.key, [str(path) for path in i.images], i.text, i.answers, i.category, i.kind, i.scene, i.objects) for i in self.items]
+        asked = [
+            (i.key, [str(path) for path in i.images], i.text, i.answers, i.category, i.kind, i.scene, i.objects) for i in self.items
+        ]
         return digest(files, asked)
 
     def questions(self) -> list[Question]:
@@ -134,7 +136,9 @@ def find_file(file: Path) -> Path:
         return inside[0]
     pictures = sum(is_image(path) for path in file.rglob("*")) if not inside else 0
     there = f" but {pictures} pictures" if pictures else ""
-    raise PruneError(f"folder {file} holds {len(inside)} .jsonl files{there}; it must hold one with questions, lines such as {FORMAT}")
+    raise PruneError(
+        f"folder {file} holds {len(inside)} .jsonl files{there}; it must hold one with questions, lines such as {FORMAT}"
+    )
 
 
 def read_line(folder: Path, number: int, line: str, known: dict[str, bool]) -> Item:
@@ -172,7 +176,16 @@ def read_line(folder: Path, number: int, line: str, known: dict[str, bool]) -> I
     if kind == "yes_no" and any(plain(one) not in YES_NO for one in answers):
         raise PruneError(f"has the answer {shown(answers[0])} to a question of yes or no")
     paths = tuple(folder / name for name in names)
-    return Item(str(data.get("id", number)), paths, str(data["question"]), answers, str(data.get("category", "")), kind, scene, tuple(objects))
+    return Item(
+        str(data.get("id", number)),
+        paths,
+        str(data["question"]),
+        answers,
+        str(data.get("category", "")),
+        kind,
+        scene,
+        tuple(objects),
+    )
 
 
 def some(faults: list[str]) -> str:
@@ -202,7 +215,10 @@ def check_words(one: LocalSet, tokenizer: Any) -> None:
                 for word in words[0]:
                     said.setdefault(word, []).append(f"{what} {shown(item.key)}")
     if said:
-        found = [f"'{shown(word)}' (in {places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''})" for word, places in said.items()]
+        found = [
+            f"'{shown(word)}' (in {places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''})"
+            for word, places in said.items()
+        ]
         raise PruneError(
             f"{one.path}: the model's vocabulary has no word {some(found)}; it knows {len(tokenizer)} words: use those, or another model"
         )

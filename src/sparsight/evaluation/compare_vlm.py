@@ -161,7 +161,8 @@ class Job:
         for item in self.asked.items:
             about.setdefault(item.images, []).append(item)
         pictures = list(about.values())
-        return [sum(pictures[start : start + AT_ONCE], []) for start in range(0, len(pictures), AT_ONCE)]
+        parts = (pictures[start : start + AT_ONCE] for start in range(0, len(pictures), AT_ONCE))
+        return [[item for items in part for item in items] for part in parts]
 
     def run(self, shown: int, listen: Listener) -> VlmComparison:
         """All answers, then all rows; then the files in `out`."""
@@ -309,7 +310,9 @@ class Job:
         lost = [f"{row.lost} answers of {row.recipe} are lost: {NOT_FINITE}" for row in rows if row.lost]
         return VlmComparison(
             model=self.source.name,
-            data=self.asked.name if self.source.name != demo_vlm.NAME or self.asked.path != demo_vlm.questions() else "its own pictures",
+            data=self.asked.name
+            if self.source.name != demo_vlm.NAME or self.asked.path != demo_vlm.questions()
+            else "its own pictures",
             data_fingerprint=digest([(i.key, i.text, i.answers, i.kind, i.scene, i.objects) for i in items]),
             questions=len(items),
             capacity=int((self.one_prompt(self.asker)["input_ids"] == token).sum()),
@@ -360,4 +363,3 @@ def label_of(entry: Entry, label: str) -> str:
 def read_answers(data: dict[str, Any]) -> Answers:
     """Answers as the store has them."""
     return {key: Answer(**answer) for key, answer in data.items()}
-

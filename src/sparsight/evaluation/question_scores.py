@@ -28,7 +28,7 @@ class Names:
         """From the annotations of a set."""
         found = {name for item in items for name in item.objects}
         found |= {part for item in items if item.kind == LIST for answer in item.answers for part in parts(answer)}
-        return Names(Vocabulary({name: () for name in sorted(found)}))
+        return Names(Vocabulary(dict.fromkeys(sorted(found), ())))
 
     def mentions(self, caption: str) -> tuple[list[str], int]:
         """Objects in the order of mention and the number of words. In a list, a part between commas that is no known name is a mention

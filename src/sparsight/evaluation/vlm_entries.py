@@ -39,12 +39,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return str(self.recipes[0]) if self.recipes else UNPRUNED
+        return self.names[0]
 
     @property
     def names(self) -> list[str]:
         """Of every seed."""
-        return [str(recipe) for recipe in self.recipes] or [UNPRUNED]
+        return [spelled(recipe) for recipe in self.recipes] or [UNPRUNED]
 
     def installed(self, place: int) -> Recipe | None:
         """What the model is pruned by under a seed; nothing for a smaller picture."""
@@ -93,7 +93,7 @@ def complete(text: str, tokens: int | None, depth: int) -> Recipe:
     A method's own layers are the papers', for 32 layers: where the model has fewer they are scaled. PyramidDrop's three stages keep 4, 2
     and 1 times the budget, as its fractions are to each other.
     """
-    name, _, body = text.partition(":")
+    body = text.partition(":")[2]
     words = {part.partition("=")[0].strip() for part in body.split(",")}
     recipe = resolve(text, {})
     options: dict[str, Any] = {}
@@ -104,7 +104,11 @@ def complete(text: str, tokens: int | None, depth: int) -> Recipe:
             placed = scaled([int(layer) for layer in layers], depth, recipe.schedule.after)
             options[word] = placed[0] if word == "layer" else placed
     if tokens is not None and not words & set(BUDGET):
-        stages = len(as_tuple(recipe.schedule.keep)) if isinstance(recipe.schedule, DecoderSchedule) and recipe.schedule.keep is not None else 1
+        stages = (
+            len(as_tuple(recipe.schedule.keep))
+            if isinstance(recipe.schedule, DecoderSchedule) and recipe.schedule.keep is not None
+            else 1
+        )
         options["tokens"] = tokens if stages == 1 else tuple(tokens * 2**step for step in reversed(range(stages)))
     return resolve(recipe, options) if options else recipe
 
@@ -137,10 +141,21 @@ def entry_of(shell: nn.Module, family: Any, grid: Grid | None, recipe: Recipe, s
     asked = max(as_tuple(recipe.schedule.tokens), default=0)
     if grid is not None and recipe.where != "decoder" and asked > grid[0] * grid[1]:
         raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {grid[0] * grid[1]} tokens of a picture")
-    drawn = [resolve(recipe, {"seed": dict(recipe.params)["seed"] + place}) for place in range(seeds)] if draws(recipe) else [recipe]  # type: ignore[operator]
+    drawn = (
+        [resolve(recipe, {"seed": dict(recipe.params)["seed"] + place}) for place in range(seeds)] if draws(recipe) else [recipe]
+    )  # type: ignore[operator]
     with prune(shell, recipe):
         pass
     return Entry(tuple(drawn))
+
+
+def spelled(recipe: Recipe) -> str:
+    """The recipe's string without the layers of a vision model, which say nothing here."""
+    if recipe.where == "decoder":
+        return str(recipe)
+    values = dict(recipe.params)
+    body = ",".join(f"{name}={show(values[name])}" for name in recipe.shown if name not in ("layer", "layers"))
+    return f"{recipe.name}:{body}" if body else str(recipe)
 
 
 def draws(recipe: Recipe) -> bool:
@@ -160,7 +175,9 @@ def grid_made(family: Any, processor: Any) -> Grid | None:
 def smaller_grid(family: Any, grid: Grid | None, recipe: Recipe) -> Grid:
     """Patch grid of the smaller picture. Raises PruneError for towers that take pictures of their own size only."""
     if grid is None or family.capacity() is not None:
-        raise PruneError(f"{recipe.name}: the vision tower of {type(family.model).__name__} takes pictures of its own size only; compare with pool")
+        raise PruneError(
+            f"{recipe.name}: the vision tower of {type(family.model).__name__} takes pictures of its own size only; compare with pool"
+        )
     whole = grid[0] * grid[1]
     count = recipe.schedule.count(whole, 0, 1)
     if count >= whole:
@@ -172,7 +189,11 @@ def smaller_pictures(processor: Any, grid: Grid, cells: Grid) -> Any:
     """A copy of the processor whose image processor makes pictures of `cells` patches instead of `grid`."""
     made = copy.deepcopy(processor)
     images = made.image_processor
-    share = {"height": cells[0] / grid[0], "width": cells[1] / grid[1], "shortest_edge": max(cells[0] / grid[0], cells[1] / grid[1])}
+    share = {
+        "height": cells[0] / grid[0],
+        "width": cells[1] / grid[1],
+        "shortest_edge": max(cells[0] / grid[0], cells[1] / grid[1]),
+    }
     for name in ("size", "crop_size"):
         sizes = getattr(images, name, None)
         if sizes:

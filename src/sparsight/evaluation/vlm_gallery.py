@@ -68,7 +68,12 @@ def gallery(job: Job, done: VlmComparison, answers: Mapping[str, Mapping[str, An
     queues: dict[str, list[list[Item]]] = {}
     for items in sorted(about.values(), key=lambda items: -differing(items)):
         queues.setdefault(next((item.complexity for item in items if item.complexity), ""), []).append(items)
-    turns = [queue[place] for place in range(max(map(len, queues.values()), default=0)) for _, queue in sorted(queues.items()) if place < len(queue)]
+    turns = [
+        queue[place]
+        for place in range(max(map(len, queues.values()), default=0))
+        for _, queue in sorted(queues.items())
+        if place < len(queue)
+    ]
     return [exhibit(job, items, answers) for items in turns[:shown]]
 
 

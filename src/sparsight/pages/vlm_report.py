@@ -74,5 +74,7 @@ def series_of(done: VlmComparison, measure: str, split: str) -> list[Series]:
         if value is None or not row.kept:
             continue
         line = found.setdefault(row.label, Series(row.label, labels.index(row.label), labels.index(row.label) // 8))
-        line.points.append(Point(row.kept, 100 * value, f"{row.recipe}: {MEASURES[measure].title} {100 * value:.1f} at {row.tokens} tokens"))
+        line.points.append(
+            Point(row.kept, 100 * value, f"{row.recipe}: {MEASURES[measure].title} {100 * value:.1f} at {row.tokens} tokens")
+        )
     return list(found.values())

@@ -180,7 +180,10 @@ class VlmComparison:
         for name in self.measures:
             value, span = self.value(row, name, split), self.change(row, name, split)
             if value is not None:
-                found[name] = {"value": value, **({} if span is None else {"change": span.value, "low": span.low, "high": span.high})}
+                found[name] = {
+                    "value": value,
+                    **({} if span is None else {"change": span.value, "low": span.low, "high": span.high}),
+                }
         return found
 
     @staticmethod
