@@ -20,7 +20,7 @@ from sparsight.evaluation.compare_vlm import compare_vlm
 from sparsight.evaluation.vlm_entries import complete, scaled
 from sparsight.runs.vlm_comparison import VlmComparison
 
-METHODS = ["fastervlm", "divprune", "fastv:layer=1"]
+METHODS, MORE = ["fastervlm", "fastv:layer=1"], ["divprune:tokens=9"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    return save_scenes(tmp_path_factory.mktemp("scenes") / "set")
+    return save_scenes(tmp_path_factory.mktemp("scenes") / "set", 4)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(model, questions, out):
-    return compare_vlm(model, questions, METHODS, (9, 4), out, seeds=2, batch_size=5, device="cpu", rounds=2, shown=2)
+    return compare_vlm(model, questions, METHODS, (4,), out, recipes=MORE, seeds=2, batch_size=16, device="cpu", rounds=2, shown=2)
 
 
 def lines(path):
@@ -67,23 +67,21 @@ def by_hand(model, questions, recipe, side=28):
 
 def test_rows(done):
     names = [row.recipe for row in done.rows]
-    per = ["random", "resize", "pool", "fastervlm", "divprune"]
-    assert names[0] == "unpruned"
-    assert names[1:] == [name for n in (9, 4) for name in (*(f"{m}:tokens={n}" for m in per), f"fastv:tokens={n},layer=1")]
+    assert names == ["unpruned", *(f"{m}:tokens=4" for m in ("random", "resize", "pool", "fastervlm")), "fastv:tokens=4,layer=1", *MORE]
     random = done.row("random:tokens=4")
     assert random.seeds == ["random:tokens=4", "random:tokens=4,seed=1"]
-    assert [row.kept for row in done.rows[1:]] == [9] * 6 + [4] * 6
+    assert [row.kept for row in done.rows] == [None] + [4] * 5 + [9]
     assert done.capacity == 16
     assert done.splits == ["simple", "complex"]
 
 
 @pytest.mark.parametrize(
-    "recipe", [None, "fastervlm:tokens=4", "fastv:layer=1,tokens=9", "random:tokens=9,seed=1", "resize:tokens=4"]
+    "recipe", [None, "fastervlm:tokens=4", "fastv:layer=1,tokens=4", "random:tokens=4,seed=1", "resize:tokens=4"]
 )
 def test_answers_are_those_of_the_users_own_call(done, out, model, questions, recipe):
     smaller = recipe == "resize:tokens=4"
     want, _ = by_hand(model, questions, None if smaller else recipe, 14 if smaller else 28)
-    name = {None: "unpruned", "fastv:layer=1,tokens=9": "fastv:tokens=9,layer=1"}.get(recipe, recipe)
+    name = {None: "unpruned", "fastv:layer=1,tokens=4": "fastv:tokens=4,layer=1"}.get(recipe, recipe)
     got = {line["id"]: line["answer"] for line in lines(out / "answers.jsonl") if line["recipe"] == name}
     assert got == want
     assert len(set(want.values())) > 2
@@ -108,7 +106,7 @@ def test_costs(done):
         assert row.cost.prefill < whole.prefill, row.recipe
         assert row.cost.cache < whole.cache
     text = whole.lengths[0] - 16
-    assert done.row("divprune:tokens=4").cost.lengths == [text + 4] * 4
+    assert done.row("divprune:tokens=9").cost.lengths == [text + 9] * 4
     assert done.row("fastv:tokens=4,layer=1").cost.lengths == [text + 16] + [text + 4] * 3
     assert done.row("resize:tokens=4").cost.vision < whole.vision
     assert done.row("pool:tokens=4").cost.vision == whole.vision
@@ -134,22 +132,22 @@ def test_files(done, out):
 
 def test_the_order_of_questions_and_batches_does_not_matter(done, model, questions, tmp_path):
     again = compare_vlm(
-        model, questions, ["divprune"], (4,), tmp_path, baselines=False, batch_size=3, device="cpu", rounds=2, shown=0
+        model, questions, ["divprune"], (9,), tmp_path, baselines=False, batch_size=3, device="cpu", rounds=2, shown=0
     )
-    assert again.row("divprune:tokens=4").counts == done.row("divprune:tokens=4").counts
+    assert again.row("divprune:tokens=9").counts == done.row("divprune:tokens=9").counts
 
 
 def test_going_on(done, out, model, questions, tmp_path):
     """Killed in the middle: what is there is not asked again."""
     copy = shutil.copytree(out, tmp_path / "out")
-    gone = [file for file in (copy / "rows").iterdir() if file.name.startswith(("divprune_tokens=4_0", "divprune_tokens=4_row"))]
+    gone = [file for file in (copy / "rows").iterdir() if file.name.startswith(("divprune_tokens=9_0", "divprune_tokens=9_row"))]
     assert len(gone) == 2
     kept = {file: file.stat().st_mtime_ns for file in (copy / "rows").iterdir() if file not in gone}
     for file in gone:
         file.unlink()
     news = []
     again = compare_vlm(
-        model, questions, METHODS, (9, 4), copy, seeds=2, batch_size=5, device="cpu", rounds=2, shown=0, listen=news.append
+        model, questions, METHODS, (4,), copy, recipes=MORE, seeds=2, batch_size=16, device="cpu", rounds=2, shown=0, listen=news.append
     )
     assert [row.counts for row in again.rows] == [row.counts for row in done.rows]
     assert kept == {file: file.stat().st_mtime_ns for file in kept}

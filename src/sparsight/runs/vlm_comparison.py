@@ -118,7 +118,7 @@ class VlmComparison:
     @property
     def splits(self) -> list[str]:
         """The sets of pictures that there are: simple and complex, or all."""
-        found = [split for split in ("simple", "complex") if split in self.scenes]
+        found = [split for split in SPLITS if split and split in self.scenes]
         return found or [""]
 
     @property
