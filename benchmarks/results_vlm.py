@@ -260,7 +260,7 @@ def methods_section(done: VlmComparison, budgets: Sequence[int]) -> list[str]:
     for budget in budgets:
         for split in done.splits:
             rows = [
-                row for row in done.rows[1:] if row.budget in (f"tokens={budget}", f"tokens={4 * budget}/{2 * budget}/{budget}")
+                row for row in done.rows[1:] if row.group == f"tokens {budget}"
             ]
             if not rows:
                 continue

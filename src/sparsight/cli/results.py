@@ -101,7 +101,7 @@ def print_vlm_comparison(done: VlmComparison, out: Path) -> None:
             columns += [Column("change", 4), Column("95% interval", 8)] if name == first else []
         lines: list[Sequence[Cell] | None] = []
         for before, row in zip((done.rows[0], *done.rows), done.rows):
-            lines += [None] if row.budget != before.budget else []
+            lines += [None] if row.group != before.group else []
             lines.append(question_cells(done, row, split, known, first))
         print_table(f"\n{SPLITS[split]}: {done.size(split)}", columns, lines, out / "results.csv")
     print_table("\ncost of one prompt", COSTS, [cost_cells(row) for row in done.rows], out / "results.csv")

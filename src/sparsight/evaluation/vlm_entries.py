@@ -141,12 +141,16 @@ def entry_of(shell: nn.Module, family: Any, grid: Grid | None, recipe: Recipe, s
     asked = max(as_tuple(recipe.schedule.tokens), default=0)
     if grid is not None and recipe.where != "decoder" and asked > grid[0] * grid[1]:
         raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {grid[0] * grid[1]} tokens of a picture")
-    drawn = (
-        [resolve(recipe, {"seed": dict(recipe.params)["seed"] + place}) for place in range(seeds)] if draws(recipe) else [recipe]
-    )  # type: ignore[operator]
     with prune(shell, recipe):
         pass
-    return Entry(tuple(drawn))
+    return Entry(tuple(seeded(recipe, place) for place in range(seeds)) if draws(recipe) else (recipe,))
+
+
+def seeded(recipe: Recipe, further: int) -> Recipe:
+    """The recipe under a later seed."""
+    first = dict(recipe.params)["seed"]
+    assert isinstance(first, int)
+    return resolve(recipe, {"seed": first + further})
 
 
 def spelled(recipe: Recipe) -> str:

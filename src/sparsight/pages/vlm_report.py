@@ -46,7 +46,7 @@ def groups(done: VlmComparison) -> list[tuple[str, list[VlmRow]]]:
     """Rows by budget, in their order."""
     found: dict[str, list[VlmRow]] = {}
     for row in done.rows[1:]:
-        found.setdefault(row.budget.replace("=", " ") or "own budget", []).append(row)
+        found.setdefault(row.group or "own budget", []).append(row)
     return list(found.items())
 
 

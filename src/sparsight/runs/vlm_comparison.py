@@ -83,6 +83,12 @@ class VlmRow:
         return f"{self.recipe}: {right}{self.tokens} visual tokens, {self.cost}"
 
     @property
+    def group(self) -> str:
+        """Rows of one group keep as many tokens in the end: the budget, of several stages that of the last one."""
+        word, _, amount = self.budget.partition("=")
+        return f"{word} {amount.rpartition('/')[2]}" if amount else ""
+
+    @property
     def tokens(self) -> str:
         """Visual tokens left of a picture, in words."""
         return "all" if self.kept is None else f"{self.kept:.0f}"
