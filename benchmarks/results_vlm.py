@@ -259,9 +259,7 @@ def methods_section(done: VlmComparison, budgets: Sequence[int]) -> list[str]:
     ]  # fmt: skip
     for budget in budgets:
         for split in done.splits:
-            rows = [
-                row for row in done.rows[1:] if row.group == f"tokens {budget}"
-            ]
+            rows = [row for row in done.rows[1:] if row.group == f"tokens {budget}"]
             if not rows:
                 continue
             out += [f"### {budget} tokens, {SPLITS[split]} ({done.size(split)})", ""]

@@ -202,7 +202,16 @@ def questions(name: str = HOSTILE) -> VlmComparison:
                 counts.add(measure, place, 4 - index * (place % 2), 4, 4)
             counts.add("length", place, 7, 1)
         times = Spread(0.025 / (1 + index), 0.02, 0.03, 4)
-        cost = Cost(10**9, index * 10**6, 4 * 10**9 // (1 + index), 10**6, [276] * 6, times, Spread(1.38 + index, 1.2, 2.9, 4), Spread(0.05, 0.04, 0.06, 4))
+        cost = Cost(
+            10**9,
+            index * 10**6,
+            4 * 10**9 // (1 + index),
+            10**6,
+            [276] * 6,
+            times,
+            Spread(1.38 + index, 1.2, 2.9, 4),
+            Spread(0.05, 0.04, 0.06, 4),
+        )
         rows.append(ComparedVlm(recipe, recipe, budget, None, [recipe], None if not index else 64.0 / index, cost, index, [counts]))
     return VlmComparison(
         model=name, data=name, data_fingerprint="f", questions=20, capacity=256, threads=2, precision="fp32", batch_size=16, rounds=4,

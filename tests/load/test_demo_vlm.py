@@ -63,7 +63,7 @@ def test_it_answers_and_is_pruned(loaded):
     with torch.no_grad(), sparsight.prune(loaded.model, "fastervlm:tokens=16") as handle:
         made = loaded.model.generate(**call, max_new_tokens=3, do_sample=False)
         assert handle.counts == [16]
-    assert made.shape[1] > call["input_ids"].shape[1] == 256 + 7
+    assert made.shape[1] > call["input_ids"].shape[1] == 256 + 8
 
 
 def test_by_its_name(package):

@@ -1,5 +1,6 @@
 """All pages: whole, self-contained, escaped, with every row; plots with round ticks; best only where intervals separate."""
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -166,7 +167,7 @@ def test_doublings_are_equally_far_apart():
     doublings = LogAxis(6, 300, 0, 100)
     assert doublings.ticks == [8, 16, 32, 64, 128, 256]
     places = [doublings.at(tick) for tick in doublings.ticks]
-    steps = [after - before for before, after in zip(places, places[1:])]
+    steps = [after - before for before, after in itertools.pairwise(places)]
     assert max(steps) - min(steps) < 0.15
     plot = Plot([Series("one", 0, points=[Point(16, 40, "")])], Point(256, 60, ""), "tokens", "%", log=True)
     assert plot.x.at(64) == pytest.approx((plot.x.at(16) + plot.x.at(256)) / 2, abs=0.1)
