@@ -34,7 +34,7 @@ PRINTED = {
 }
 IMPORTANT = {
     "compare": ["88.0", "85.0", "1.50", "2.10"],
-    "compare-questions": ["87.5", "75.0", "2.38"],
+    "compare-questions": ["87.5", "75.0"],
     "evaluate": ["88.00", "86.00"],
     "robustness": ["80.0"],
     "evaluate-vlm": ["90.03"],
