@@ -30,7 +30,7 @@ from sparsight.cli.progress import Watch
 from sparsight.data.corruptions import corrupt
 from sparsight.data.questions import LocalSet, read_set
 from sparsight.data.reading import decode
-from sparsight.data.scenes import make_scenes, photos_by_name, write_set
+from sparsight.data.scenes import write_questions
 from sparsight.evaluation.compare_vlm import compare_vlm, part_of
 from sparsight.evaluation.question_scores import scenes_of
 from sparsight.evaluation.vlm_entries import usual
@@ -66,12 +66,7 @@ def questions(given: argparse.Namespace) -> Path:
     if not (folder / "questions.jsonl").exists():
         if given.photos is None:
             raise PruneError("give --photos TEST (one folder per class), or --data FOLDER with questions")
-        from make_demo_vlm import look_alikes
-
-        photos = photos_by_name(given.photos)
-        names = sorted(photos)
-        alike = {name: [other for other in near if other in photos] for name, near in look_alikes().items() if name in photos}
-        write_set(folder, list(make_scenes(photos, given.pictures, given.seed)), names, alike, given.seed)
+        write_questions(folder, given.photos, given.pictures, given.seed)
     return folder
 
 

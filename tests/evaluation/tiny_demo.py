@@ -1,5 +1,6 @@
 """A tiny LLaVA with a DINOv2 tower, a tokenizer of words and random weights, and questions of every kind about the packaged photos."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -8,11 +9,12 @@ SIDE, PATCH = 28, 7
 IMAGE, PAD, END, UNKNOWN = "<image>", "<pad>", "</s>", "<unk>"
 
 
+@cache
 def names():
-    from sparsight.data.scenes import photos_by_name
-    from sparsight.demo import demo_images
+    """All that the embedded ViT knows, which questions may ask for."""
+    from sparsight.data.scenes import look_alikes
 
-    return sorted(photos_by_name(demo_images()))
+    return sorted(look_alikes())
 
 
 def make_tokenizer():
@@ -22,10 +24,11 @@ def make_tokenizer():
     from sparsight.data.scenes import FORMS, NUMBERS, PLACES
 
     words = [PAD, END, UNKNOWN, "user", "assistant", ":", "?", ",", "yes", "no", "nothing", *NUMBERS, *" ".join(PLACES).split()]
-    words += [word for form in FORMS.values() for word in form.split() if "{" not in word] + names()
+    words += [word for form in FORMS.values() for word in form.split() if "{" not in word]
+    words += [name for name in names() if " " not in name]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token=UNKNOWN))
     core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    core.add_tokens([AddedToken("grand piano", single_word=True)])
+    core.add_tokens([AddedToken(name, single_word=True) for name in names() if " " in name])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token=UNKNOWN,
@@ -89,11 +92,10 @@ def save_demo(folder: Path) -> Path:
 
 def save_scenes(folder: Path, count: int = 6) -> Path:
     """Pictures and questions as the demo model's."""
-    from sparsight.data.scenes import make_scenes, photos_by_name, write_set
+    from sparsight.data.scenes import write_questions
     from sparsight.demo import demo_images
 
-    photos = photos_by_name(demo_images())
-    write_set(folder, list(make_scenes(photos, count, seed=1)), sorted(photos), {}, seed=0)
+    write_questions(folder, demo_images(), count, seed=1)
     return folder
 
 

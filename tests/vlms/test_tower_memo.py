@@ -12,7 +12,7 @@ from sparsight.vlms.tower_memo import remembering
 
 RECIPES = [
     "fastervlm:tokens=5", "col_ln:tokens=5", "vispruner:tokens=5", "visionzip:tokens=6,contextual=2", "prumerge:tokens=4", "divprune:tokens=5",
-    "prunesid:tokens=5", "pool:tokens=4", "random:tokens=5", "agile:tokens=5", "fastv:layer=1,keep=0.5", "sparsevlm:layers=0/1,count=rank,scale=0.5",
+    "prunesid:tokens=5", "pool:tokens=4", "random:tokens=5", "resize:tokens=4", "agile:tokens=5", "fastv:layer=1,keep=0.5", "sparsevlm:layers=0/1,count=rank,scale=0.5",
 ]  # fmt: skip
 PICTURES = [Size(16, 16, seed) for seed in range(3)]
 
@@ -60,9 +60,9 @@ def test_bit_for_bit_the_same(name, model, recipe):
     plain = outcome(model, recipe, given)
     with remembering(family_of(model)) as memo:
         assert same(outcome(model, recipe, given), plain)
-        assert (memo.runs, memo.replays) == (1, 1 if recipe is None or "fast" not in recipe else memo.replays)
         assert same(outcome(model, recipe, given), plain)
-        assert memo.runs == 1
+        # a CLIP tower has to be told of a picture of another size, so that call is none that the memo knows
+        assert (memo.runs, memo.replays) == ((0, 0) if recipe == "resize:tokens=4" and name == "llava" else (1, 3))
     assert same(outcome(model, recipe, given), plain)
 
 

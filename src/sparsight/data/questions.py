@@ -1,6 +1,6 @@
 """Questions of one's own: a JSONL file with image, question and answer, and how their words are checked before anything runs.
 
-Optional keys: `kind` of question, `scene` of the picture, `objects` in it; `scenes.write_set` writes all of them. Sets whose answers are
+Optional keys: `kind` of question, `scene` of the picture, `objects` in it; `scenes.write_questions` writes all of them. Sets whose answers are
 yes and no are scored as POPE, sets with kinds kind by kind (`evaluation.question_scores`).
 """
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from ..vlms.tower_memo import MOST, remembering
 from .asking import NOT_FINITE, Answer, Asker, Prompted, batched
 from .measure import name_parts
 from .question_scores import Names, judged, kind_of, scenes_of, tally
-from .vlm_entries import Entry, entries_of, grid_made, smaller_pictures
+from .vlm_entries import Entry, entries_of, grid_made
 
 AT_ONCE = 16
 """Pictures whose questions are asked under every recipe before the next ones."""
@@ -139,7 +139,6 @@ class Job:
     rounds: int
     out: Path
     notes: list[str]
-    smaller: dict[tuple[int, int], Asker] = field(default_factory=dict)
 
     @cached_property
     def store(self) -> ResultStore:
@@ -187,53 +186,39 @@ class Job:
         whole = len(runs) * len(self.groups)
         with remembering(self.family, most=2 * MOST):
             for number, items in enumerate(self.groups):
-                sheets: dict[int, Sheet] = {}
+                sheet = cache(partial(self.write, items))
                 for turn, (entry, place, name) in enumerate(runs):
                     tell((number * len(runs) + turn) / whole, f"{name}, questions about pictures {number * AT_ONCE + 1} and on")
                     key = f"{name}, {number}"
                     known = self.store.find(key, read_answers)
                     if known is None or set(known) != {item.key for item in items}:
-                        known = self.ask(entry, place, items, sheets)
+                        known = self.ask(entry, place, sheet())
                         self.store.keep(key, {name: asdict(answer) for name, answer in known.items()})
                     found[name] |= known
         return found
 
-    def ask(self, entry: Entry, place: int, items: list[Item], sheets: dict[int, Sheet]) -> Answers:
-        """Answers under one recipe. sheets: what was written for these questions before, by the asker."""
-        asker = self.asker_of(entry)
-        if id(asker) not in sheets:
-            sheets[id(asker)] = self.write(asker, items)
-        sheet = sheets[id(asker)]
+    def ask(self, entry: Entry, place: int, sheet: Sheet) -> Answers:
+        """Answers under one recipe."""
         found = dict(sheet.faults)
-        with pruned(asker.model, entry.installed(place)) as handle:
-            asker.handle = handle
+        with pruned(self.asker.model, entry.installed(place)) as handle:
+            self.asker.handle = handle
             for batch in sheet.batches:
-                found |= {q.key: a for q, a in zip(batch.questions, asker.reply(batch), strict=True)}
+                found |= {q.key: a for q, a in zip(batch.questions, self.asker.reply(batch), strict=True)}
         return found
 
-    def asker_of(self, entry: Entry) -> Asker:
-        """Who asks: with smaller pictures where the row is about those."""
-        if entry.cells is None:
-            return self.asker
-        if entry.cells not in self.smaller:
-            assert self.grid is not None
-            processor = smaller_pictures(self.source.processor, self.grid, entry.cells)
-            self.smaller[entry.cells] = Asker(self.asker.model, processor, self.asker.size, self.asker.prompt)
-        return self.smaller[entry.cells]
-
-    def write(self, asker: Asker, items: list[Item]) -> Sheet:
+    def write(self, items: list[Item]) -> Sheet:
         """Write the prompts of these questions, answers of about one length together."""
         pictures: dict[tuple[Path, ...], list[Image.Image]] = {}
         faults: Answers = {}
         for item in items:
             try:
-                pictures[item.images] = pictures.get(item.images) or [asker.prepared(picture) for picture in item.load()]
+                pictures[item.images] = pictures.get(item.images) or [self.asker.prepared(picture) for picture in item.load()]
             except Exception as error:  # Pillow's decoders raise whatever their format meets
                 faults[item.key] = Answer(None, fault=reason(error))
         able = sorted((i for i in items if i.key not in faults), key=lambda i: (max(map(len, i.answers)), kind_of(i), len(i.text)))
         about = {item.key: pictures[item.images] for item in able}
-        groups = batched([self.asked.question(item) for item in able], asker.size)
-        return Sheet([asker.prompted(group, [about[q.key] for q in group]) for group in groups], faults)
+        groups = batched([self.asked.question(item) for item in able], self.asker.size)
+        return Sheet([self.asker.prompted(group, [about[q.key] for q in group]) for group in groups], faults)
 
     def check(self, answers: Mapping[str, Answers]) -> None:
         """Raise PruneError where no answer means anything."""
@@ -259,7 +244,7 @@ class Job:
         said = [[answers[name][item.key] for item in self.asked.items] for name in entry.names]
         counts = [tally(self.asked.items, [answer.text for answer in one], names) for one in said]
         left = [number for one in said for answer in one for number in answer.kept]
-        kept = float(entry.cells[0] * entry.cells[1]) if entry.cells else sum(left) / len(left) if left else None
+        kept = sum(left) / len(left) if left else None
         parts = name_parts(entry.recipes[0] if entry.recipes else None)
         return VlmRow(
             recipe=entry.name,
@@ -276,16 +261,16 @@ class Job:
     def cost(self, entry: Entry, step: Callable[[float], object]) -> Cost:
         """What one prompt costs, timed in turn with the unpruned model."""
         model, recipe = self.asker.model, entry.installed(0)
-        inputs, plain = (self.one_prompt(asker) for asker in (self.asker_of(entry), self.asker))
+        inputs = self.one_prompt
         with pruned(model, recipe) as handle:
             macs, lengths, cache = count_macs(model, self.family, handle, inputs)
         runs: list[Times] = []
         beside: list[Times] = []
         for turn in range(self.rounds + 1):
-            ways = ((recipe, inputs, runs), (None, plain, beside))
-            for way, given, log in ways if turn % 2 else ways[::-1]:
+            ways = ((recipe, runs), (None, beside))
+            for way, log in ways if turn % 2 else ways[::-1]:
                 with torch.no_grad(), pruned(model, way) as handle:
-                    times = time_stages(model, self.family, handle, given, 2)
+                    times = time_stages(model, self.family, handle, inputs, 2)
                 if turn:  # the first pair is to warm up
                     log.append(times)
             step((turn + 1) / (self.rounds + 1))
@@ -293,10 +278,11 @@ class Job:
         seconds, encoding = spread(one.reading for one in runs), spread(one.vision for one in runs)
         return Cost(macs.vision, macs.selection, macs.prefill, cache, lengths, seconds, gains, encoding)
 
-    def one_prompt(self, asker: Asker) -> dict[str, Any]:
+    @cached_property
+    def one_prompt(self) -> dict[str, Any]:
         """The first question whose picture can be read, as a batch of one."""
         for item in self.asked.items:
-            batches = self.write(asker, [item]).batches
+            batches = self.write([item]).batches
             if batches:
                 return batches[0].inputs
         raise PruneError(f"{self.asked.path}: no picture can be read")
@@ -315,7 +301,7 @@ class Job:
             else "its own pictures",
             data_fingerprint=digest([(i.key, i.text, i.answers, i.kind, i.scene, i.objects) for i in items]),
             questions=len(items),
-            capacity=int((self.one_prompt(self.asker)["input_ids"] == token).sum()),
+            capacity=int((self.one_prompt["input_ids"] == token).sum()),
             device=device_name(s.device),
             threads=torch.get_num_threads(),
             precision=s.precision,

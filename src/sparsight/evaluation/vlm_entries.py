@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,8 @@ from torch import nn
 
 from ..errors import PruneError
 from ..ops.schedule import BUDGET, as_tuple, show
-from ..ops.select import smaller
 from ..ops.text import DecoderSchedule
-from ..prune import family_of, prune, resolve
+from ..prune import prune, resolve
 from ..recipe import Recipe
 from ..registry import methods as all_methods
 from ..runs.store import UNPRUNED
@@ -22,7 +20,6 @@ from ..runs.store import UNPRUNED
 BASELINES = ("random", "resize", "pool")
 """Rows that are always there unless they are switched off."""
 PLACES = ("encoder", "projector", "decoder")
-RESIZE = "resize"
 PUBLISHED = 32
 """Layers of the language models that the papers' layer numbers are for."""
 
@@ -32,10 +29,9 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Entry:
-    """One row. recipes: that of every seed, none for the unpruned model; cells: patch grid (h, w) of a picture that is made smaller."""
+    """One row. recipes: that of every seed, none for the unpruned model."""
 
     recipes: tuple[Recipe, ...] = ()
-    cells: Grid | None = None
 
     @property
     def name(self) -> str:
@@ -47,8 +43,8 @@ class Entry:
         return [spelled(recipe) for recipe in self.recipes] or [UNPRUNED]
 
     def installed(self, place: int) -> Recipe | None:
-        """What the model is pruned by under a seed; nothing for a smaller picture."""
-        return self.recipes[place] if self.recipes and self.cells is None else None
+        """What the model is pruned by under a seed."""
+        return self.recipes[place] if self.recipes else None
 
 
 def entries_of(
@@ -59,7 +55,6 @@ def entries_of(
     depth: layers of its language model; grid: see `grid_made`. Raises PruneError for what was asked for by name and cannot be."""
     if seeds < 1:
         raise PruneError(f"seeds={seeds} must be 1 or more")
-    family = family_of(shell)
     names = usual() if methods is None else list(methods)
     first = [name.partition(":")[0].strip() for name in names]
     names = [name for name in BASELINES if baselines and name not in first] + names
@@ -71,7 +66,7 @@ def entries_of(
             recipe = complete(text, amount, depth) if isinstance(text, str) else text
             if str(recipe) not in known:
                 known.add(str(recipe))
-                found.append(entry_of(shell, family, grid, recipe, seeds))
+                found.append(entry_of(shell, grid, recipe, seeds))
         except PruneError as error:
             name = text.partition(":")[0].strip() if isinstance(text, str) else text.name
             if name in strict:
@@ -134,10 +129,8 @@ def scaled(layers: list[int], depth: int, after: bool) -> tuple[int, ...]:
     return tuple(found)
 
 
-def entry_of(shell: nn.Module, family: Any, grid: Grid | None, recipe: Recipe, seeds: int) -> Entry:
+def entry_of(shell: nn.Module, grid: Grid | None, recipe: Recipe, seeds: int) -> Entry:
     """A checked row."""
-    if recipe.name == RESIZE:
-        return Entry((recipe,), smaller_grid(family, grid, recipe))
     asked = max(as_tuple(recipe.schedule.tokens), default=0)
     if grid is not None and recipe.where != "decoder" and asked > grid[0] * grid[1]:
         raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {grid[0] * grid[1]} tokens of a picture")
@@ -174,32 +167,3 @@ def grid_made(family: Any, processor: Any) -> Grid | None:
     pixels = processor.image_processor(images=Image.new("RGB", (320, 320), "gray"), return_tensors="pt")["pixel_values"]
     grid: Grid = family.grid_of({"pixel_values": pixels})
     return grid
-
-
-def smaller_grid(family: Any, grid: Grid | None, recipe: Recipe) -> Grid:
-    """Patch grid of the smaller picture. Raises PruneError for towers that take pictures of their own size only."""
-    if grid is None or family.capacity() is not None:
-        raise PruneError(
-            f"{recipe.name}: the vision tower of {type(family.model).__name__} takes pictures of its own size only; compare with pool"
-        )
-    whole = grid[0] * grid[1]
-    count = recipe.schedule.count(whole, 0, 1)
-    if count >= whole:
-        raise PruneError(f"{recipe.name}: {show(count)} is no fewer than the {whole} tokens of a picture")
-    return smaller(grid, count)
-
-
-def smaller_pictures(processor: Any, grid: Grid, cells: Grid) -> Any:
-    """A copy of the processor whose image processor makes pictures of `cells` patches instead of `grid`."""
-    made = copy.deepcopy(processor)
-    images = made.image_processor
-    share = {
-        "height": cells[0] / grid[0],
-        "width": cells[1] / grid[1],
-        "shortest_edge": max(cells[0] / grid[0], cells[1] / grid[1]),
-    }
-    for name in ("size", "crop_size"):
-        sizes = getattr(images, name, None)
-        if sizes:
-            setattr(images, name, type(sizes)(**{key: round(value * share.get(key, 1.0)) for key, value in dict(sizes).items()}))
-    return made

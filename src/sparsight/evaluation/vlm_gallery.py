@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.questions import Item
 from ..look.patches import Look, pictures, tint
+from ..ops.select import smaller
 from ..pages.page import picture_uri
 from ..runs.sweep import pruned
 from .asking import Answer
@@ -101,11 +102,7 @@ def said(item: Item, answer: Answer) -> Said:
 @torch.no_grad()
 def overlay(job: Job, entry: Entry, item: Item) -> tuple[str, int]:
     """What is laid over the picture for a recipe: whitened patches that left, colours of merged ones; or the smaller picture itself."""
-    asker = job.asker_of(entry)
-    if entry.cells is not None:
-        small = model_picture(asker.processor, asker.prepared(item.load()[0]))
-        return picture_uri(small, "jpeg"), entry.cells[0] * entry.cells[1]
-    inputs, model = job.write(asker, [item]).batches[0].inputs, asker.model
+    inputs, model = job.write([item]).batches[0].inputs, job.asker.model
     with pruned(model, entry.installed(0)) as handle:
         model.generate(**inputs, max_new_tokens=1, do_sample=False)  # type: ignore[operator]
         assert handle is not None
@@ -118,6 +115,11 @@ def overlay(job: Job, entry: Entry, item: Item) -> tuple[str, int]:
         grid = grid_of(job.family, inputs, owner)
     if grid is None:
         return "", left
+    if entry.recipes[0].where == "image":
+        rows, columns = smaller(grid, left)
+        whole = model_picture(job.asker.processor, job.asker.prepared(item.load()[0]))
+        small = whole.resize((whole.width * columns // grid[1], whole.height * rows // grid[0]), Image.Resampling.BICUBIC)
+        return picture_uri(small, "jpeg"), left
     look = Look(0, left, owner.cpu().numpy().reshape(grid), frozenset(fused), None)
     return picture_uri(Image.fromarray(np.ascontiguousarray(tint(look)), "RGBA")), left
 

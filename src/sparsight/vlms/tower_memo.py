@@ -6,6 +6,7 @@ picture alone, and notes the features and what went through the modules that rec
 projector's input, the class token's block). Later calls get these tensors back, and whoever listens (`call_state.Listener`) hears of the
 modules as if they had run. A picture's features are bit for bit those of the picture alone, whatever else is in the batch.
 
+A picture that `resize` has made smaller is a picture of its own, remembered where the tower needs no further word for its size (DINOv2).
 Not remembered, and run every time: training and gradients, towers that are pruned themselves, several layers of features asked for in
 the call, and families whose pictures are cut into tiles (`LVLM.one_row` is False). Hooks of other tools on the tower's modules do not run for a picture that
 is known. At most `most` bytes are kept; the picture that was asked for longest ago leaves first.
