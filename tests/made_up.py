@@ -9,6 +9,9 @@ from sparsight.evaluation.result import Evaluation, Score
 from sparsight.look.analysis import Agreement, Analysis, Head, Histogram, Left
 from sparsight.runs.comparison import UNPRUNED, Comparison, Outcomes, Row
 from sparsight.runs.intervals import Interval
+from sparsight.runs.vlm_comparison import Cost, VlmComparison
+from sparsight.runs.vlm_comparison import VlmRow as ComparedVlm
+from sparsight.runs.vlm_counts import Tally
 from sparsight.speed.bench_result import Bench, BenchRow, Timing
 from sparsight.speed.stage_result import StageBench, StageRow
 from sparsight.speed.stages import Footprint, Macs, Times
@@ -202,4 +205,32 @@ def training(name: str = HOSTILE) -> Training:
         test=name, test_images=50, image_size=(224, 224), steps=1000, before=before, after=after, change=Interval(0.15, 0.1, 0.2), macs=3_000_000_000,
         unpruned_macs=6_000_000_000, processes=2, device="cpu (x86_64)", seconds=12.3, date=str(COMMON["date"]), versions=COMMON["versions"],
         facts={"recipe": name}, notes=[name], skipped=[(name, "not an image")] * 3, log=log, hits=[1, 0, -1],
+    )  # fmt: skip
+
+
+def questions(name: str = HOSTILE) -> VlmComparison:
+    """A vision-language model under two recipes: answers to questions about two simple and two complex pictures."""
+    rows = []
+    for index, (recipe, budget) in enumerate(((UNPRUNED, ""), (name, "tokens=64"), (LONG, "tokens=64/32/16"))):
+        counts = Tally.empty(4)
+        for place in range(4):
+            for measure in ("yes_no", "accuracy", "count", "chair_i", "recall", "mme_one", "mme_all"):
+                counts.add(measure, place, 4 - index * (place % 2), 4, 4)
+            counts.add("length", place, 7, 1)
+        times = Spread(0.025 / (1 + index), 0.02, 0.03, 4)
+        cost = Cost(
+            10**9,
+            index * 10**6,
+            4 * 10**9 // (1 + index),
+            10**6,
+            [276] * 6,
+            times,
+            Spread(1.38 + index, 1.2, 2.9, 4),
+            Spread(0.05, 0.04, 0.06, 4),
+        )
+        rows.append(ComparedVlm(recipe, recipe, budget, None, [recipe], None if not index else 64.0 / index, cost, index, [counts]))
+    return VlmComparison(
+        model=name, data=name, data_fingerprint="f", questions=20, capacity=256, threads=2, precision="fp32", batch_size=16, rounds=4,
+        skipped=[(name, name)], notes=[name], pictures=[name] * 4, scenes=["simple", "simple", "complex", "complex"], rows=rows,
+        **{key: value for key, value in COMMON.items() if key in ("device", "date", "versions")},
     )  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import PruneError
     from .handle import Handle, handle, handles, unprune
     from .load.models import Loaded, load
+    from .load.vlms import load_vlm
     from .look.calibrate import calibrate
     from .ops.score import register_score
     from .plan import Plan
@@ -41,6 +42,7 @@ _HOMES = {
     "handle": "handle",
     "handles": "handle",
     "load": "load.models",
+    "load_vlm": "load.vlms",
     "macs": "speed.macs",
     "methods": "registry",
     "parse": "registry",
@@ -54,8 +56,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load", "macs",
-    "methods", "parse", "prune", "reduce", "register_family", "register_score", "train", "tune", "unprune",
+    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load",
+    "load_vlm", "macs", "methods", "parse", "prune", "reduce", "register_family", "register_score", "train", "tune", "unprune",
 ]  # fmt: skip
 
 

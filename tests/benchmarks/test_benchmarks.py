@@ -172,3 +172,30 @@ def test_vit_speed(run, tmp_path):
     one = ["class_attention:keep=0.5"]
     run("vit_speed", f"--batches 1 --seconds 0 --out {out}", LIMITS=one, REALISED=one, SCORES=["col_ln"], COPIES=1)
     assert "| `class_attention:keep=0.5` |" in table(out)
+
+
+def test_results_vlm(run, tmp_path):
+    """The page about a trained vision-language model, on a tiny one with random weights; given again, nothing is measured anew."""
+    pytest.importorskip("transformers")
+    from tiny_demo import save_demo, save_scenes
+
+    model, data = save_demo(tmp_path / "model"), save_scenes(tmp_path / "set", 4)
+    words = (
+        f"--model {model} --data {data} --work {tmp_path / 'work'} --out {tmp_path / 'page.md'} --tokens 4 --seeds 2 --rounds 2 --shown 1 "
+        "--methods fastervlm,visionzip,divprune,fps,agile --corruptions , --device cpu"
+    )
+    run("results_vlm", words)
+    text = (tmp_path / "page.md").read_text()
+    for part in (
+        "diversity hallucinates more than attention",
+        "Holm",
+        "effective rank",
+        "### 4 tokens, complex pictures",
+        "Cost of one prompt",
+    ):
+        assert part in text, part
+    assert "not separable here" in text
+    rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").rglob("*.json") if file.parent.name == "rows"}
+    run("results_vlm", words)
+    assert (tmp_path / "page.md").read_text() == text
+    assert rows == {file: file.stat().st_mtime_ns for file in rows}

@@ -25,6 +25,7 @@ def vlm_evaluation():
 
 PRINTED = {
     "compare": lambda: results.print_comparison(made_up.comparison("col_ln:keep=0.7,layers=0/3/6"), OUT),
+    "compare-questions": lambda: results.print_vlm_comparison(made_up.questions("divprune:tokens=64"), OUT),
     "evaluate": lambda: results.print_evaluation(made_up.evaluation("evit:keep=0.7"), OUT),
     "robustness": lambda: results.print_robustness(made_up.robustness(), OUT),
     "evaluate-vlm": lambda: results.print_vlm_evaluation(vlm_evaluation(), OUT),
@@ -33,6 +34,7 @@ PRINTED = {
 }
 IMPORTANT = {
     "compare": ["88.0", "85.0", "1.50", "2.10"],
+    "compare-questions": ["87.5", "75.0"],
     "evaluate": ["88.00", "86.00"],
     "robustness": ["80.0"],
     "evaluate-vlm": ["90.03"],

@@ -1,5 +1,6 @@
 """All pages: whole, self-contained, escaped, with every row; plots with round ticks; best only where intervals separate."""
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -12,11 +13,12 @@ from sparsight.pages.analysis_page import Figure, analysis_page
 from sparsight.pages.bench_report import bench_report
 from sparsight.pages.evaluation_page import evaluation_page
 from sparsight.pages.page import render
-from sparsight.pages.plots import Plot, Point, Series, axis
+from sparsight.pages.plots import LogAxis, Plot, Point, Series, axis
 from sparsight.pages.report import report
 from sparsight.pages.stage_report import STAGES, stage_report
 from sparsight.pages.training_page import training_page
 from sparsight.pages.tuning_page import sensitivity_page, tuning_page
+from sparsight.pages.vlm_report import vlm_report
 from sparsight.runs.intervals import Spread
 
 PIXEL = "data:image/png;base64,AAAA"
@@ -26,6 +28,7 @@ PAGES = {
     "bench": lambda: bench_report(made_up.bench()),
     "stages": lambda: stage_report(made_up.stages()),
     "evaluation": lambda: evaluation_page(made_up.evaluation()),
+    "questions": lambda: vlm_report(made_up.questions(), []),
     "analysis": lambda: analysis_page(made_up.analysis(), FIGURES),
     "training": lambda: training_page(made_up.training()),
     "tuning": lambda: tuning_page(made_up.tuning()),
@@ -160,3 +163,14 @@ def test_the_line_of_a_series_is_sorted():
     plot = Plot([Series("a", 0, points=[Point(3, 2, "b"), Point(2, 1, "a")])], Point(1, 1, "o"), "x", "y")
     xs = [float(part.split()[0]) for part in plot.line(plot.series[0])[1:].split("L")]
     assert xs == sorted(xs)
+
+
+def test_doublings_are_equally_far_apart():
+    doublings = LogAxis(6, 300, 0, 100)
+    assert doublings.ticks == [8, 16, 32, 64, 128, 256]
+    places = [doublings.at(tick) for tick in doublings.ticks]
+    steps = [after - before for before, after in itertools.pairwise(places)]
+    assert max(steps) - min(steps) < 0.15
+    plot = Plot([Series("one", 0, points=[Point(16, 40, "")])], Point(256, 60, ""), "tokens", "%", log=True)
+    assert plot.x.at(64) == pytest.approx((plot.x.at(16) + plot.x.at(256)) / 2, abs=0.1)
+    assert plot.between(20, 90).y.low < 20

@@ -11,9 +11,11 @@ from .words import BatchSize, Language, Word, one_model
 
 
 def calibrate(
-    data: Annotated[Path, typer.Option("--data", "--images", help="Folder of images like those to come.")],
     word: Word = None,
     model: Language = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "--images", help="Folder of images like those to come. demo-vlm brings its own.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="agile or mix, with the parameters to use.")] = "agile",
     batch_size: BatchSize = 8,
     limit: Annotated[int | None, typer.Option(help="Use only so many images.")] = None,
@@ -27,9 +29,11 @@ def calibrate(
       sparsight calibrate llava-hf/llava-1.5-7b-hf --data IMAGES --recipe agile:tokens=64
     """
     from ..errors import shown
+    from ..load.models import data_folder
     from ..look.calibrate import calibration
 
-    done = calibration(one_model(word, model, None), data, recipe, batch_size=batch_size, limit=limit, device=device)
+    name = one_model(word, model, None)
+    done = calibration(name, data_folder(name, data), recipe, batch_size=batch_size, limit=limit, device=device)
     typer.echo(str(done), err=True)
     for name, reason in done.skipped:
         typer.echo(shown(f"skipped {name}: {reason}", 500), err=True)

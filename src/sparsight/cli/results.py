@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..look.rank import Ranking
     from ..runs.comparison import Comparison, Row
     from ..runs.intervals import Interval, Spread
+    from ..runs.vlm_comparison import VlmComparison, VlmRow
     from ..speed.bench_result import Bench
     from ..speed.stage_result import StageBench
     from ..tune.result import TunedRow, Tuning
@@ -57,6 +58,16 @@ SITES = (
     Column("recipe", name=True), Column("quality %"), Column("change", 1), Column("95% interval", 2), Column("cost", 3), Column("speed-up"),
 )  # fmt: skip
 
+QUESTIONS = {
+    "yes_no": 0, "chair_i": 0, "count": 1, "recall": 2, "place": 3, "accuracy": 4, "name": 5, "where": 6, "chair_s": 7, "f1": 8, "mme": 9, "yes": 10,
+    "length": 11,
+}  # fmt: skip
+"""Scores of questions, and which of them go first."""
+COSTS = (
+    Column("recipe", name=True), Column("tokens"), Column("prefill ms", 2), Column("x"), Column("quartiles", 5), Column("KV kB"), Column("GMACs", 1),
+    Column("vision GMACs", 4), Column("vision ms", 3),
+)  # fmt: skip
+
 RANKING = (Column("erank"), Column("entropy"), Column("tokens", 1), Column("image", name=True))
 
 
@@ -71,6 +82,53 @@ def print_comparison(done: Comparison, out: Path) -> None:
     print_table(str(done), columns, lines, out / "results.csv")
     print_skipped(done.skipped, out)
     print_ends(done.notes, out, "report.html", "results.json", "results.csv")
+
+
+def print_vlm_comparison(done: VlmComparison, out: Path) -> None:
+    """A table of scores for simple and for complex pictures, and one of costs; better than unpruned green, worse red, beyond chance."""
+    from ..runs.vlm_comparison import SPLITS
+    from ..runs.vlm_counts import MEASURES
+
+    say(str(done))
+    first = "yes_no" if "yes_no" in done.measures else done.measures[0]
+    for split in done.splits:
+        known = [name for name in done.measures if done.value(done.rows[0], name, split) is not None]
+        columns = [Column("recipe", name=True), Column("tokens", 3)]
+        for name in known:
+            columns.append(
+                Column(MEASURES[name].title if name in MEASURES else name, QUESTIONS.get(name, 12) if name != first else 0)
+            )
+            columns += [Column("change", 4), Column("95% interval", 8)] if name == first else []
+        lines: list[Sequence[Cell] | None] = []
+        for before, row in zip((done.rows[0], *done.rows), done.rows):
+            lines += [None] if row.group != before.group else []
+            lines.append(question_cells(done, row, split, known, first))
+        print_table(f"\n{SPLITS[split]}: {done.size(split)}", columns, lines, out / "results.csv")
+    print_table("\ncost of one prompt", COSTS, [cost_cells(row) for row in done.rows], out / "results.csv")
+    print_skipped(done.skipped, out, "questions")
+    print_ends(done.notes, out, "report.html", "results.json", "results.csv", "answers.jsonl")
+
+
+def question_cells(done: VlmComparison, row: VlmRow, split: str, known: Sequence[str], first: str) -> list[Cell]:
+    from ..runs.vlm_counts import MEASURES
+
+    found: list[Cell] = [row.recipe, row.tokens]
+    for name in known:
+        value, span = done.value(row, name, split), done.change(row, name, split)
+        moved = done.moved(name, span)
+        scale = MEASURES[name].scale if name in MEASURES else 100.0
+        text = "-" if value is None else f"{scale * value:.1f}"
+        found.append(Text(text, "bold green" if moved > 0 else "red") if moved else text)
+        found += change(span) if name == first else ()
+    return found
+
+
+def cost_cells(row: VlmRow) -> list[Cell]:
+    cost = row.cost
+    return [
+        row.recipe, row.tokens, f"{1e3 * cost.seconds.median:.1f}", f"{cost.speedup.median:.2f}", quartiles(cost.speedup), f"{cost.cache / 1e3:.0f}",
+        f"{cost.macs / 1e9:.2f}", f"{cost.vision / 1e9:.2f}", f"{1e3 * cost.encoding.median:.1f}",
+    ]  # fmt: skip
 
 
 def comparison_cells(row: Row, labelled: bool, best: dict[str, set[str]]) -> list[Cell]:
@@ -210,13 +268,13 @@ def print_analysis(done: Analysis, out: Path) -> None:
     say(f"wrote {out / 'report.html'} with its figures and tables")
 
 
-def print_skipped(skipped: Sequence[tuple[str, str]], out: Path) -> None:
-    """The first skipped images with their reasons, and how many there are."""
+def print_skipped(skipped: Sequence[tuple[str, str]], out: Path, what: str = "images") -> None:
+    """The first skipped images with their reasons, and how many there are. what: is counted, if not images."""
     for name, reason in skipped[:SHOWN]:
         say(f"skipped {name}: {reason}", "yellow")
     if skipped:
         rest = f"; {len(skipped) - SHOWN} more are named in {out / 'results.json'}" if len(skipped) > SHOWN else ""
-        say(f"{len(skipped)} images could not be read and were skipped{rest}", "yellow")
+        say(f"{len(skipped)} {what} could not be read and were skipped{rest}", "yellow")
 
 
 def print_ends(notes: Iterable[str], out: Path, *files: str) -> None:

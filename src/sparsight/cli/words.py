@@ -13,7 +13,8 @@ Vision = Annotated[
     str | None, typer.Option("--model", help="demo, a timm name, hf_hub:REPO, a folder, or ARCH@FILE.safetensors. [default: demo]")
 ]
 Language = Annotated[
-    str | None, typer.Option("--model", help="Folder of a vision-language model, or OWNER/NAME on the Hugging Face Hub.")
+    str | None,
+    typer.Option("--model", help="demo-vlm, a folder of a vision-language model, or OWNER/NAME on the Hugging Face Hub."),
 ]
 
 Recipes = Annotated[list[str] | None, typer.Option(help="A recipe such as evit:keep=0.7; may be given several times.")]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import PruneError, shown
 from ..load.checkpoint import check_reach, one_line
+from ..load.demo_vlm import packaged
 from .images import is_image, open_folder
 from .reading import decode, readable, reason, stacked
 
@@ -141,7 +142,7 @@ def own_encoder(model: nn.Module, processor: Any = None) -> Encode:
 
 def find_processor(model: nn.Module) -> Any:
     """The image processor saved beside the model's weights."""
-    name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
+    name = packaged(str(getattr(getattr(model, "config", None), "name_or_path", "") or ""))
     hint = "give processor=AutoProcessor.from_pretrained(...), or batches that it made"
     if not name:
         raise PruneError(

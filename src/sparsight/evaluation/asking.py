@@ -142,24 +142,41 @@ class Asker:
         canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         return canvas
 
-    @torch.no_grad()
     def generate(self, group: list[Question], images: list[list[Image.Image]]) -> list[Answer]:
         """The user's own call: processor, generate, decode. Greedy, as in the papers."""
+        return self.reply(self.prompted(group, images))
+
+    def prompted(self, group: list[Question], images: list[list[Image.Image]]) -> Prompted:
+        """A batch of questions as the processor writes them, on the model's device; the same for every recipe."""
         texts = [self.written(question.text, len(found)) for question, found in zip(group, images, strict=True)]
         self.processor.tokenizer.padding_side = "left"
         given = {"images": images} if any(images) else {}
         like = next(self.model.parameters())
         call = self.processor(text=texts, padding=True, return_tensors="pt", **given).to(like.device)
         inputs = {name: value.to(like.dtype) if value.is_floating_point() else value for name, value in call.items()}
+        return Prompted(group, inputs, [len(found) for found in images])
+
+    @torch.no_grad()
+    def reply(self, asked: Prompted) -> list[Answer]:
+        """The model's answers, in the order of the questions."""
         model: Any = self.model
-        with finite_rows(model, len(group)) as fine:
-            made = model.generate(**inputs, max_new_tokens=group[0].most, do_sample=False)
-        replies = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        kept = kept_of(self.handle, [len(found) for found in images])
+        with finite_rows(model, len(asked.questions)) as fine:
+            made = model.generate(**asked.inputs, max_new_tokens=asked.questions[0].most, do_sample=False)
+        replies = self.processor.tokenizer.batch_decode(made[:, asked.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        kept = kept_of(self.handle, asked.images)
         return [
             Answer(cut(text, q.until), left) if good else Answer(None, left, NOT_FINITE)
-            for text, q, left, good in zip(replies, group, kept, fine, strict=True)
+            for text, q, left, good in zip(replies, asked.questions, kept, fine, strict=True)
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """A batch ready for `generate`: its questions, the processor's output, and how many images each question has."""
+
+    questions: list[Question]
+    inputs: dict[str, Any]
+    images: list[int]
 
 
 @contextmanager

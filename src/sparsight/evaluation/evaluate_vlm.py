@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..data.fingerprint import digest
-from ..data.questions import LocalSet, read_set
+from ..data.questions import LocalSet, check_words, read_set
 from ..errors import PruneError
+from ..load import demo_vlm
 from ..load.vlms import Source, find_source, own_source
-from ..prune import prune, resolve
+from ..prune import family_of, prune, resolve
 from ..recipe import Recipe
 from ..runs.intervals import Interval, paired, paired_means
-from ..runs.settings import PRECISIONS, check_settings, device_name, versions_in_use
+from ..runs.settings import PRECISIONS, check_settings, device_name, precision_on, versions_in_use
 from ..runs.settings import Settings as Measured
 from ..runs.store import UNPRUNED, ResultStore, claim, fingerprint_model, release, write_text
 from ..runs.sweep import Listener, RowJob, ignore, pruned, run_rows
+from ..vlms.tower_memo import remembering
 from .asking import NOT_FINITE, AnswerLog, Asker
 from .vlm_scores import Score, VlmEvaluation, VlmRow
 from .vlm_sets import Benchmark, check_data, check_installed, check_judge, find, score_set
@@ -57,7 +59,7 @@ def evaluate_vlm(
     limit: int | None = None,
     batch_size: int = 1,
     device: str = "auto",
-    precision: str = "bf16",
+    precision: str = "auto",
     prompt: str | None = None,
     square: bool = False,
     listen: Listener = ignore,
@@ -65,20 +67,24 @@ def evaluate_vlm(
     """Scores of a model on sets of questions, unpruned first, then under each recipe; results and every answer go into `out`.
 
     model: a folder or a repository of the Hugging Face Hub, or a module with its processor, which runs as and where it is. tasks: names of `benchmarks.SETS` or `benchmarks.GROUPS`, FILE.jsonl (see
-    `questions.read_set`), FILE.yaml or lmms:TASK for any other task of lmms-eval. limit: the first so many questions of each set.
+    `questions.read_set`), FILE.yaml or lmms:TASK for any other task of lmms-eval; the model "demo-vlm" brings its own. precision: "auto" is
+    fp32 on the CPU, where bf16 is slower and changes answers, and bf16 elsewhere. limit: the first so many questions of each set.
     prompt: text with {images} and {question} in place of the checkpoint's chat template. square: images padded to squares.
     Called again with the same arguments it goes on after the last answer. Raises PruneError before any heavy work.
     """
     wanted = list({str(recipe): recipe for recipe in (resolve(recipe, {}) for recipe in recipes)}.values())
     if limit is not None and limit < 1:
         raise PruneError(f"limit={limit} leaves no question; give 1 or more, or leave it out")
-    sets, include = find_tasks(tasks, limit)
+    sets, include = find_tasks(tasks or own_questions(model), limit)
     if isinstance(model, nn.Module):
         like = next(model.parameters())
         device, precision = str(like.device), next((name for name, kind in PRECISIONS.items() if kind == like.dtype), "fp32")
-    device = check_settings(Measured(batch_size, precision, device)).device
-    settings = Settings(batch_size, device, precision, limit, prompt, square)
+    device = check_settings(Measured(batch_size, "fp32" if precision == "auto" else precision, device)).device
+    settings = Settings(batch_size, device, precision_on(device, precision), limit, prompt, square)
     source = own_source(model, processor) if isinstance(model, nn.Module) else find_source(model, None, None)
+    for one in sets:
+        if isinstance(one, LocalSet):
+            check_words(one, source.processor.tokenizer)
     for recipe in wanted:
         with prune(source.shell, recipe):
             pass
@@ -90,6 +96,14 @@ def evaluate_vlm(
         release(made)
         raise
     return Job(source, asker, settings, Path(out).expanduser(), include, listen).run(wanted, sets)
+
+
+def own_questions(model: str | nn.Module) -> list[str]:
+    """The questions that a model brings: those of the demo model."""
+    if model != demo_vlm.NAME:
+        return []
+    demo_vlm.packaged(demo_vlm.NAME)
+    return [str(demo_vlm.questions())]
 
 
 def find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], tuple[str, ...]]:
@@ -153,7 +167,8 @@ class Job:
         """All scores, finished ones taken from disk; then the files in `out`."""
         store = ResultStore(self.out / "rows", digest(self.model_key(), asdict(self.settings)))
         everything = [None, *recipes]
-        scores = run_rows(self.jobs(everything, sets, store), len(everything) * len(sets), store, Score.from_dict, self.listen)
+        with remembering(family_of(self.asker.model)):
+            scores = run_rows(self.jobs(everything, sets, store), len(everything) * len(sets), store, Score.from_dict, self.listen)
         reference, rows = scores[: len(sets)], []
         for place, recipe in enumerate(everything):
             mine = scores[place * len(sets) : (place + 1) * len(sets)]
@@ -261,7 +276,7 @@ class Job:
         """What tells this model from others: name, configuration, files."""
         if self.source.module is not None:
             return fingerprint_model(self.source.module)
-        folder = Path(self.source.name).expanduser()
+        folder = Path(self.source.path or self.source.name).expanduser()
         files = sorted(folder.glob("*")) if os.path.isdir(folder) else []
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
         return digest(self.source.name, str(self.source.config), facts)

@@ -18,7 +18,7 @@ from ..errors import PruneError
 from ..load.checkpoint import one_line
 from ..load.vlms import find_source
 from ..prune import prune
-from ..runs.settings import PRECISIONS
+from ..runs.settings import PRECISIONS, precision_on
 from .asking import NOT_FINITE, AnswerLog, Asker
 from .vlm_sets import Benchmark, by_rule, kept_sample, needs_network
 
@@ -115,7 +115,7 @@ class Sparsight(lmms):  # type: ignore[misc]
         recipe: str = "",
         batch_size: int | str = 1,
         device: str | None = None,
-        precision: str = "bf16",
+        precision: str = "auto",
         prompt: str | None = None,
         square: bool = False,
         asker: Asker | None = None,
@@ -129,9 +129,10 @@ class Sparsight(lmms):  # type: ignore[misc]
                 f"model_args {', '.join(unknown)} are not known; there are pretrained, recipe, precision, prompt, square"
             )
         if asker is None:
+            place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            precision = precision_on(place, precision)
             if precision not in PRECISIONS:
                 raise PruneError(f"precision={precision!r} is not known; choose {', '.join(PRECISIONS)}")
-            place = device or ("cuda" if torch.cuda.is_available() else "cpu")
             source = find_source(pretrained or None, None, None)
             asker = Asker(source.load(place, PRECISIONS[precision], 0), source.processor, int(batch_size), prompt, bool(square))
             if recipe:

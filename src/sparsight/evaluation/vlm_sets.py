@@ -17,6 +17,7 @@ from ..errors import PruneError
 from ..load.checkpoint import one_line
 from . import metrics
 from .asking import Answer
+from .question_scores import judged, summary
 
 INSTALL = "pip install 'sparsight[hf,lmms]'"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -218,21 +219,26 @@ def hit(sample: dict[str, Any]) -> float | None:
 
 
 def score_set(one: LocalSet, answers: Sequence[Answer]) -> tuple[dict[str, float], list[float | None]]:
-    """Scores in percent, the one that counts first, and for each question 1 or 0 (None where it could not be asked)."""
+    """Scores in percent, the one that counts first, and for each question 1 or 0 (None where it could not be asked, or is a list)."""
     asked = [(item, answer.text) for item, answer in zip(one.items, answers, strict=True) if answer.text is not None]
-    hits = [None if a.text is None else float(right(item, a.text, one.binary)) for item, a in zip(one.items, answers, strict=True)]
     if not asked:
         raise PruneError(f"{one.path}: no question could be answered; {one.items[0].images[0]}: {answers[0].fault}")
+    if one.kinds:
+        rights = [None if a.text is None else judged(item, a.text) for item, a in zip(one.items, answers, strict=True)]
+        found = summary(one.items, [answer.text for answer in answers])
+        first = "accuracy" if "accuracy" in found else "recall"
+        return {first: found.pop(first), **found}, [None if hit is None else float(hit) for hit in rights]
+    hits = [None if a.text is None else float(right(item, a.text, one.binary)) for item, a in zip(one.items, answers, strict=True)]
     accuracy = {"accuracy": 100 * sum(hit for hit in hits if hit is not None) / len(asked)}
     if not one.binary:
         return accuracy, hits
     splits: dict[str, list[tuple[Item, str]]] = {}
     for item, text in asked:
         splits.setdefault(item.category, []).append((item, text))
-    found = {name: metrics.pope([text for _, text in part], [item.answers[0] for item, _ in part]) for name, part in splits.items()}
+    parts = {name: metrics.pope([text for _, text in part], [item.answers[0] for item, _ in part]) for name, part in splits.items()}
     whole = metrics.pope([text for _, text in asked], [item.answers[0] for item, _ in asked])
     rest = {"precision": 100 * whole.precision, "recall": 100 * whole.recall, "yes_ratio": 100 * whole.yes_ratio}
-    return {"f1": 100 * metrics.mean_f1(found), **accuracy, **rest}, hits
+    return {"f1": 100 * metrics.mean_f1(parts), **accuracy, **rest}, hits
 
 
 def right(item: Item, answer: str, binary: bool) -> bool:

@@ -24,6 +24,7 @@ from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
 from ..errors import PruneError, shown
 from ..prune import prune
 from ..recipe import Recipe
+from . import demo_vlm
 from .checkpoint import (
     PICKLED,
     Shapes,
@@ -154,8 +155,11 @@ def data_folder(model: str | Loaded | nn.Module, data: str | Path | None) -> str
     if data is not None:
         return data
     name = name_of(model)
+    if name == demo_vlm.NAME:
+        demo_vlm.packaged(name)
+        return demo_vlm.pictures()
     if name != "demo":
-        raise PruneError(f"no data folder for model {name}; give one with --data (only the demo model brings images)")
+        raise PruneError(f"no data folder for model {name}; give one with --data (only the demo models bring images)")
     return demo_images()
 
 
@@ -168,15 +172,19 @@ def look_of(loaded: Loaded) -> str:
 def load(name: str = "demo") -> Loaded:
     """Load a vision model with its preprocessing and class names, ready to run on the CPU.
 
-    name: "demo" (embedded); a timm name, also with .tag or as hf_hub:REPO; a local folder as written by transformers'
-    `save_pretrained` (model and image processor) or by timm's `save_for_hf`; what `sparsight train` wrote, pruned as it was trained;
-    ARCH@FILE.safetensors with a timm architecture; or random:ARCH for a timm architecture with random weights, whose speed is that of
-    trained ones.
+    name: "demo" (embedded); "demo-vlm" (the vision tower of the embedded vision-language model; `load_vlm` has the whole); a timm
+    name, also with .tag or as hf_hub:REPO; a local folder as written by transformers' `save_pretrained` (model and image processor)
+    or by timm's `save_for_hf`; what `sparsight train` wrote, pruned as it was trained; ARCH@FILE.safetensors with a timm architecture;
+    or random:ARCH for a timm architecture with random weights, whose speed is that of trained ones.
     Raises PruneError, before any heavy work where the fault shows on disk, for everything that cannot be loaded.
     """
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if name == "demo":
         return load_demo()
+    if name == demo_vlm.NAME:
+        need("transformers", name, extra="hf")
+        tower, processor = demo_vlm.load_tower()
+        return finish(name, tower, processor_transform(processor), None)
     if not name.strip():
         raise PruneError("the model's name is empty; sparsight takes timm names, folders, ARCH@FILE.safetensors, and demo")
     if name.lower().endswith(PICKLED):

@@ -17,6 +17,7 @@ from ..data.images import open_folder
 from ..data.reading import Transform, decode, name_below, reason
 from ..errors import PruneError, shown
 from ..prune import family_of
+from . import demo_vlm
 from .checkpoint import check_reach, complain, one_line, read_config
 from .models import Loaded, need, open_model
 from .shapes import IMAGE, cut, random_model, shape_config, skeleton
@@ -64,16 +65,33 @@ def find_source(model: str | None, config: str | None, layers: int | None) -> So
     no vision-language model can be made of."""
     if (model is None) == (config is None):
         raise PruneError(
-            "give either a model (a folder or a repository of the Hugging Face Hub) or a config (tiny, llava-7b-shape)"
+            "give either a model (demo-vlm, a folder, a repository of the Hugging Face Hub) or a config (tiny, llava-7b-shape)"
         )
     need("transformers", model or f"config {config}", extra="hf")
-    processor, found = None, shape_config(config) if config else None
+    processor, found, path = None, shape_config(config) if config else None, None
     if model is not None:
-        found, processor = read_checkpoint(model)
+        path = demo_vlm.packaged(model)
+        found, processor = read_checkpoint(path)
     cut(found, layers)
     shell = skeleton(found)
     family_of(shell)
-    return Source(str(model or config), found, shell, model, processor)
+    return Source(str(model or config), found, shell, path, processor)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedVlm:
+    """A vision-language model in evaluation mode with its processor."""
+
+    name: str
+    model: nn.Module = field(repr=False)
+    processor: Any = field(repr=False)
+
+
+def load_vlm(name: str = demo_vlm.NAME, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedVlm:
+    """Load a vision-language model with its processor: "demo-vlm" from the package, a folder, or OWNER/NAME on the Hugging Face Hub.
+    Raises PruneError for what cannot be loaded."""
+    source = find_source(name, None, None)
+    return LoadedVlm(name, source.load(device, dtype, 0), source.processor)
 
 
 def own_source(model: nn.Module, processor: Any) -> Source:
@@ -123,9 +141,12 @@ def load_weights(path: str, config: Any, device: str, dtype: torch.dtype) -> nn.
     """The checkpoint's weights in the configuration's model; layers that were cut off are left out."""
     from transformers import AutoModelForImageTextToText
 
+    folder = Path(path).expanduser()
+    if folder.is_dir() and demo_vlm.is_compact(folder):
+        return demo_vlm.load_compact(folder, config, device, dtype)
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path,
+            str(folder) if folder.is_dir() else path,
             config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
         made: nn.Module = model.to(device).eval()
@@ -153,8 +174,10 @@ def open_encoder(
 
 
 def speaks(name: str) -> bool:
-    """Whether a name is that of a vision-language model: a folder whose config.json says so, or a repository OWNER/NAME of the Hub."""
+    """Whether a name is that of a vision-language model: demo-vlm, a folder whose config.json says so, or OWNER/NAME on the Hub."""
     folder = Path(name).expanduser()
+    if name == demo_vlm.NAME:
+        return True
     if not os.path.isdir(folder):
         return name.count("/") == 1 and ":" not in name and "@" not in name and not name.startswith((".", "/", "~"))
     try:
@@ -192,7 +215,10 @@ class Prompts:
 
 
 def make_prompts(source: Source, images: str | Path | None, text: str | None, batch: int, seed: int) -> Prompts:
-    """Prompts for the model: from files and a text, or synthetic ones. Raises PruneError for a folder without readable images."""
+    """Prompts for the model: from files and a text, or synthetic ones; the demo model brings its own. Raises PruneError for a folder
+    without readable images."""
+    if source.name == demo_vlm.NAME:
+        images, text = demo_vlm.pictures() if images is None else images, text or demo_vlm.QUESTION
     if text is not None and source.processor is None:
         raise PruneError(f"a prompt needs a tokenizer, and config {source.name} has none; leave --prompt out or give a --model")
     pictures, names, notes = read_pictures(images, batch) if images is not None else ([], [], [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,20 @@ class Axis:
         return [round(index * step, 10) for index in range(first, last + 1)]
 
 
+@dataclass(frozen=True)
+class LogAxis(Axis):
+    """Numbers above 0 whose doublings are equally far apart; a tick at every power of 2."""
+
+    def at(self, value: float) -> float:
+        """Where a number lies, to a tenth of a unit."""
+        low, high = math.log2(self.low), math.log2(self.high)
+        return round(self.start + (math.log2(value) - low) / (high - low) * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[float]:
+        return [2.0**power for power in range(math.ceil(math.log2(self.low)), math.floor(math.log2(self.high)) + 1)]
+
+
 def axis(values: list[float], start: float, end: float, most: float = math.inf) -> Axis:
     """An axis that leaves a little air around the finite values; `most` is the highest that can be."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
@@ -88,7 +102,7 @@ def axis(values: list[float], start: float, end: float, most: float = math.inf) 
 
 @dataclass(frozen=True)
 class Plot:
-    """Series, and the unpruned model's point with dotted lines through it."""
+    """Series, and the unpruned model's point with dotted lines through it. log: the horizontal axis doubles; span: of the vertical one."""
 
     series: list[Series]
     base: Point
@@ -100,6 +114,12 @@ class Plot:
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
+    log: bool = False
+    span: tuple[float, float] | None = None
+
+    def between(self, low: float, high: float) -> Plot:
+        """The same plot, its vertical axis from `low` to `high`."""
+        return replace(self, span=(low, high))
 
     def drawn(self, series: Series) -> list[Point]:
         """The points of a series that have a place, from left to right."""
@@ -111,11 +131,14 @@ class Plot:
 
     @cached_property
     def x(self) -> Axis:
-        return axis([point.x for point in self.points], self.left, self.right)
+        places = [point.x for point in self.points]
+        if self.log:
+            return LogAxis(min(places) / 1.2, max(places) * 1.2, self.left, self.right)
+        return axis(places, self.left, self.right)
 
     @cached_property
     def y(self) -> Axis:
-        return axis([point.y for point in self.points], self.bottom, self.top, most=100)
+        return axis(list(self.span or (point.y for point in self.points)), self.bottom, self.top, most=100)
 
     def line(self, series: Series) -> str:
         """The line through the points of a series, as the path of an SVG."""

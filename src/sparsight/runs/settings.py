@@ -47,6 +47,11 @@ def check_settings(settings: Settings, shown: int = 0) -> Settings:
     return replace(settings, device=name)
 
 
+def precision_on(device: str, precision: str) -> str:
+    """The precision of a vision-language model, "auto" spelled out: fp32 on the CPU, where bf16 is slower, and bf16 elsewhere."""
+    return precision if precision != "auto" else "fp32" if device.startswith("cpu") else "bf16"
+
+
 def versions_in_use(model: nn.Module) -> dict[str, str]:
     """Versions of Python, this library, torch and the framework that the model comes from."""
     from .. import __version__

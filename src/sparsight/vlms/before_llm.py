@@ -18,6 +18,7 @@ from ..ops.schedule import as_tuple, show
 from ..plan import Plan
 from ..recipe import Recipe, Step
 from ..signals import derive
+from . import averages
 from .family import LVLM
 from .prompt_handle import PromptHandle
 from .request import KeptImage
@@ -71,6 +72,7 @@ class ImageHandle(PromptHandle):
 
 def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
     """Put the recipe between the model's vision encoder and its language model, everything checked."""
+    recipe = averages.fitted(recipe, family.model)
     check_place(recipe)
     check_signals(family, recipe)
     capacity, asked = family.capacity(), max(as_tuple(recipe.schedule.tokens), default=0)
@@ -82,6 +84,7 @@ def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
         warnings.warn(f"{recipe}: an image of {type(family.model).__name__} has {capacity} tokens, so all are kept", stacklevel=4)
     try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * int(asked)))
     sites = [make_site(family, recipe)]
+    averages.watch(recipe, family.model, sites[0])
     family.add(sites)
     return ImageHandle(recipe, family, sites)
 

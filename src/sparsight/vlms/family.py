@@ -48,6 +48,8 @@ class LVLM(ABC):
     name: ClassVar[str]
     language: ClassVar[bool] = True
     """Whether a language model reads the tokens."""
+    one_row: ClassVar[bool] = False
+    """Whether each row of pixel_values is one image, whole (`tower_memo`)."""
     classes: ClassVar[tuple[str, ...]]
     """Names of the model classes, any of which may appear among the bases of the model's class."""
 
@@ -312,6 +314,8 @@ class LVLM(ABC):
             self.encode_smaller(kind, request)
             return
         output, images, takes = self.look(kind, request.call, site)
+        while site.once:
+            site.once.pop()(images)
         fresh = request.find(kind, self.token_id(kind), [image.tokens.shape[0] for image in images])
         kept = reduced(site, [images[i] for i in fresh], self.project() if site.where == "encoder" else None)
         request.settle(kind, fresh, kept)

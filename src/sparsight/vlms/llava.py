@@ -31,6 +31,7 @@ class Llava(LVLM):
     """LlavaForConditionalGeneration."""
 
     name = "transformers LLaVA"
+    one_row = True
     classes = ("LlavaForConditionalGeneration",)
 
     @property

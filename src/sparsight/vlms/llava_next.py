@@ -22,6 +22,7 @@ class LlavaNext(Llava):
     """LlavaNextForConditionalGeneration."""
 
     name = "transformers LLaVA-NeXT"
+    one_row = False
     classes = ("LlavaNextForConditionalGeneration",)
 
     def capacity(self) -> int | None:

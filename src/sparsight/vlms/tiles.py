@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class ImageSite:
     consuming  attention of the layer that consumes the selected features, instead of the one that makes them.
     per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
     asked      tokens per image that the recipe asks for; 0 if it does not say.
+    once       what looks at the images of the first call, and then goes.
     layer      as vision models count it: -1 before the first block, -2 for the image.
     """
 
@@ -45,6 +46,7 @@ class ImageSite:
     consuming: bool = False
     per_tile: bool = False
     asked: int = 0
+    once: list[Callable[[list[ImageTokens]], None]] = field(default_factory=list)
     layer: int = -1
     learned: None = None
 
