@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
-	@echo "make demo   - compare methods on the embedded model and images, into runs/demo/"
+	@echo "make demo   - small objects in large pictures: pruned beside unpruned and resized, into runs/demo/"
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make lint   - ruff and mypy"
@@ -28,7 +28,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: setup
-	$(BIN)/sparsight compare --methods class_attention,col_ln,evit,tome,random --keep 0.7,0.5 --layers 3/6/9 --out runs/demo
+	$(BIN)/sparsight compare --data demo:small,n=96 --methods class_attention,col_ln --keep 0.5 --layers 0/3/6 \
+	  --recipe similarity:keep=0.15,layers=input --batch-size 2 --seconds 1 --out runs/demo
 	@echo "open runs/demo/report.html"
 
 # One thread for each worker: more would only wait for each other.
