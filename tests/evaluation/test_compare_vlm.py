@@ -235,7 +235,8 @@ def test_the_command(model, questions, tmp_path, monkeypatch, capsys):
         "divprune",
         "--tokens",
         "4",
-        "--no-baselines",
+        "--beside",
+        "",
         "--limit",
         "3",
     ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .words import Device, Limit, Seed, Word, items, numbers, one_model, split
+from .words import Baselines, Device, Equal, Limit, Seed, Word, items, numbers, one_model, split
 
 
 def compare(
@@ -32,11 +32,10 @@ def compare(
         str | None, typer.Option(help="Of a vision-language model: visual tokens kept, joined by commas. [default: 64,16]")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Of a vision-language model: runs of a method that draws at random.")] = 3,
-    baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Of a vision-language model: rows of random, resize and pool.")
-    ] = True,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/compare"),
     recipe: Annotated[list[str] | None, typer.Option(help="A whole recipe to add; may be given several times.")] = None,
+    beside: Baselines = "random,resize",
+    equal: Equal = "macs",
     batch_size: Annotated[
         int | None, typer.Option(help="Images, or questions, per forward. [default: 32, or 16 questions]")
     ] = None,
@@ -59,6 +58,7 @@ def compare(
     \b
     Examples:
       sparsight compare --methods evit,tome,col_ln --keep 0.7,0.5 --layers 3/6/9
+      sparsight compare --data demo:small --methods class_attention,col_ln --keep 0.5 --layers 0/3/6 --beside random,resize,pool
       sparsight compare vit_small_patch16_224 --data IMAGES --recipe col_ln:keep=0.7,layers=0/3/6
       sparsight compare --model demo-vlm --methods random,fastervlm,divprune,agile --tokens 64,16
     """
@@ -66,21 +66,28 @@ def compare(
     wanted = split(methods) if methods else None
     shared: dict[str, Any] = {"recipes": recipe or (), "limit": limit, "device": device, "shown": shown}
     if asks_questions(name, data, tokens):
-        for option, given in (("--keep", keep), ("--layers", layers), ("--seconds", seconds), ("--seed", seed or None)):
+        for option, given in (
+            ("--keep", keep),
+            ("--layers", layers),
+            ("--seconds", seconds),
+            ("--seed", seed or None),
+            ("--equal", None if equal == "macs" else equal),
+        ):
             if given is not None:
                 raise typer.BadParameter(f"{option} is for vision models; {name} takes --tokens, --seeds", param_hint=option)
-        about_questions(name, data, wanted, tokens, seeds, baselines, out, batch_size or 16, precision, shared)
+        about_questions(name, data, wanted, tokens, seeds, bool(items(beside)), out, batch_size or 16, precision, shared)
         return
-    if tokens is not None or seeds != 3 or not baselines:
-        raise typer.BadParameter(f"--tokens, --seeds and --no-baselines are for vision-language models; {name} takes --keep")
+    if tokens is not None or seeds != 3:
+        raise typer.BadParameter(f"--tokens and --seeds are for vision-language models; {name} takes --keep")
     from ..evaluation.compare import compare as measure
     from .progress import Watch
     from .results import print_comparison
 
     with Watch(out) as watch:
         done = measure(
-            name, data, wanted, items(keep or "0.7,0.5"), items(layers or "3/6/9"), out, batch_size=batch_size or 32,
-            precision="fp32" if precision == "auto" else precision, seed=seed, seconds=4.0 if seconds is None else seconds, listen=watch, **shared,
+            name, data, wanted, items(keep or "0.7,0.5"), items(layers or "3/6/9"), out, beside=items(beside), equal=items(equal),
+            batch_size=batch_size or 32, precision="fp32" if precision == "auto" else precision, seed=seed,
+            seconds=4.0 if seconds is None else seconds, listen=watch, **shared,
         )  # fmt: skip
     print_comparison(done, out)
 
