@@ -161,6 +161,7 @@ def test_serving_vit(run, tmp_path):
     assert "| unpruned |" in table(out)
 
 
+@pytest.mark.product
 def test_train_demo(run, tmp_path):
     from safetensors.torch import save_file
     from train_runs import draw, tiny

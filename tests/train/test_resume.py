@@ -35,9 +35,8 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize(
-    "stops", [pytest.param((1,), marks=pytest.mark.product), pytest.param((4,), marks=pytest.mark.product), (2, 7)], ids=str
-)
+@pytest.mark.product
+@pytest.mark.parametrize("stops", [(1,), (4,), (2, 7)], ids=str)
 def test_interrupted(images, others, tmp_path, stops):
     arguments = {**SHORT, **ALL, "test": others, "save_every": 2}
     quiet = sparsight.train(tiny(), images, RECIPE, tmp_path / "quiet", **arguments)
