@@ -9,7 +9,7 @@ DATA ?= ../shared/data/caltech101_pack
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
-	@echo "make demo   - compare methods on the embedded model and images, into runs/demo/"
+	@echo "make demo   - small objects in large pictures: pruned beside unpruned and resized, into runs/demo/"
 	@echo "make tune-demo DATA=DIR - search a recipe for the embedded model on Caltech-101, into runs/tune-demo/ (about 20 minutes)"
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
@@ -30,7 +30,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: setup
-	$(BIN)/sparsight compare --methods class_attention,col_ln,evit,tome,random --keep 0.7,0.5 --layers 3/6/9 --out runs/demo
+	$(BIN)/sparsight compare --data demo:small,n=96 --methods class_attention,col_ln --keep 0.5 --layers 0/3/6 \
+	  --recipe similarity:keep=0.15,layers=input --batch-size 2 --seconds 1 --out runs/demo
 	@echo "open runs/demo/report.html"
 
 # Two workers of one thread each: the second goes on where the first is.

@@ -34,8 +34,8 @@ def tables(done: Comparison) -> str:
     """One table per budget and schedule, best accuracy first."""
     whole = done.rows[0]
     out = [f"Unpruned: top-1 {100 * (whole.top1 or 0):.1f}%, top-5 {100 * (whole.top5 or 0):.1f}%, {whole.gmacs:.2f} GMACs.", ""]
-    for group in dict.fromkeys(row.group for row in done.rows[1:]):
-        rows = sorted((row for row in done.rows[1:] if row.group == group), key=lambda row: -(row.top1 or 0))
+    for group, members in done.groups.items():
+        rows = sorted(members, key=lambda row: -(row.top1 or 0))
         against = next((row for row in rows if row.recipe.startswith("random")), None)
         out += [f"### {group[0]}, blocks {group[1]}", ""]
         out += ["| method | top-1 % | change to unpruned, points | difference to random, points | agreement % | cosine | GMACs |"]

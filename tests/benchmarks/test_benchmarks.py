@@ -112,6 +112,30 @@ def test_prefill(run, tmp_path):
     assert "## Batch 2" in text
 
 
+def test_regimes(run, tmp_path):
+    page, out = tmp_path / "docs" / "page.md", tmp_path / "out"
+    page.parent.mkdir()
+    module = run("regimes")
+    page.write_text(f"before\n{module.START}\nold\n{module.END}\nafter\n")
+    recipes = ("col_ln:keep=0.5,layers=0/3/6", "similarity:keep=0.3,layers=input", "resize:tokens=16")
+    tiny = {"small": module.Regime("Small", "demo:small,size=112,object=56", 13, recipes)}
+    run("regimes", f"--out {out} --page {page}", REGIMES=tiny)
+    rows = json.loads((out / "regimes.json").read_text())["small"]["rows"]
+    assert [row["recipe"] for row in rows][:1] == ["unpruned"]
+    names = {row["recipe"]: row for row in rows}
+    assert {name.partition(":")[0] for name in names} == {"unpruned", "resize", "col_ln", "random", "pool", "similarity"}
+    assert names[recipes[0]]["against"][0] == "random:keep=0.5,layers=0/3/6"
+    assert names[recipes[1]]["to_random"] is not None
+    assert (page.parent / "images" / "small.jpg").stat().st_size > 3000
+    run("regimes", f"--speed --out {out} --page {page} --backends eager --seconds 0", REGIMES=tiny)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "eager, batch 8: speed-up |" in text
+    assert f"| `{recipes[1]}` | 20 |" in text
+
+
 def test_same_tokens(run, tmp_path, monkeypatch):
     out = tmp_path / "o.json"
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sparsight import PruneError, prune
-from sparsight.data.demo_sets import KINDS, square
+from sparsight.data.demo_sets import KINDS, photos_of, square
 from sparsight.data.reading import by_threads
 from sparsight.data.sources import open_source
 from sparsight.demo import demo_images
@@ -31,6 +31,15 @@ def test_the_same_words_make_the_same_pictures(kind):
     assert len(set(names)) == 15
     assert [source.classes[ref.label] in ref.name for ref in source.refs(lambda place: True)] == [True] * 15
     assert "used 1.25 times" in source.note
+
+
+def test_pictures_know_their_photo():
+    names = [ref.name for ref in open_source("demo:centred,n=30").refs(lambda place: True)]
+    photos = photos_of(names)
+    assert len(set(photos)) == 12
+    assert photos[0] == photos[12] == photos[24]
+    assert photos_of(names[:12]) is None
+    assert photos_of(["a.png", "a.png"]) is None
 
 
 def test_the_object_lies_in_the_picture_as_it_is():

@@ -38,7 +38,15 @@ def out(tmp_path_factory):
 
 
 def run(loaded, folder, out, **changes):
-    arguments = {"methods": METHODS, "keep": (0.7, 0.5), "layers": ("1/3",), "batch_size": 4, "seconds": 0, "shown": 2}
+    arguments = {
+        "methods": METHODS,
+        "keep": (0.7, 0.5),
+        "layers": ("1/3",),
+        "batch_size": 4,
+        "seconds": 0,
+        "shown": 2,
+        "beside": (),
+    }
     return compare(loaded, folder, out=out, **{**arguments, **changes})
 
 

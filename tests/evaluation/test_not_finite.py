@@ -64,7 +64,7 @@ def test_evaluate_counts_and_names(spoilt, folder, tmp_path):
 
 
 def test_compare_counts_and_names(spoilt, folder, tmp_path):
-    done = compare(spoilt, folder, ["evit"], [0.5], ["1/3"], tmp_path, seconds=0, device="cpu", shown=0)
+    done = compare(spoilt, folder, ["evit"], [0.5], ["1/3"], tmp_path, beside=(), seconds=0, device="cpu", shown=0)
     row = done.row(RECIPE)
     assert row.not_finite == ["dog/1.png"]
     assert row.agreement.value == pytest.approx(5 / 6)

@@ -17,10 +17,10 @@ RECIPES = ["evit:keep=0.5,layers=1/3", "random:keep=0.5,layers=1/3", "tome:remov
 
 
 def test_pictures_show_what_each_recipe_kept(tmp_path):
-    compare(make_model(), make_images(tmp_path / "images"), [], out=tmp_path, recipes=RECIPES, seconds=0, shown=2)
+    compare(make_model(), make_images(tmp_path / "images"), [], out=tmp_path, recipes=RECIPES, beside=(), seconds=0, shown=2)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     thumbs = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)">', page)
-    assert len(thumbs) == 2 * (2 + 2 + 4)
+    assert len(thumbs) == 2 * (1 + 1 + 1) + 2 * (2 + 2 + 4)  # at a glance the last site of each, below it all
     masks = [Image.open(io.BytesIO(base64.b64decode(data))) for _, data in thumbs]
     assert {mask.size for mask in masks} == {(10, 10)}
     kept = next(mask for mask, (text, _) in zip(masks, thumbs) if text == "block 3: 25 tokens left")

@@ -27,6 +27,30 @@ def test_wilson():
     assert share([0] * 12).low == 0
 
 
+def test_pictures_of_one_photo_are_no_more_than_the_photo():
+    """Eight copies of twelve outcomes say what the twelve say; copies taken for independent would say more."""
+    after, before = [1] * 8 + [0] * 4, [1] * 3 + [0] * 9
+    photos = [f"{place}.jpg" for place in range(12)]
+    few = paired(after, before, photos)
+    many = paired(after * 8, before * 8, photos * 8)
+    assert (many.value, many.low, many.high) == pytest.approx((few.value, few.low, few.high))
+    assert many.high - many.low > 2 * (paired(after * 8, before * 8).high - paired(after * 8, before * 8).low)
+    variance = 12 / 11 * (5 * (7 / 12) ** 2 + 7 * (5 / 12) ** 2) / 144
+    assert many.high - many.value == pytest.approx(2.2010 * math.sqrt(variance + 1 / 14**2), rel=1e-4)
+    assert share(after * 8, photos * 8) == share(after, photos)
+    assert share(after * 8, photos * 8).low < share(after * 8).low - 0.1
+    assert (share([1] * 96, photos * 8).low, share([1] * 96, photos * 8).high) == (pytest.approx(0.712, abs=1e-3), 1)
+    assert paired([1, 0], [0, 0], ["a", "a"]).low == -1
+
+
+def test_independent_photos_have_the_usual_interval():
+    after, before = [1, 0, 1, 1] * 50, [1, 1, 0, 0] * 50
+    photos = list(map(str, range(200)))
+    usual, found = paired(after, before), paired(after, before, photos)
+    assert (found.low, found.high) == pytest.approx((usual.low, usual.high), abs=0.01)
+    assert share(after, photos).low == pytest.approx(share(after).low, abs=0.01)
+
+
 def test_soft_scores():
     got = paired_means([1, 0.5, 0.6], [0.4, 0.5, 0])
     assert got.value == pytest.approx(0.4)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import BatchSize, Device, Limit, Precision, Seed, Vision, Word, items, one_model, split
+from .words import Baselines, BatchSize, Device, Equal, Limit, Precision, Seed, Vision, Word, items, one_model, split
 
 
 def compare(
@@ -21,6 +21,8 @@ def compare(
     layers: Annotated[str, typer.Option(help="Blocks joined by '/'; several lists joined by commas.")] = "3/6/9",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/compare"),
     recipe: Annotated[list[str] | None, typer.Option(help="A whole recipe to add; may be given several times.")] = None,
+    beside: Baselines = "random,resize",
+    equal: Equal = "macs",
     batch_size: BatchSize = 32,
     limit: Limit = None,
     device: Device = "auto",
@@ -36,6 +38,7 @@ def compare(
     \b
     Examples:
       sparsight compare --methods evit,tome,col_ln --keep 0.7,0.5 --layers 3/6/9
+      sparsight compare --data demo:small --methods class_attention,col_ln --keep 0.5 --layers 0/3/6 --beside random,resize,pool
       sparsight compare vit_small_patch16_224 --data IMAGES --recipe col_ln:keep=0.7,layers=0/3/6
     """
     from ..evaluation.compare import compare as measure
@@ -45,7 +48,7 @@ def compare(
     with Watch(out) as watch:
         done = measure(
             one_model(word, model), data, split(methods) if methods else None, items(keep), items(layers), out,
-            recipes=recipe or (), batch_size=batch_size, limit=limit, device=device, precision=precision, seed=seed,
+            recipes=recipe or (), beside=items(beside), equal=items(equal), batch_size=batch_size, limit=limit, device=device, precision=precision, seed=seed,
             shown=shown, seconds=seconds, listen=watch,
         )  # fmt: skip
     print_comparison(done, out)

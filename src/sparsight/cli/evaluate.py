@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from .words import BatchSize, DataSet, Device, Limit, Precision, Recipes, Seed, Split, Word, Workers, one_model
+from .words import (
+    Baselines,
+    BatchSize,
+    DataSet,
+    Device,
+    Equal,
+    Limit,
+    Precision,
+    Recipes,
+    Seed,
+    Split,
+    Word,
+    Workers,
+    items,
+    one_model,
+)
 
 
 def evaluate(
@@ -24,6 +39,8 @@ def evaluate(
     split: Split = None,
     train: Annotated[str | None, typer.Option(help="Training images of knn and probe. [default: the split train]")] = None,
     limit: Limit = None,
+    beside: Baselines = "",
+    equal: Equal = "macs",
     batch_size: BatchSize = 32,
     workers: Workers = 0,
     device: Device = "auto",
@@ -40,6 +57,7 @@ def evaluate(
     \b
     Examples:
       sparsight evaluate --recipe evit:keep=0.7,layers=3/6/9
+      sparsight evaluate --data demo:small --recipe similarity:keep=0.15,layers=input --beside random,resize,pool --equal macs,tokens
       sparsight evaluate CLIP_FOLDER --mode zero-shot --preset imagenet --data IMAGENET --recipe col_ln:keep=0.5
     """
     from ..evaluation.evaluate import evaluate as measure
@@ -49,8 +67,8 @@ def evaluate(
 
     with Watch(out) as watch:
         done = measure(
-            one_model(word, model), data, recipe or (), out, mode=mode, preset=preset, split=split, train=train, limit=limit, batch_size=batch_size,
-            workers=workers, device=device, precision=precision, seed=seed, k=k, templates=template, listen=watch,
+            one_model(word, model), data, recipe or (), out, mode=mode, preset=preset, split=split, train=train, limit=limit, beside=items(beside), equal=items(equal),
+            batch_size=batch_size, workers=workers, device=device, precision=precision, seed=seed, k=k, templates=template, listen=watch,
         )  # fmt: skip
     if leads():
         print_evaluation(done, out)

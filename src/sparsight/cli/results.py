@@ -28,8 +28,8 @@ SHOWN = 10
 """Skipped files that are named; the results file has them all."""
 
 COMPARISON = (
-    Column("recipe", name=True), Column("top-1 %"), Column("change", 4), Column("95% interval", 8), Column("top-5 %", 6),
-    Column("agree %", 2), Column("cosine", 7), Column("GMACs", 3), Column("img/s", 5), Column("speed-up", 1), Column("quartiles", 9),
+    Column("recipe", name=True), Column("top-1 %"), Column("change", 2), Column("95% interval", 4), Column("top-5 %", 8),
+    Column("agree %", 6), Column("cosine", 7), Column("GMACs", 3), Column("img/s", 5), Column("speed-up", 1), Column("quartiles", 9),
     Column("MB", 10),
 )  # fmt: skip
 LABELLED = ("top-1 %", "change", "95% interval", "top-5 %")
@@ -64,10 +64,9 @@ def print_comparison(done: Comparison, out: Path) -> None:
     """Rows in groups of one budget, the best of each in green; skipped images, notes, files."""
     columns = [column for column in COMPARISON if done.labelled or column.head not in LABELLED]
     best = {name: done.best(name) for name in ("top1", "top5", "agreement", "cosine", "speedup")}
-    lines: list[Sequence[Cell] | None] = []
-    for before, row in zip((done.rows[0], *done.rows), done.rows):
-        lines += [None] if row.group != before.group else []
-        lines.append(comparison_cells(row, done.labelled, best))
+    lines: list[Sequence[Cell] | None] = [comparison_cells(done.rows[0], done.labelled, best)]
+    for rows in done.groups.values():
+        lines += [None, *(comparison_cells(row, done.labelled, best) for row in rows)]
     print_table(str(done), columns, lines, out / "results.csv")
     print_skipped(done.skipped, out)
     print_ends(done.notes, out, "report.html", "results.json", "results.csv")

@@ -24,6 +24,10 @@ Limit = Annotated[int | None, typer.Option(help="Use only so many images, spread
 BatchSize = Annotated[int, typer.Option(help="Images per forward.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images; 0 reads in threads.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Baselines = Annotated[
+    str, typer.Option(help="Baselines beside the recipes, joined by commas: random, resize (a smaller picture), pool. '' for none.")
+]
+Equal = Annotated[str, typer.Option(help="What resize and pool share with the recipes: macs, tokens, or both joined by a comma.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 

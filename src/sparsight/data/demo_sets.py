@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ KINDS = {"centred": (224, 224), "small": (448, 126), "scene": (448, 168), "mosai
 """Sides of the picture and of its object in pixels: the photo as it is; small on plain ground; small in a scene (a corner of another
 photo, enlarged); the largest among smaller photos of other classes."""
 COUNT = 96
+MADE = re.compile(r" #\d+$")
+"""What the name of a picture has behind that of its photo."""
 LEAST_CROP = 0.8
 """A photo that is used again is cropped at random, down to this share of its short side, and perhaps mirrored."""
 
@@ -135,11 +138,15 @@ def open_demo(text: str, limit: int | None = None) -> DemoSource:
     photos = labelled(open_folder(made.photos or demo_images(), made.n), text)
     paths = [photos.paths[place % len(photos)] for place in range(made.n)]
     labels = [photos.labels[place % len(photos)] for place in range(made.n)] if photos.labels is not None else None
-    again = f", used {made.n / len(photos):.3g} times each on average; intervals take them for {made.n} photos" * (
-        made.n > len(photos)
-    )
+    again = f", used {made.n / len(photos):.3g} times each on average; intervals go by photo" * (made.n > len(photos))
     folder = add_note(replace(photos, paths=paths, labels=labels), f"made of {len(photos)} photos{again}")
     return DemoSource(folder, str(made), made, open_folder(made.ground).paths if made.ground else [])
+
+
+def photos_of(names: Sequence[str]) -> list[str] | None:
+    """The photo that each picture was made of, by the pictures' names; None if no photo was used twice."""
+    photos = [MADE.sub("", name) for name in names]
+    return photos if photos != list(names) and len(set(photos)) < len(names) else None
 
 
 def labelled(folder: Folder, text: str) -> Folder:

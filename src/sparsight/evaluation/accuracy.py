@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.demo_sets import photos_of
 from ..load.answers import TOP
 from ..runs.intervals import Interval, paired, share
 from ..runs.store import UNPRUNED, Chunk
@@ -19,21 +20,23 @@ NAMED = 5
 class Judgement:
     """1 or 0 for each image: top1 and top5 for those that have a label, None if none has; agree: the unpruned model's first class.
 
-    An answer that is not finite is wrong and agrees with nothing. not_finite: names of these images.
+    An answer that is not finite is wrong and agrees with nothing. not_finite: names of these images. photos: what each image was made of,
+    and those with labels, where one photo makes several.
     """
 
     top1: list[int] | None
     top5: list[int] | None
     agree: list[int] | None
     not_finite: list[str]
+    photos: tuple[list[str] | None, list[str] | None] = (None, None)
 
     def intervals(self, reference: Judgement | None) -> dict[str, Interval | None]:
         """The shares with their intervals, and their paired differences to the reference."""
-        found: dict[str, Interval | None] = {"agreement": share(self.agree) if self.agree is not None else None}
+        found: dict[str, Interval | None] = {"agreement": share(self.agree, self.photos[0]) if self.agree is not None else None}
         for name in ("top1", "top5"):
             mine, theirs = getattr(self, name), getattr(reference, name, None)
-            found[name] = None if mine is None else share(mine)
-            found[f"{name}_change"] = None if mine is None or theirs is None else paired(mine, theirs)
+            found[name] = None if mine is None else share(mine, self.photos[1])
+            found[f"{name}_change"] = None if mine is None or theirs is None else paired(mine, theirs, self.photos[1])
         return found
 
 
@@ -45,10 +48,12 @@ def judge(chunk: Chunk, reference: Chunk) -> Judgement:
         return Judgement(None, None, None, bad)
     agree = (top[:, 0] == reference.columns["top"][:, 0]) & finite
     known = [place for place, label in enumerate(chunk.labels) if label is not None]
+    photos = photos_of(chunk.names)
     if not known:
-        return Judgement(None, None, agree.int().tolist(), bad)
+        return Judgement(None, None, agree.int().tolist(), bad, (photos, None))
+    named = None if photos is None else [photos[place] for place in known]
     truth = torch.tensor([chunk.labels[place] for place in known])
-    return Judgement(hits(top[known], truth, 1), hits(top[known], truth, TOP), agree.int().tolist(), bad)
+    return Judgement(hits(top[known], truth, 1), hits(top[known], truth, TOP), agree.int().tolist(), bad, (photos, named))
 
 
 def hits(top: Tensor, truth: Tensor, depth: int) -> list[int]:

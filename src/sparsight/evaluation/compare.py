@@ -23,6 +23,8 @@ from ..runs.comparison import Comparison
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name
 from ..runs.sweep import Listener, Pace, ignore
 from ..runs.workers import Workers
+from .beside import USUAL, check_beside
+from .beside import beside as place_beside
 from .measure import Job, Question
 from .study import Study, make_sweep, reserved
 
@@ -38,6 +40,8 @@ def compare(
     transform: Transform | None = None,
     classes: Sequence[str] | None = None,
     recipes: Sequence[str | Recipe] = (),
+    beside: Sequence[str] = USUAL,
+    equal: Sequence[str] = ("macs",),
     batch_size: int = 32,
     limit: int | None = None,
     device: str = "auto",
@@ -51,17 +55,18 @@ def compare(
 
     model, transform, classes: see `open_model`. data: see `open_source`, by default the demo images (model "demo" only).
     methods: names or recipe strings, by default all; keep and layers fill in what a recipe string leaves open, None = the
-    method's own. recipes: added as they are. shown: images in the report; seconds: time for the paired runs of a row.
+    method's own. recipes: added as they are. beside: baselines that stand in every group of one budget, of "random", "resize" and "pool"; equal: what
+    the last two have in common with it, "macs" or "tokens" or both. shown: images in the report; seconds: time for the paired runs of a row.
     Called again with the same arguments it goes on from what is finished. Raises PruneError before any heavy work.
     """
-    wanted = spell(methods, keep, layers, recipes)
+    wanted, words = spell(methods, keep, layers, recipes), check_beside(beside, equal)
     settings = check_settings(Settings(batch_size, precision, device, seed, seconds), shown)
     source = open_source(data_folder(model, data), limit=limit)
     target = Path(out).expanduser()
     with reserved(target, Workers()):
         loaded = open_model(model, transform, classes, settings.device, PRECISIONS[settings.precision])
         loaded = at_size(loaded, source.size if transform is None else None)
-        return prepare(loaded, source, wanted, settings, target, methods is not None).run(shown, listen or ignore)
+        return prepare(loaded, source, wanted, words, settings, target, methods is not None).run(shown, listen or ignore)
 
 
 def spell(
@@ -95,10 +100,18 @@ def complete(text: str, keep: float | str | None, layers: str | None) -> Recipe:
     return resolve(text, options)
 
 
-def prepare(loaded: Loaded, source: Source, wanted: list[Recipe], settings: Settings, out: Path, strict: bool) -> Job:
+def prepare(
+    loaded: Loaded,
+    source: Source,
+    wanted: list[Recipe],
+    words: tuple[list[str], list[str]],
+    settings: Settings,
+    out: Path,
+    strict: bool,
+) -> Job:
     """Check every recipe against the model: everything that can go wrong, before the first forward.
 
-    strict False leaves out, with a note, recipes that the model cannot carry out.
+    strict False leaves out, with a note, recipes that the model cannot carry out. words: baselines, and what they share with the recipes.
     """
     family = family_of(loaded.model)
     possible, notes = [], []
@@ -112,9 +125,13 @@ def prepare(loaded: Loaded, source: Source, wanted: list[Recipe], settings: Sett
             notes.append(f"{recipe} is left out: {error}")
     if not possible:
         raise PruneError(f"no method can prune this model; {notes[0]}")
+    others = place_beside(loaded.model, possible, *words, loaded.image_size)
     classes = len(loaded.classes or ())
     question = Question(Reader(loaded.model, classes), Reader(twin(loaded.model), classes))
     source = source.aligned(loaded.classes, question.reader.outputs)
     key = digest("compare", settings.seconds, torch.get_num_threads(), device_name(settings.device))
-    study = Study(loaded, question, source, None, question.reader.outputs, loaded.classes, [source.note, *notes], key)
-    return Job(study, settings, make_sweep(study, possible, Pace(settings.batch_size), settings, Workers(), out), out)
+    study = Study(
+        loaded, question, source, None, question.reader.outputs, loaded.classes, [source.note, *notes, *others.notes], key
+    )
+    sweep = make_sweep(study, [*possible, *others.recipes], Pace(settings.batch_size), settings, Workers(), out)
+    return Job(study, settings, sweep, out, others.groups)

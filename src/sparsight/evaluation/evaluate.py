@@ -24,6 +24,8 @@ from ..runs.store import UNPRUNED, Chunk, write_text
 from ..runs.sweep import Listener, Sweep, ignore
 from ..runs.workers import Workers
 from .accuracy import judge
+from .beside import beside as place_beside
+from .beside import check_beside
 from .probes import classify
 from .result import Evaluation, Score, write_predictions
 from .study import Data, Study, check_pace, check_recipes, make_sweep, prepare, reserved
@@ -42,6 +44,8 @@ def evaluate(
     split: str | None = None,
     train: str | Path | None = None,
     limit: int | None = None,
+    beside: Sequence[str] = (),
+    equal: Sequence[str] = ("macs",),
     batch_size: int = 32,
     workers: int = 0,
     chunk: int = 256,
@@ -55,17 +59,20 @@ def evaluate(
     """Accuracy of the unpruned model and of every recipe; writes results.json, report.html and the predictions for every image into `out`.
 
     model, transform, classes: see `open_model`; in zero-shot a name for `load_dual` or what it returned. data, split, limit: see
-    `open_source`. preset: see `PRESETS`. mode: "classify", "zero-shot" (class names in `templates`), "knn" (`k` neighbours) or "probe", both on features of `train`.
+    `open_source`. preset: see `PRESETS`. mode: "classify", "zero-shot" (class names in `templates`), "knn" (`k` neighbours) or "probe", both on features of `train`. beside, equal: baselines beside the recipes, as in `compare`.
     workers: processes that read images, 0 for threads. Answers are kept every `chunk` images: called again it goes on from there, with
     any number of workers or of processes started by accelerate or torchrun. Raises PruneError.
     """
     pace, settings = check_pace(batch_size, chunk, workers, k), check_settings(Settings(batch_size, precision, device, seed, 0), 0)
     wanted = Data(data, split, limit, train, find_preset(preset) if preset else None)
+    names = check_beside(beside, equal)
     processes, folder = Workers.join(settings.device), Path(out).expanduser()
     settings = replace(settings, device=processes.device)
     with reserved(folder, processes):
         study = prepare(model, wanted, mode, settings, templates, transform, classes)
         chosen = check_recipes(recipes, study.loaded.model)
+        others = place_beside(study.loaded.model, chosen, *names, study.loaded.image_size, study.forward)
+        chosen, study = [*chosen, *others.recipes], replace(study, notes=[*study.notes, *others.notes])
         sweep = make_sweep(study, chosen, pace, settings, processes, folder)
         return Job(study, mode, preset, k, settings, sweep).run(folder, listen or ignore)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..load.models import Loaded, twin
 from ..ops.schedule import show
 from ..prune import Handle
 from ..recipe import Recipe
-from ..runs.comparison import Comparison, Outcomes, Row
+from ..runs.comparison import Comparison, Outcomes, Row, group_of
 from ..runs.intervals import METHOD
 from ..runs.settings import Settings, device_name, versions_in_use
 from ..runs.store import UNPRUNED, Chunk, write_text
@@ -55,12 +55,16 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A comparison whose parts have all been checked: model on its device, images, recipes, and the store of finished work."""
+    """A comparison whose parts have all been checked: model on its device, images, recipes, and the store of finished work.
+
+    beside: the groups in which each baseline stands.
+    """
 
     study: Study
     settings: Settings
     sweep: Sweep
     out: Path
+    beside: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def loaded(self) -> Loaded:
@@ -162,7 +166,7 @@ class Job:
             notes=notes,
             skipped=[(name, why) for _, name, why in reference.skipped],
             images=reference.names,
-            rows=rows,
+            rows=[replace(row, beside=self.beside.get(row.recipe, [])) for row in rows],
         )
 
     def publish(self, done: Comparison, reference: Chunk, shown: int, listen: Listener) -> None:
@@ -185,11 +189,12 @@ def name_parts(recipe: Recipe | None) -> dict[str, Any]:
         return {"recipe": UNPRUNED, "label": UNPRUNED, "budget": "", "layers": "", "definition": None}
     values = dict(recipe.params)
     word = recipe.schedule.word
+    budget, layers = group_of(recipe)
     rest = [f"{name}={show(values[name])}" for name in recipe.shown if name not in (word, "layers")]
     return {
         "recipe": str(recipe),
         "label": " ".join([recipe.name, *rest]),
-        "budget": f"{word}={show(values[word])}" if word else "",
-        "layers": show(values.get("layers", "")),
+        "budget": budget,
+        "layers": layers,
         "definition": json.loads(recipe.to_json()),
     }

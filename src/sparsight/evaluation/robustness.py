@@ -16,7 +16,7 @@ from ..load.models import Loaded
 from ..ops.rank import effective_rank
 from ..prune import Handle, family_of
 from ..recipe import Recipe
-from ..runs.intervals import METHOD, paired, share
+from ..runs.intervals import METHOD, share
 from ..runs.settings import Settings, check_settings, device_name, versions_in_use
 from ..runs.store import UNPRUNED, Chunk, write, write_text
 from ..runs.sweep import Ask, Listener, Sweep, ignore
@@ -141,8 +141,8 @@ def corrupted(name: str, severity: int, recipe: Recipe | None, spoilt: Chunk, cl
         severity=severity,
         recipe=UNPRUNED if recipe is None else str(recipe),
         images=len(both),
-        top1=share(judged.top1) if judged.top1 is not None else None,
-        top1_change=paired(judged.top1, before.top1) if judged.top1 is not None and before.top1 is not None and severity else None,
+        top1=share(judged.top1, judged.photos[1]) if judged.top1 is not None else None,
+        top1_change=judged.intervals(before)["top1_change"] if severity else None,
         rank=float(ranks.mean()),
         rank_change=float((ranks - first).abs().mean()),
         rank_relative=float(((ranks - first).abs() / first).mean()),

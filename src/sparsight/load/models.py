@@ -123,9 +123,12 @@ def name_of(model: str | Loaded | nn.Module) -> str:
     return model if isinstance(model, str) else model.name if isinstance(model, Loaded) else type(model).__name__
 
 
-def at_size(loaded: Loaded, size: int | None) -> Loaded:
-    """The model for pictures of size x size pixels, which go in as they are; None: as it was. Positions are resampled, the weights stay."""
-    if size is None:
+def at_size(loaded: Loaded, size: int | None, whole: bool = True) -> Loaded:
+    """The model for pictures of size x size pixels; None: as it was. Positions are resampled, the weights stay.
+
+    whole: pictures go in as they are, else the middle of them, as large a part as the loaded transform takes.
+    """
+    if size is None or (not whole and loaded.image_size == (size, size)):
         return loaded
     model, own = loaded.model, loaded.image_size == (size, size)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
@@ -140,9 +143,17 @@ def at_size(loaded: Loaded, size: int | None) -> Loaded:
     if not own and not getattr(model, "dynamic_img_size", False):
         model = twin(model)
         model.set_input_size(img_size=size)  # type: ignore[operator]
+    crop = 1.0 if whole else crop_of(loaded)
     return replace(
-        loaded, model=model, transform=timm_transform(model, input_size=(3, size, size), crop_pct=1.0), image_size=(size, size)
+        loaded, model=model, transform=timm_transform(model, input_size=(3, size, size), crop_pct=crop), image_size=(size, size)
     )
+
+
+def crop_of(loaded: Loaded) -> float:
+    """Which part of a picture's short side the transform takes: what it crops to over what it resizes to first; 1 if it does not say."""
+    first = next(iter(getattr(loaded.transform, "transforms", ())), None)
+    sides = getattr(first, "size", None)
+    return min(1.0, loaded.image_size[0] / (min(sides) if isinstance(sides, tuple | list) else sides)) if sides else 1.0
 
 
 def data_folder(model: str | Loaded | nn.Module, data: str | Path | None) -> str | Path:

@@ -22,20 +22,25 @@ MOST_SITES = 4
 
 @dataclass(frozen=True)
 class Thumb:
-    """One site of one recipe: what to write beside it, and its patches as a tiny PNG that is laid over the image."""
+    """One site of one recipe: what to write beside it, and its patches as a tiny PNG that is laid over the image.
+
+    side: share of its side that a picture made smaller has left; nothing is laid over it.
+    """
 
     title: str
     tokens: int
     overlay: str
+    side: float = 1.0
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image: its name, the picture as a JPEG, and the sites of every recipe, by the recipe's string."""
+    """One image: its name and place in the comparison, the picture as a JPEG, and the sites of every recipe, by the recipe's string."""
 
     name: str
     picture: str
     sites: dict[str, list[Thumb]]
+    place: int
 
 
 def gallery(
@@ -52,13 +57,17 @@ def gallery(
     seen = {str(recipe): look(loaded.model, recipe, batch.to(next(loaded.model.parameters()))) for recipe in recipes}
     exhibits = []
     for item, (name, picture) in enumerate(zip(tensors, pictures(batch, loaded.transform))):
-        sites = {
-            text: [Thumb(site.title, site.tokens, picture_uri(Image.fromarray(tint(site), "RGBA"))) for site in few(looks[item])]
-            for text, looks in seen.items()
-        }
+        sites = {text: [thumb(site) for site in few(looks[item])] for text, looks in seen.items()}
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        exhibits.append(Exhibit(name, picture_uri(picture, "jpeg"), sites))
+        exhibits.append(Exhibit(name, picture_uri(picture, "jpeg"), sites, done.images.index(name)))
     return exhibits
+
+
+def thumb(site: Look) -> Thumb:
+    """A site on the page."""
+    if site.layer < -1:
+        return Thumb(site.title, site.tokens, "", round((site.tokens / site.owner.size) ** 0.5, 3))
+    return Thumb(site.title, site.tokens, picture_uri(Image.fromarray(tint(site), "RGBA")))
 
 
 def few(sites: list[Look]) -> list[Look]:

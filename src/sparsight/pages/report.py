@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .page import TIMES, counted, render
+from .page import TIMES, change, counted, percent, render
 from .plots import Plot, Point, Series
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 HEADS = ("Recipe", "Tokens", "Top-1 %", "Top-5 %", "Agreement %", "Cosine", "GMACs", "Images/s", "Speed-up", "Peak MB")
 LABELLED = ("Top-1 %", "Top-5 %")
+MOST = 12
+"""Rows at a glance."""
 MARKED = ("top1", "top5", "agreement", "cosine", "speedup")
 
 
@@ -34,15 +37,66 @@ def report(done: Comparison, exhibits: Sequence[Exhibit]) -> str:
         groups=groups(done),
         plots=plots(done),
         exhibits=exhibits,
+        glance=glance(done),
+        headline=headline(done),
+        measure=measure_of(done),
+        unpruned=done.rows[0].recipe,
     )
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A row as a bar: quality with its 95% interval in percent, work as a share of the unpruned model's."""
+
+    row: Row
+    quality: float
+    low: float
+    high: float
+    work: float
+
+    def right(self, image: int) -> bool | None:
+        """Whether an image was answered rightly; None where nobody knows."""
+        hits = self.row.outcomes.top1
+        return None if hits is None or len(hits) != len(self.row.outcomes.cosine) else bool(hits[image])
+
+
+def glance(done: Comparison) -> list[Glance]:
+    """The rows, the best first; of many rows the best of each method."""
+    first, *rows = done.rows
+    if len(rows) >= MOST:
+        best: dict[str, Row] = {}
+        for row in rows:
+            best[row.label] = max((row, best.get(row.label, row)), key=quality)
+        rows = sorted(best.values(), key=quality)[-MOST + 1 :]
+    found = []
+    for row in (first, *rows):
+        span = done.interval(row.recipe)
+        value, low, high = (100 * part for part in (span.value, span.low, span.high)) if span else [100 * row.cosine] * 3
+        found.append(Glance(row, value, low, high, row.macs / first.macs))
+    return sorted(found, key=lambda one: -one.quality)
+
+
+def quality(row: Row) -> float:
+    """What rows are ranked by: top-1, else agreement, else cosine."""
+    return row.top1 if row.top1 is not None else row.agreement.value if row.agreement else row.cosine
+
+
+def headline(done: Comparison) -> str:
+    """The most accurate recipe beside the unpruned model and the smaller picture of its group, in one sentence."""
+    own = [row for row in done.rows[1:] if row.top1 is not None and not row.beside]
+    if not own:
+        return ""
+    first, best = done.rows[0], max(own, key=quality)
+    text = f"{best.recipe} is right on {percent(best.top1)}% of the pictures with {best.macs / first.macs:.2f} of the work"
+    text += f"; the whole picture on {percent(first.top1)}% (difference {change(best.top1_change)} points)"
+    others = [row for row in done.groups[best.groups[0]] if row.beside]
+    parts = [f"{row.label} beside it on {percent(row.top1)}%" for row in others]
+    return "; ".join([text, *parts]) + "."
 
 
 def groups(done: Comparison) -> list[tuple[str, list[Row]]]:
     """Rows by budget and blocks, in their order, with a title."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in done.rows[1:]:
-        found.setdefault(row.group, []).append(row)
-    return [(group_title(*group), rows) for group, rows in found.items()]
+    return [(group_title(*group), rows) for group, rows in done.groups.items()]
 
 
 def group_title(budget: str, layers: str) -> str:
@@ -52,10 +106,16 @@ def group_title(budget: str, layers: str) -> str:
 
 def plots(done: Comparison) -> list[Plot]:
     """Quality against measured speed-up and against multiply-accumulates."""
-    first = done.rows[0]
-    quality = "Top-1 accuracy, %" if done.labelled else "Agreement with unpruned, %" if first.agreement else f"Cosine {TIMES} 100"
+    first, measure = done.rows[0], measure_of(done)
     costs = {"speedup": f"Measured speed-up over unpruned, {TIMES}", "gmacs": "GMACs per image"}
-    return [Plot(series_of(done, cost), point(first, cost), title, quality) for cost, title in costs.items()]
+    return [Plot(series_of(done, cost), point(first, cost), title, measure) for cost, title in costs.items()]
+
+
+def measure_of(done: Comparison) -> str:
+    """What quality is here."""
+    return (
+        "Top-1 accuracy, %" if done.labelled else "Agreement with unpruned, %" if done.rows[0].agreement else f"Cosine {TIMES} 100"
+    )
 
 
 def series_of(done: Comparison, cost: str) -> list[Series]:
@@ -71,5 +131,4 @@ def series_of(done: Comparison, cost: str) -> list[Series]:
 
 
 def point(row: Row, cost: str) -> Point:
-    quality = row.top1 if row.top1 is not None else row.agreement.value if row.agreement else row.cosine
-    return Point(row.gmacs if cost == "gmacs" else row.speedup.median, 100 * quality, str(row))
+    return Point(row.gmacs if cost == "gmacs" else row.speedup.median, 100 * quality(row), str(row))

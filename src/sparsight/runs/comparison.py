@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.demo_sets import photos_of
 from ..errors import PruneError
-from .intervals import Interval, Spread, paired, paired_means
+from ..ops.schedule import show
+from ..recipe import Recipe
+from .intervals import Interval, Spread, paired, paired_means, share
 from .store import UNPRUNED as UNPRUNED
 from .store import read_result
 
@@ -36,7 +40,8 @@ class Outcomes:
 class Row:
     """One recipe: accuracy, agreement and cosine as fractions; changes are against the unpruned model.
 
-    not_finite: names of images whose answer is NaN or infinite; it counts as wrong, and its cosine as 0.
+    not_finite: names of images whose answer is NaN or infinite; it counts as wrong, and its cosine as 0. beside: groups of other rows that
+    a baseline was matched to (`evaluation.beside`).
     """
 
     recipe: str
@@ -58,11 +63,12 @@ class Row:
     peak_memory: int
     outcomes: Outcomes = field(repr=False)
     not_finite: list[str] = field(default_factory=list, repr=False)
+    beside: list[tuple[str, str]] = field(default_factory=list, repr=False)
 
     @property
-    def group(self) -> tuple[str, str]:
-        """Rows of one group have the same budget at the same blocks, so they can be ranked."""
-        return (self.budget, self.layers)
+    def groups(self) -> list[tuple[str, str]]:
+        """Rows of one group have the same budget at the same blocks, so they can be ranked; a baseline stands beside the rows it was matched to."""
+        return self.beside or [(self.budget, self.layers)]
 
     @property
     def gmacs(self) -> float:
@@ -81,7 +87,9 @@ class Row:
     def from_dict(data: dict[str, Any]) -> Row:
         """Read what `to_dict` made."""
         spans = {name: Interval(**data[name]) if data[name] else None for name in ("top1_change", "top5_change", "agreement")}
-        return Row(**{**data, **spans, "speedup": Spread(**data["speedup"]), "outcomes": Outcomes(**data["outcomes"])})
+        beside = [tuple(group) for group in data.get("beside", ())]
+        parts = {"speedup": Spread(**data["speedup"]), "outcomes": Outcomes(**data["outcomes"]), "beside": beside}
+        return Row(**{**data, **spans, **parts})
 
 
 @dataclass(frozen=True)
@@ -115,12 +123,31 @@ class Comparison:
     def labelled(self) -> bool:
         return self.rows[0].top1 is not None
 
+    @property
+    def groups(self) -> dict[tuple[str, str], list[Row]]:
+        """Rows by budget and blocks, all but the unpruned one; a baseline is in every group that it was matched to."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in sorted(self.rows[1:], key=lambda row: bool(row.beside)):
+            for group in row.groups:
+                found.setdefault(group, []).append(row)
+        return found
+
     def row(self, recipe: str) -> Row:
         """The row of a recipe, by its string."""
         for row in self.rows:
             if row.recipe == recipe:
                 return row
         raise PruneError(f"no row {recipe!r}; there are {', '.join(row.recipe for row in self.rows)}")
+
+    def interval(self, recipe: str) -> Interval | None:
+        """Top-1 of a row with its 95% interval, or its agreement where there are no labels; None where there is no classifier."""
+        row = self.row(recipe)
+        hits = row.outcomes.top1
+        return row.agreement if hits is None else share(hits, self.photos(hits))
+
+    def photos(self, outcomes: Sequence[float]) -> list[str] | None:
+        """What each image was made of, where one photo makes several; None also where not every image has an outcome."""
+        return photos_of(self.images) if len(outcomes) == len(self.images) else None
 
     def difference(self, recipe: str, other: str = UNPRUNED, outcome: str = "top1") -> Interval:
         """Paired difference recipe minus other of one outcome (top1, top5 or agree) with its 95% interval."""
@@ -129,19 +156,18 @@ class Comparison:
         after, before = (getattr(self.row(name).outcomes, outcome) for name in (recipe, other))
         if after is None or before is None:
             raise PruneError(f"{outcome} was not measured: {self.data} has no labels for {self.model}")
-        return paired(after, before)
+        return paired(after, before, self.photos(after))
 
     def best(self, measure: str) -> set[str]:
         """Recipes that are better than all others of the same budget and blocks, beyond chance: their interval lies above the others'.
 
         measure: top1, top5, agreement (95% intervals), speedup (quartiles) or cosine (95% interval of the paired difference).
         """
-        winners: set[str] = set()
-        for group in {row.group for row in self.rows[1:]}:
-            rows = [row for row in self.rows[1:] if row.group == group]
+        winners, photos = set[str](), photos_of(self.images)
+        for rows in self.groups.values():
             first = max(rows, key=lambda row: middle(row, measure))
             others = [row for row in rows if row is not first]
-            if others and all(apart(first, row, measure) for row in others):
+            if others and all(apart(first, row, measure, photos) for row in others):
                 winners.add(first.recipe)
         return winners
 
@@ -176,6 +202,12 @@ class Comparison:
         return text.getvalue()
 
 
+def group_of(recipe: Recipe) -> tuple[str, str]:
+    """Budget and layers of a recipe as text."""
+    word, values = recipe.schedule.word, dict(recipe.params)
+    return f"{word}={show(values[word])}" if word else "", show(values.get("layers", ""))
+
+
 SPANS = {"top1": "top1_change", "top5": "top5_change", "agreement": "agreement", "speedup": "speedup"}
 """Measures and their intervals."""
 
@@ -188,10 +220,10 @@ def middle(row: Row, measure: str) -> float:
     return (value.value if isinstance(value, Interval) else value) or 0.0
 
 
-def apart(first: Row, other: Row, measure: str) -> bool:
+def apart(first: Row, other: Row, measure: str, photos: list[str] | None) -> bool:
     """Whether the first row is better beyond chance."""
     if measure == "cosine":
-        return len(first.outcomes.cosine) > 1 and paired_means(first.outcomes.cosine, other.outcomes.cosine).low > 0
+        return len(first.outcomes.cosine) > 1 and paired_means(first.outcomes.cosine, other.outcomes.cosine, photos).low > 0
     mine, theirs = (getattr(row, SPANS[measure]) for row in (first, other))
     return mine is not None and theirs is not None and bool(mine.low > theirs.high)
 
@@ -200,7 +232,7 @@ def flat(row: Row) -> dict[str, Any]:
     """The row as columns: fractions as they are, empty where nothing was measured."""
     columns: dict[str, Any] = {}
     for name, value in asdict(row).items():
-        if name in ("outcomes", "definition"):
+        if name in ("outcomes", "definition", "beside"):
             continue
         if name == "not_finite":
             value = len(value)

@@ -172,7 +172,7 @@ class Sweep:
             for group in groups:
                 images = None if group.images is None else group.images.to(next(self.model.parameters()))
                 for recipe, chunk in zip(todo[number], chunks, strict=True):
-                    chunk.add(group, {} if images is None else self.answer(recipe, images))
+                    chunk.add(group, {} if images is None else answer(self.model, self.ask, recipe, images, self.seed))
                 step(len(group.refs) + len(group.skipped))
             for recipe, chunk in zip(todo[number], chunks, strict=True):
                 self.store.keep_chunk(task(part, recipe), number, chunk)
@@ -184,20 +184,6 @@ class Sweep:
             places = [place for place in range(source.total) if wanted(place)]
             return by_processes(source, places, self.transform, self.pace.batch_size, self.pace.workers)
         return by_threads(source.refs(wanted), self.transform, self.pace.batch_size, THREADS)
-
-    def answer(self, recipe: Recipe | None, images: Tensor) -> Mapping[str, Tensor]:
-        """Columns of one batch under one recipe; `tokens` [n, sites] says how many each image was left with, `finite` [n] whether all
-        numbers of an image are finite. Where they are not, `top` is -1, which is no class."""
-        torch.manual_seed(self.seed)
-        with torch.inference_mode(), pruned(self.model, recipe) as handle:
-            columns = dict(self.ask(images, handle))
-            if handle is not None:
-                columns["tokens"] = torch.tensor([plan.counts for plan in handle.plans], dtype=torch.int32).T
-        columns = {name: tensor.cpu() for name, tensor in columns.items()}
-        columns["finite"] = finite(columns)
-        if "top" in columns:
-            columns["top"] = columns["top"].masked_fill(~columns["finite"].unsqueeze(1), -1)
-        return columns
 
     def collect(self, part: str, count: int, title: str) -> list[Chunk]:
         """All answers, recipe by recipe. Raises PruneError if no image was read, or if no answer under a recipe is finite."""
@@ -219,6 +205,21 @@ class Sweep:
         """Names of this process's chunks."""
         own = (number for number in range(count) if self.processes.mine(number))
         return [self.store.chunk_file(task(part, recipe), number).name for number in own for recipe in self.recipes]
+
+
+def answer(model: nn.Module, ask: Ask, recipe: Recipe | None, images: Tensor, seed: int) -> Mapping[str, Tensor]:
+    """Columns of one batch under one recipe; `tokens` [n, sites] says how many each image was left with, `finite` [n] whether all
+    numbers of an image are finite. Where they are not, `top` is -1, which is no class."""
+    torch.manual_seed(seed)
+    with torch.inference_mode(), pruned(model, recipe) as handle:
+        columns = dict(ask(images, handle))
+        if handle is not None:
+            columns["tokens"] = torch.tensor([plan.counts for plan in handle.plans], dtype=torch.int32).T
+    columns = {name: tensor.cpu() for name, tensor in columns.items()}
+    columns["finite"] = finite(columns)
+    if "top" in columns:
+        columns["top"] = columns["top"].masked_fill(~columns["finite"].unsqueeze(1), -1)
+    return columns
 
 
 def finite(columns: Mapping[str, Tensor]) -> Tensor:
