@@ -4,7 +4,7 @@
     python benchmarks/regimes.py --speed --out runs/regimes --page docs/results.md        # later, on a quiet machine
 
 TEST: photos in one folder per class that the model was not trained on; SCENES: any photos. Without them the packaged photos are used. Answers are kept
-every 32 pictures: started again, it goes on from there. After every regime it writes OUT/regimes.json and OUT/regimes.md, puts the tables
+every 16 pictures: started again, it goes on from there. After every regime it writes OUT/regimes.json and OUT/regimes.md, puts the tables
 between the marks of --page, and draws the regime's picture with kept patches beside the page, in images. --speed times the same recipes
 beside the unpruned model, engine by engine, and adds the columns.
 """
@@ -17,6 +17,7 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,46 +39,51 @@ from sparsight.speed.bench import bench
 from sparsight.speed.bench_result import Bench
 
 EARLY, LATE = "keep=0.5,layers=0/3/6", "keep=0.5,layers=3/6/9"
-DIVERSE = "compose:{},score=col_ln,select=diverse"
 SHOWN = ("resize", "random", "class_attention", "col_ln", "similarity")
 """Methods in the pictures, each under the first of its recipes."""
-CHUNK = 32
+CHUNK = 16
 START, END = "<!-- made by benchmarks/regimes.py -->", "<!-- end of what benchmarks/regimes.py makes -->"
 
 
-def spelled(*budgets: str) -> list[str]:
-    """Class attention, Col-Ln, similarity and a diverse choice from Col-Ln's best under each budget."""
-    return [text for budget in budgets for text in (*(f"{name}:{budget}" for name in SHOWN[2:]), DIVERSE.format(budget))]
+def spelled(budget: str, *names: str) -> tuple[str, ...]:
+    """Methods under one budget."""
+    return tuple(f"{name}:{budget}" for name in names)
 
 
 @dataclass(frozen=True)
 class Regime:
-    """Pictures and what is asked of them. data: the words of the demo set; recipes: besides, random, resize and pool at equal work."""
+    """Pictures and what is asked of them. data: the words of the demo set; first: recipes that are measured before the others of any regime;
+    besides, random, resize and pool at equal work."""
 
     title: str
     data: str
     n: int
-    recipes: tuple[str, ...]
+    first: tuple[str, ...]
+    then: tuple[str, ...]
     batch: int = 4
 
 
+SCORES = ("class_attention", "col_ln")
 INPUT = tuple(f"similarity:keep={keep},layers=input" for keep in (0.15, 0.25))
+MORE = (f"similarity:{EARLY}", f"compose:{EARLY},score=col_ln,select=diverse")
 REGIMES = {
     "small": Regime(
         "Small: a photo of 126 pixels on plain ground, 448 x 448", "demo:small,size=448,object=126", 404,
-        (*spelled(EARLY), *INPUT, f"class_attention:{LATE}", f"col_ln:{LATE}", "resize:tokens=576", "resize:tokens=256"),
+        (*spelled(EARLY, "random", *SCORES), INPUT[0], "resize:tokens=576", "resize:tokens=256"), (*MORE, INPUT[1], *spelled(LATE, *SCORES)),
     ),
     "centred": Regime(
         "Centred: the photo itself, 224 x 224", "demo:centred,size=224", 505,
-        (*spelled(EARLY, LATE), "similarity:keep=0.5,layers=input", "resize:tokens=121", "resize:tokens=81", "resize:tokens=64"), 16,
+        (*spelled(EARLY, "random", *SCORES), *spelled(LATE, "random", *SCORES), *(f"resize:tokens={side**2}" for side in (11, 9, 8))),
+        (*MORE, f"similarity:{LATE}", "similarity:keep=0.5,layers=input"), 16,
     ),
     "scene": Regime(
         "Scene: a photo of 168 pixels in a real scene, 448 x 448", "demo:scene,size=448,object=168", 303,
-        (*spelled(EARLY), INPUT[1], f"class_attention:{LATE}", f"col_ln:{LATE}", "resize:tokens=256"),
+        (*spelled(EARLY, "random", *SCORES), INPUT[1], *spelled(LATE, "random", "class_attention"), "resize:tokens=256"),
+        (*MORE, *spelled(LATE, "col_ln")),
     ),
     "mosaic": Regime(
         "Mosaic: the largest photo, of 300 pixels, among smaller ones of other classes, 448 x 448", "demo:mosaic,size=448,object=300", 202,
-        (*spelled(EARLY), INPUT[1], "resize:tokens=256"),
+        (*spelled(EARLY, "random", *SCORES), INPUT[1], "resize:tokens=256"), MORE,
     ),
 }  # fmt: skip
 
@@ -107,11 +113,11 @@ def data_of(regime: Regime, words: argparse.Namespace) -> str:
     return text + (f",ground={words.ground}" if words.ground and text.startswith("demo:scene") else "")
 
 
-def measure(name: str, words: argparse.Namespace) -> tuple[Evaluation, dict[str, list[int]], list[str] | None]:
+def measure(name: str, words: argparse.Namespace, whole: bool) -> tuple[Evaluation, dict[str, list[int]], list[str] | None]:
     """Answers of a regime: the evaluation, 1 or 0 for each picture by recipe, and the pictures' photos where one photo makes several."""
     regime, out = REGIMES[name], words.out / name
     done = evaluate(
-        "demo", data_of(regime, words), regime.recipes, out, beside=BASELINES, batch_size=regime.batch,
+        "demo", data_of(regime, words), recipes_of(name, whole), out, beside=BASELINES if whole else (), batch_size=regime.batch,
         chunk=CHUNK, device="cpu", listen=lambda step: print(f"\r{name}: {step}   ", end="", flush=True),
     )  # fmt: skip
     print()
@@ -129,12 +135,18 @@ def model_of(data: str) -> Loaded:
     return at_size(load("demo"), open_source(data, limit=1).size)
 
 
+def recipes_of(name: str, whole: bool) -> tuple[str, ...]:
+    """The recipes of a regime, or those that are measured first."""
+    return REGIMES[name].first + (REGIMES[name].then if whole else ())
+
+
 def rows_of(
     name: str, done: Evaluation, hits: dict[str, list[int]], photos: list[str] | None, words: argparse.Namespace
 ) -> list[Row]:
     """The rows of a regime with their paired differences to the unpruned model and to the baselines of the same group."""
-    regime, loaded = REGIMES[name], model_of(data_of(REGIMES[name], words))
-    recipes = [resolve(text, {}) for text in regime.recipes]
+    loaded = model_of(data_of(REGIMES[name], words))
+    known = {score.recipe for score in done.scores}
+    recipes = [recipe for recipe in (resolve(text, {}) for text in recipes_of(name, True)) if str(recipe) in known]
     placed = beside(loaded.model, recipes, BASELINES, image_size=loaded.image_size).groups
     groups = {str(recipe): [group_of(recipe)] for recipe in recipes} | placed
     rows = []
@@ -143,9 +155,8 @@ def rows_of(
         if score.recipe != UNPRUNED:
             row.to_unpruned = paired(hits[score.recipe], hits[UNPRUNED], photos)
         for kind in ("random", "resize"):
-            beside_it = [
-                text for text, found in placed.items() if text.startswith(kind) and set(found) & set(groups.get(score.recipe, ()))
-            ]
+            own = groups.get(score.recipe, ())
+            beside_it = [text for text in groups if text.startswith(kind) and text in known and set(groups[text]) & set(own)]
             if beside_it and beside_it[0] != score.recipe and not score.recipe.startswith("resize"):
                 setattr(row, f"to_{kind}", paired(hits[score.recipe], hits[beside_it[0]], photos))
                 row.against.append(beside_it[0])
@@ -259,11 +270,11 @@ def draw(name: str, hits: dict[str, list[int]], words: argparse.Namespace, path:
 
     data = data_of(REGIMES[name], words)
     loaded, source = model_of(data), open_source(data)
-    places = sorted(random.Random(0).sample(range(source.total or 0), count))
+    places = sorted(random.Random(0).sample(range(source.total or 0), min(count, source.total or 0)))
     images = torch.stack([loaded.transform(ref.read()) for ref in source.refs(places.__contains__)])
     shown = [UNPRUNED, *firsts(hits)]
     sheets = {text: sheet(loaded, text, images) for text in shown}
-    figure, axes = plt.subplots(count, len(shown), figsize=(2.1 * len(shown), 2.25 * count + 0.4), squeeze=False)
+    figure, axes = plt.subplots(len(places), len(shown), figsize=(2.1 * len(shown), 2.25 * len(places) + 0.4), squeeze=False)
     for column, text in enumerate(shown):
         axes[0][column].set_title(text.replace(":", ":\n").replace(",", ",\n") if text != UNPRUNED else text, fontsize=8)
         for line, place in enumerate(places):
@@ -322,21 +333,19 @@ def main() -> None:
     words = parser.parse_args()
     words.out.mkdir(parents=True, exist_ok=True)
     results = read(words.out / "regimes.json")
-    for name in words.regimes.split(","):
-        if words.speed:
-            timed = time_regime(name, words)
-            for row in results[name]["rows"]:
-                row["speed"] = speeds(timed, row["recipe"])
-        else:
-            done, hits, photos = measure(name, words)
-            rows = [asdict(row) for row in rows_of(name, done, hits, photos, words)]
-            patches = (done.image_size[0] // 14) ** 2
-            results[name] = {
-                "title": REGIMES[name].title, "data": done.data, "images": done.images, "patches": patches, "date": done.date,
-                "versions": done.versions, "notes": done.notes, "rows": rows,
-            }  # fmt: skip
-            draw(name, hits, words, (words.page.parent if words.page else words.out) / "images" / f"{name}.jpg")
+    names = words.regimes.split(",")
+    for name in names if words.speed else ():
+        timed = time_regime(name, words)
+        for row in results[name]["rows"]:
+            row["speed"] = speeds(timed, row["recipe"])
+        publish(results, words)
+    for whole, name in () if words.speed else product((False, True), names):
+        done, hits, photos = measure(name, words, whole)
+        rows = [asdict(row) for row in rows_of(name, done, hits, photos, words)]
+        entry = {"title": REGIMES[name].title, "data": done.data, "images": done.images, "patches": (done.image_size[0] // 14) ** 2}
+        results[name] = {**entry, "date": done.date, "versions": done.versions, "notes": done.notes, "rows": rows}
         results = {key: results[key] for key in REGIMES if key in results}
+        draw(name, hits, words, (words.page.parent if words.page else words.out) / "images" / f"{name}.jpg")
         publish(results, words)
 
 

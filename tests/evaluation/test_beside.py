@@ -50,8 +50,8 @@ def test_pool_stands_behind_the_first_block_and_equal_tokens_are_those_left(load
 
 def test_work_that_no_baseline_comes_near_is_told(loaded):
     found = beside(loaded.model, [parse("col_ln:tokens=1,layers=0")], ("pool", "resize"), image_size=SIZE)
-    assert texts(found) == ["pool:tokens=1,layer=0"]
-    assert "no resize comes near" in found.notes[0]
+    assert [text.partition(":")[0] for text in texts(found)] == ["resize"]
+    assert "no pool comes near" in found.notes[0]
 
 
 def test_a_model_of_one_size_has_no_smaller_picture():
@@ -128,7 +128,7 @@ def test_the_page_shows_the_smaller_picture_smaller(done):
     found, out = done
     page = (out / "report.html").read_text(encoding="utf-8")
     glance = page.partition("At a glance")[2].partition("<h2>Results")[0]
-    assert glance.count('<div class="thumb small"') == 2
+    assert glance.count('<div class="thumb small"') == sum(row.recipe.startswith("resize") for row in found.rows)
     assert glance.count("<tr") == 1 + len(found.rows)
     best = max((row for row in found.rows[1:] if not row.beside), key=lambda row: row.top1)
     assert f"{best.recipe} is right on {100 * best.top1:.1f}%" in glance
@@ -145,7 +145,8 @@ def test_evaluate_has_them_on_request(loaded, tmp_path):
     folder = make_images(tmp_path / "images")
     found = evaluate(loaded, folder, [COL_LN], tmp_path / "out", beside=("random", "pool"), equal=("macs", "tokens"), device="cpu")
     names = [score.recipe.partition(":")[0] for score in found.scores]
-    assert names == [UNPRUNED, "col_ln", "random", "pool", "pool"]
+    assert names[:3] == [UNPRUNED, "col_ln", "random"]
+    assert set(names[3:]) == {"pool"}
     with pytest.raises(PruneError, match="beside=x is not known"):
         evaluate(loaded, folder, [COL_LN], tmp_path / "other", beside=("x",))
     assert not (tmp_path / "other").exists()

@@ -103,6 +103,8 @@ def work(model: nn.Module, image_size: tuple[int, int], forward: Forward, recipe
 def random_like(recipe: Recipe) -> Recipe:
     """Random places under the budget of a recipe."""
     word = recipe.schedule.word
+    if not word:
+        raise PruneError(f"{recipe} has no budget of its own")
     return make("random", **{word: getattr(recipe.schedule, word), "layers": recipe.schedule.layers})
 
 

@@ -125,9 +125,9 @@ class Comparison:
 
     @property
     def groups(self) -> dict[tuple[str, str], list[Row]]:
-        """Rows by budget and blocks, all but the unpruned one; a baseline is in every group that it was matched to."""
+        """Rows by budget and blocks, all but the unpruned one; baselines come last, in every group that they were matched to."""
         found: dict[tuple[str, str], list[Row]] = {}
-        for row in sorted(self.rows[1:], key=lambda row: bool(row.beside)):
+        for row in sorted(self.rows[1:], key=lambda row: row.label if row.beside else ""):
             for group in row.groups:
                 found.setdefault(group, []).append(row)
         return found
