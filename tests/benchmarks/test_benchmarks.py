@@ -118,7 +118,7 @@ def test_regimes(run, tmp_path):
     module = run("regimes")
     page.write_text(f"before\n{module.START}\nold\n{module.END}\nafter\n")
     recipes = ("col_ln:keep=0.5,layers=0/3/6", "similarity:keep=0.3,layers=input", "resize:tokens=16")
-    tiny = {"small": module.Regime("Small", "demo:small,size=112,object=56", 13, recipes[:1], recipes[1:])}
+    tiny = {"small": module.Regime("Small", "demo:small,size=112,object=56", 5, recipes[:1], recipes[1:])}
     run("regimes", f"--out {out} --page {page}", REGIMES=tiny)
     rows = json.loads((out / "regimes.json").read_text())["small"]["rows"]
     assert [row["recipe"] for row in rows][:1] == ["unpruned"]

@@ -61,7 +61,7 @@ class Glance:
 
 
 def glance(done: Comparison) -> list[Glance]:
-    """The rows, the best first; of many rows the best of each method."""
+    """The rows, the best first, among equals the cheapest; of many rows the best of each method."""
     first, *rows = done.rows
     if len(rows) >= MOST:
         best: dict[str, Row] = {}
@@ -73,7 +73,7 @@ def glance(done: Comparison) -> list[Glance]:
         span = done.interval(row.recipe)
         value, low, high = (100 * part for part in (span.value, span.low, span.high)) if span else [100 * row.cosine] * 3
         found.append(Glance(row, value, low, high, row.macs / first.macs))
-    return sorted(found, key=lambda one: -one.quality)
+    return sorted(found, key=lambda one: (-one.quality, one.work))
 
 
 def quality(row: Row) -> float:
@@ -86,7 +86,7 @@ def headline(done: Comparison) -> str:
     own = [row for row in done.rows[1:] if row.top1 is not None and not row.beside]
     if not own:
         return ""
-    first, best = done.rows[0], max(own, key=quality)
+    first, best = done.rows[0], max(own, key=lambda row: (quality(row), -row.macs))
     text = f"{best.recipe} is right on {percent(best.top1)}% of the pictures with {best.macs / first.macs:.2f} of the work"
     text += f"; the whole picture on {percent(first.top1)}% (difference {change(best.top1_change)} points)"
     others = [row for row in done.groups[best.groups[0]] if row.beside]
