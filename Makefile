@@ -30,7 +30,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: setup
-	$(BIN)/sparsight compare --data demo:small,n=96 --methods class_attention,col_ln --keep 0.5 --layers 0/3/6 \
+	$(BIN)/sparsight compare --data demo:small,n=72 --methods class_attention,col_ln --keep 0.5 --layers 0/3/6 \
 	  --recipe similarity:keep=0.15,layers=input --batch-size 2 --seconds 1 --out runs/demo
 	@echo "open runs/demo/report.html"
 
