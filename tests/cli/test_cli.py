@@ -69,7 +69,7 @@ def test_compare_prints_the_table_and_the_skipped(sparsight, model, folder, tmp_
     try:
         code, text, news = sparsight(
             "compare", "--model", model, "--data", folder, "--methods", "evit,col_ln:order=1,rows=all", "--keep", "0.5",
-            "--layers", "1/3", "--out", tmp_path, "--seconds", 0,
+            "--layers", "1/3", "--out", tmp_path, "--seconds", 0, "--beside", "resize",
         )  # fmt: skip
     finally:
         broken.unlink()
@@ -77,7 +77,8 @@ def test_compare_prints_the_table_and_the_skipped(sparsight, model, folder, tmp_
     assert "col_ln:keep=0.5,layers=1/3,order=1,rows=all" in text
     assert "skipped c0/broken.jpg: not an image" in text
     assert "1 images could not be read" in text
-    assert len(news.splitlines()) == 3
+    assert [line.partition(" ")[0] for line in news.splitlines() if "/4 " in line] == ["1/4", "2/4", "3/4", "4/4"]
+    assert "resize:tokens=" in text
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "results.csv", "results.json", "rows"]
 
 
@@ -126,7 +127,7 @@ def long_job(model, folder, tmp_path):
     """Arguments of a comparison with four rows."""
     return [
         "compare", "--model", model, "--data", str(folder), "--methods", "random,evit,col_ln", "--keep", "0.5", "--layers", "1/3",
-        "--out", str(tmp_path), "--seconds", "0.3",
+        "--out", str(tmp_path), "--seconds", "0.3", "--beside", "random",
     ]  # fmt: skip
 
 
