@@ -89,6 +89,20 @@ def test_engines(run, tmp_path):
     assert "of the other version" in text
 
 
+@pytest.mark.product
+def test_make_demo_vlm(run, tmp_path):
+    """Trained for a few steps, and trained again: the second run has nothing left to do, and its file is the same."""
+    from sparsight.demo import demo_images
+
+    words = f"--photos {demo_images()} --test {demo_images()} --work {tmp_path / 'work'} --smoke"
+    run("make_demo_vlm", f"{words} --out {tmp_path / 'first'}")
+    run("make_demo_vlm", f"{words} --out {tmp_path / 'again'}")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again")]
+    assert files[0] == files[1]
+    assert (tmp_path / "first/questions.jsonl").exists()
+    assert (tmp_path / "work/curves.png").exists()
+
+
 def test_make_demo_weights(run):
     from sparsight.demo import dequantise
 
@@ -112,6 +126,7 @@ def test_prefill(run, tmp_path):
     assert "## Batch 2" in text
 
 
+@pytest.mark.product
 def test_regimes(run, tmp_path):
     page, out = tmp_path / "docs" / "page.md", tmp_path / "out"
     page.parent.mkdir()

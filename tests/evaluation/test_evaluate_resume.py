@@ -14,7 +14,7 @@ from compare_data import make_images, make_model
 
 from sparsight.errors import PruneError
 from sparsight.evaluation.evaluate import evaluate
-from sparsight.runs.sweep import Sweep
+from sparsight.runs import sweep
 
 pytest.importorskip("timm")
 
@@ -53,15 +53,15 @@ def stamps(out):
 
 def stop_after(monkeypatch, answers, error):
     """Let the run break off when it has asked so many batches."""
-    ask, asked = Sweep.answer, []
+    ask, asked = sweep.answer, []
 
-    def stopping(self, recipe, group):
+    def stopping(model, question, recipe, *rest):
         asked.append(recipe)
         if len(asked) > answers:
             raise error
-        return ask(self, recipe, group)
+        return ask(model, question, recipe, *rest)
 
-    monkeypatch.setattr(Sweep, "answer", stopping)
+    monkeypatch.setattr(sweep, "answer", stopping)
 
 
 @pytest.mark.parametrize("answers", [1, 5, 11])
@@ -188,15 +188,15 @@ def member(rank, port, kill, report, arguments):
     }
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
-    ask, asked = Sweep.answer, []
+    ask, asked = sweep.answer, []
 
-    def answer(self, recipe, group):
+    def answer(model, question, recipe, *rest):
         asked.append(recipe)
         if kill and rank == 1 and len(asked) > 4:
             os.kill(os.getpid(), signal.SIGKILL)
-        return ask(self, recipe, group)
+        return ask(model, question, recipe, *rest)
 
-    Sweep.answer = answer
+    sweep.answer = answer
     try:
         model, data, recipes, outs = arguments
         done = evaluate(model, data, recipes, outs[rank], device="cpu", **SMALL)

@@ -103,9 +103,9 @@ def test_the_same_call_again_measures_nothing(done, out, loaded, folder, monkeyp
     def never(*_):
         raise AssertionError("an answer was asked for again")
 
-    from sparsight.runs.sweep import Sweep
+    from sparsight.runs import sweep
 
-    monkeypatch.setattr(Sweep, "answer", never)
+    monkeypatch.setattr(sweep, "answer", never)
     heard = []
     again = tune(
         loaded, folder, out, speedup=1.5, metric="agreement", methods=METHODS, trials=6, recipes=["random:keep=0.5,layers=1/3"],
