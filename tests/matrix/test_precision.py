@@ -118,15 +118,15 @@ def in_float32(value):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("text", SITES.values(), ids=SITES)
-def test_half_precision_signals_decide_as_float32(text, dtype):
+def test_half_precision_signals_decide_as_float32(text):
     """The numbers are the same, so the decision is: nothing is computed in half precision, under autocast neither."""
-    given = offered(parse(text), dtype)
-    exact = sparsight.reduce(text, **in_float32(given))
-    with torch.autocast("cpu", dtype=dtype):
-        half = sparsight.reduce(text, **given)
-    assert torch.equal(half.plan.keep, exact.plan.keep)
-    assert torch.equal(half.plan.owner, exact.plan.owner)
-    for ours, wanted in ((half.score, exact.score), (half.size, exact.size), (half.plan.mix, exact.plan.mix)):
-        torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=0)
+    for dtype in (torch.bfloat16, torch.float16):
+        given = offered(parse(text), dtype)
+        exact = sparsight.reduce(text, **in_float32(given))
+        with torch.autocast("cpu", dtype=dtype):
+            half = sparsight.reduce(text, **given)
+        assert torch.equal(half.plan.keep, exact.plan.keep), dtype
+        assert torch.equal(half.plan.owner, exact.plan.owner), dtype
+        for ours, wanted in ((half.score, exact.score), (half.size, exact.size), (half.plan.mix, exact.plan.mix)):
+            torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=0)

@@ -49,21 +49,16 @@ def test_what_a_preset_leaves_open_is_a_setting():
     assert all(set(preset.unstated) <= names for preset in PRESETS.values())
 
 
-@pytest.mark.parametrize("name", [one.name for one in fields(TrainSettings)])
-def test_every_setting_is_an_option(name):
-    option = next(one for one in get_command(app).commands["train"].params if one.name == name)
-    assert f"--{name.replace('_', '-')}" in option.opts
-    assert option.help
-    value = getattr(TrainSettings(), name)
-    words = (
-        [f"--{name.replace('_', '-')}"]
-        if value is False
-        else [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    )
-    if value == "":
-        words = [f"--{name.replace('_', '-')}", "x"]
-    found = get_command(app).commands["train"].make_context("train", words).params[name]
-    assert found == (True if value is False else "x" if value == "" else value)
+def test_every_setting_is_an_option():
+    command = get_command(app).commands["train"]
+    for one in fields(TrainSettings):
+        option = next(param for param in command.params if param.name == one.name)
+        word, value = f"--{one.name.replace('_', '-')}", getattr(TrainSettings(), one.name)
+        assert word in option.opts
+        assert option.help, one.name
+        given = "x" if value == "" else value
+        words = [word] if value is False else [word, *map(str, given if isinstance(given, tuple) else [given])]
+        assert command.make_context("train", words).params[one.name] == (True if value is False else given)
 
 
 BAD = [
