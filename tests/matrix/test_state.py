@@ -211,7 +211,9 @@ def test_memory_does_not_grow():
             if step % 100 == 99:
                 gc.collect()
                 counts.append(sum(isinstance(found, torch.Tensor) for found in gc.get_objects()))
-    assert counts[0] == counts[1] == counts[2]
+    assert max(counts) - min(counts) < 50, (
+        counts
+    )  # a tensor kept of every forward would be 100 each time; other tests' may come and go
 
 
 def test_a_graph_that_is_dropped_takes_its_state_along():

@@ -66,9 +66,9 @@ def two(out, *given):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    box = fork.Queue()
-    ranks = [fork.Process(target=run_rank, args=(rank, port, out, given, box)) for rank in range(2)]
+    spawn = multiprocessing.get_context("spawn")  # autograd's threads do not survive a fork
+    box = spawn.Queue()
+    ranks = [spawn.Process(target=run_rank, args=(rank, port, out, given, box)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     said = [box.get(timeout=250) for _ in ranks]

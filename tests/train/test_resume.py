@@ -86,7 +86,7 @@ def test_half_a_checkpoint_and_half_a_line_do_no_harm(images, tmp_path):
 def test_killed(images, tmp_path):
     """A process of its own, under SIGKILL in the middle of a step, after its second checkpoint."""
     arguments = {**SHORT, **ALL, "epochs": 4, "save_every": 2}
-    program = multiprocessing.get_context("fork").Process(
+    program = multiprocessing.get_context("spawn").Process(  # autograd's threads do not survive a fork
         target=sparsight.train, args=(tiny(), images, RECIPE, tmp_path / "out"), kwargs=arguments
     )
     program.start()
