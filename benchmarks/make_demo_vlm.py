@@ -48,7 +48,7 @@ from sparsight.data.scenes import (
     photos_by_name,
     write_questions,
 )
-from sparsight.demo import SCALE, demo_weights
+from sparsight.demo import SCALE, demo_weights, quantise
 from sparsight.demo.tower import TRAINED, WIDTH, dinov2_config, dinov2_state
 from sparsight.runs.store import write_text
 
@@ -561,19 +561,6 @@ def held_out(data: Data, model: Any, words: Any, features: Callable[[list[int]],
 # ---- files ------------------------------------------------------------------------------------------------------------
 
 
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [O, I] and the scale [O] with the least squared error among ranges shrunken by up to 20%."""
-    top = weight.abs().amax(dim=1).clamp_min(1e-8)
-    best, found = torch.full_like(top, float("inf")), top / 127
-    for share in torch.linspace(0.8, 1, 11):
-        scale = top * share / 127
-        wide = (weight / scale[:, None]).round().clamp(-127, 127) * scale[:, None]
-        error = (wide - weight).square().sum(dim=1)
-        found, best = torch.where(error < best, scale, found), torch.minimum(error, best)
-    found = found.half().float()
-    return (weight / found[:, None]).round().clamp(-127, 127).to(torch.int8), found.half()
-
-
 def quantised(module: nn.Module, starts: list[str]) -> dict[str, Tensor]:
     """Matrices to int8 and everything else to fp16, in place; returns what a file holds."""
     stored: dict[str, Tensor] = {}
@@ -581,7 +568,7 @@ def quantised(module: nn.Module, starts: list[str]) -> dict[str, Tensor]:
         if not name.startswith(tuple(starts)):
             continue
         if value.dim() == 2 and value.shape[0] > 1:
-            stored[name], stored[name + SCALE] = to_int8(value.float())
+            stored[name], stored[name + SCALE] = quantise(value.float())
             value.copy_(stored[name].float() * stored[name + SCALE].float()[:, None])
         else:
             stored[name] = value.half()

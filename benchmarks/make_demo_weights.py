@@ -16,22 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparsight.demo import ARCHITECTURE, IMAGE_SIZE, SCALE, WEIGHTS, dequantise
-
-
-def quantise(weight: Tensor, shrinks: int = 41) -> tuple[Tensor, Tensor]:
-    """int8 weight [O, ...] and scales [O] with the least squared error per output channel."""
-    rows = weight.float().flatten(1)
-    top = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
-    best = torch.full_like(top, torch.inf)
-    scale = top / 127
-    for shrink in torch.linspace(1.0, 0.6, shrinks):
-        step = top * shrink / 127
-        error = (rows - (rows / step).round().clamp(-127, 127) * step).square().sum(1, keepdim=True)
-        scale = torch.where(error < best, step, scale)
-        best = torch.minimum(error, best)
-    whole = (rows / scale).round().clamp(-127, 127).to(torch.int8)
-    return whole.view_as(weight).contiguous(), scale.flatten()
+from sparsight.demo import ARCHITECTURE, IMAGE_SIZE, SCALE, WEIGHTS, dequantise, quantise
 
 
 def compress(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import PruneError
@@ -36,6 +37,21 @@ def demo_weights(path: Path = WEIGHTS) -> tuple[dict[str, Tensor], list[str]]:
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise PruneError(f"the demo weights {path} cannot be read ({error}); install sparsight again") from None
     return dequantise(stored), list(classes)
+
+
+def quantise(weight: Tensor, shrinks: int = 41) -> tuple[Tensor, Tensor]:
+    """int8 weight [O, ...] and scales [O] with the least squared error per output channel."""
+    rows = weight.float().flatten(1)
+    top = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
+    best = torch.full_like(top, torch.inf)
+    scale = top / 127
+    for shrink in torch.linspace(1.0, 0.6, shrinks):
+        step = top * shrink / 127
+        error = (rows - (rows / step).round().clamp(-127, 127) * step).square().sum(1, keepdim=True)
+        scale = torch.where(error < best, step, scale)
+        best = torch.minimum(error, best)
+    whole = (rows / scale).round().clamp(-127, 127).to(torch.int8)
+    return whole.view_as(weight).contiguous(), scale.flatten()
 
 
 def dequantise(stored: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ..pages.plots import COLOURS
-from ..runs.intervals import Interval
+from ..runs.intervals import Interval, read_intervals
 from ..runs.store import read_result
 from .result import SHOWN, columns
 
@@ -49,9 +49,7 @@ class CorruptionRow:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> CorruptionRow:
         """Read what `asdict` made."""
-        return CorruptionRow(
-            **{**data, **{name: Interval(**data[name]) if data[name] else None for name in ("top1", "top1_change")}}
-        )
+        return CorruptionRow(**read_intervals(data, "top1", "top1_change"))
 
 
 HEADS = ["corruption", "severity", "recipe", "top-1 %", "change", "rank", "rank diff.", "rel. %", "kept again %"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PruneError
-from ..runs.intervals import Interval
+from ..runs.intervals import Interval, read_intervals
 from ..runs.store import UNPRUNED, Chunk, read_result, write
 from .accuracy import note_of
 
@@ -55,7 +55,7 @@ class Score:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Score:
         """Read what `asdict` made."""
-        return Score(**{**data, **{name: Interval(**data[name]) if data[name] else None for name in SPANS}})
+        return Score(**read_intervals(data, *SPANS))
 
 
 HEADS = ["recipe", "top-1 %", "change", "top-5 %", "agree %", "tokens", "GMACs"]

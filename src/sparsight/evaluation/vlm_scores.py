@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..runs.intervals import Interval
+from ..runs.intervals import Interval, read_intervals
 from ..runs.store import UNPRUNED
 from .vlm_sets import average, relative
 
@@ -53,8 +53,7 @@ class Score:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Score:
         """Read what `asdict` made."""
-        change = Interval(**data["accuracy_change"]) if data["accuracy_change"] else None
-        return Score(**{**data, "accuracy_change": change, "skipped": [tuple(pair) for pair in data["skipped"]]})
+        return Score(**{**read_intervals(data, "accuracy_change"), "skipped": [tuple(pair) for pair in data["skipped"]]})
 
 
 @dataclass(frozen=True)

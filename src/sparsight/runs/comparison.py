@@ -14,7 +14,7 @@ from ..data.demo_sets import photos_of
 from ..errors import PruneError
 from ..ops.schedule import show
 from ..recipe import Recipe
-from .intervals import Interval, Spread, paired, paired_means, share
+from .intervals import Interval, Spread, paired, paired_means, read_intervals, share
 from .store import UNPRUNED as UNPRUNED
 from .store import read_result
 
@@ -86,10 +86,9 @@ class Row:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Row:
         """Read what `to_dict` made."""
-        spans = {name: Interval(**data[name]) if data[name] else None for name in ("top1_change", "top5_change", "agreement")}
         beside = [tuple(group) for group in data.get("beside", ())]
         parts = {"speedup": Spread(**data["speedup"]), "outcomes": Outcomes(**data["outcomes"]), "beside": beside}
-        return Row(**{**data, **spans, **parts})
+        return Row(**{**read_intervals(data, "top1_change", "top5_change", "agreement"), **parts})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Z = statistics.NormalDist().inv_cdf(0.975)
 
@@ -25,6 +26,11 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{100 * self.value:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def read_intervals(data: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The data of a result that was read from JSON, with these entries as intervals again; None stays None."""
+    return {**data, **{name: Interval(**data[name]) if data[name] else None for name in names}}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..runs.intervals import Interval
+from ..runs.intervals import Interval, read_intervals
 from .memory import Memory
 
 
@@ -123,9 +123,7 @@ class Training:
     @staticmethod
     def from_json(text: str) -> Training:
         """Read what `to_json` wrote."""
-        data = json.loads(text)
-        for name in ("before", "after", "change"):
-            data[name] = None if data[name] is None else Interval(**data[name])
+        data = read_intervals(json.loads(text), "before", "after", "change")
         data["image_size"] = tuple(data["image_size"])
         data["skipped"] = [(name, why) for name, why in data["skipped"]]
         data["log"] = [LogLine(**line) for line in data["log"]]

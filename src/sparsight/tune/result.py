@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import PruneError
 from ..recipe import Recipe
-from ..runs.intervals import Interval
+from ..runs.intervals import Interval, read_intervals
 from ..runs.store import UNPRUNED, read_result, write_text
 from .search import Found, recipes_of
 
@@ -44,8 +44,7 @@ class TunedRow:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> TunedRow:
         """Read what `asdict` made."""
-        spans = {name: Interval(**data[name]) if data[name] else None for name in ("report", "report_change")}
-        return TunedRow(**{**data, **spans})
+        return TunedRow(**read_intervals(data, "report", "report_change"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Contest:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Contest:
         """Read what `asdict` made."""
-        return Contest(**{**data, "difference": Interval(**data["difference"]) if data["difference"] else None})
+        return Contest(**read_intervals(data, "difference"))
 
 
 @dataclass(frozen=True)

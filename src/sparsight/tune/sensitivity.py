@@ -17,7 +17,7 @@ from ..load.models import Loaded
 from ..ops.schedule import check_amount
 from ..prune import family_of
 from ..registry import accepted, make
-from ..runs.intervals import Interval
+from ..runs.intervals import Interval, read_intervals
 from ..runs.settings import Settings
 from ..runs.store import UNPRUNED, read_result, write, write_text
 from ..runs.sweep import Listener, Step, ignore
@@ -54,8 +54,7 @@ class SiteRow:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> SiteRow:
         """Read what `asdict` made."""
-        spans = {name: Interval(**data[name]) if data[name] else None for name in ("quality", "change")}
-        return SiteRow(**{**data, **spans})
+        return SiteRow(**read_intervals(data, "quality", "change"))
 
 
 @dataclass(frozen=True)
