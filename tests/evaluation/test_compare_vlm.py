@@ -148,8 +148,8 @@ def test_the_order_of_questions_and_batches_does_not_matter(done, model, questio
 def test_going_on(done, out, model, questions, tmp_path):
     """Killed in the middle: what is there is not asked again."""
     copy = shutil.copytree(out, tmp_path / "out")
-    gone = [file for file in (copy / "rows").iterdir() if file.name.startswith(("divprune_tokens=9_0", "divprune_tokens=9_row"))]
-    assert len(gone) == 2
+    gone = [file for file in (copy / "rows").iterdir() if file.name.startswith("divprune_tokens=9_")]
+    assert len(gone) == 2  # answers and row
     kept = {file: file.stat().st_mtime_ns for file in (copy / "rows").iterdir() if file not in gone}
     for file in gone:
         file.unlink()
@@ -171,6 +171,17 @@ def test_going_on(done, out, model, questions, tmp_path):
     assert [row.counts for row in again.rows] == [row.counts for row in done.rows]
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
     assert [step.restored for step in news if step.row is not None].count(False) == 1
+
+
+def test_more_pictures_later_ask_only_about_them(model, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparsight.evaluation.compare_vlm.AT_ONCE", 2)
+    options = {"baselines": False, "device": "cpu", "rounds": 2, "shown": 0}
+    compare_vlm(model, questions, ["divprune"], (4,), tmp_path, limit=2, **options)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").iterdir() if "row" not in file.name}
+    more = compare_vlm(model, questions, ["divprune"], (4,), tmp_path, limit=4, **options)
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+    assert len(kept) == 2
+    assert len(more.pictures) == 4
 
 
 def test_an_unreadable_picture_is_left_out(model, questions, tmp_path):
@@ -201,6 +212,7 @@ def test_bad_requests_leave_nothing(model, questions, tmp_path):
         ({"data": tmp_path}, "holds 0 .jsonl files but"),
         ({"methods": ["fastervlmm"]}, "fastervlm"),
         ({"methods": ["divprune:tokens=99"]}, "more than the 16 tokens"),
+        ({"methods": None, "tokens": (99,)}, "more than the 16 tokens"),
         ({"methods": ["evit:layers=3"]}, "leave layers out"),
         ({"methods": ["fastv:layer=9"]}, "out of range"),
         ({"seeds": 0}, "seeds=0"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -75,7 +75,8 @@ def compare_vlm(
     questions (`questions.read_set`), by default those of the demo model. methods: names or recipe strings, by default all that choose image
     tokens; tokens: budgets that fill in what a string leaves open; recipes: added as they are. seeds: runs of a method that draws.
     baselines: rows of random, resize and pool. limit: so many pictures. rounds: pairs of timed runs per row. shown: pictures on the page.
-    Called again with the same arguments it goes on after the last answers. Raises PruneError before any heavy work.
+    Called again with the same arguments it goes on after the last answers; with another limit or other methods it takes those that are
+    there. Raises PruneError before any heavy work.
     """
     settings = check_settings(Settings(batch_size, "fp32" if precision == "auto" else precision, device), shown)
     if isinstance(model, nn.Module):
@@ -144,8 +145,8 @@ class Job:
     def store(self) -> ResultStore:
         s = self.settings
         key = digest(
-            "compare-vlm", __version__, fingerprint_model(self.asker.model), self.asked.fingerprint(), s.batch_size, s.precision, device_name(s.device),
-            self.asker.prompt, torch.get_num_threads(), self.rounds,
+            "compare-vlm", __version__, fingerprint_model(self.asker.model), s.batch_size, s.precision, device_name(s.device), self.asker.prompt,
+            torch.get_num_threads(), self.rounds,
         )  # fmt: skip
         return ResultStore(self.out / "rows", key)
 
@@ -180,16 +181,17 @@ class Job:
     # ---- answers ------------------------------------------------------------------------------------------------------
 
     def ask_all(self, tell: Callable[[float, str], object]) -> dict[str, Answers]:
-        """Answers to all questions, by the name of every recipe and seed; finished ones from the store."""
+        """Answers to all questions, by the name of every recipe and seed; finished ones from the store, whatever else was asked then."""
         runs = [(entry, place, name) for entry in self.entries for place, name in enumerate(entry.names)]
         found: dict[str, Answers] = {name: {} for _, _, name in runs}
         whole = len(runs) * len(self.groups)
         with remembering(self.family, most=2 * MOST):
             for number, items in enumerate(self.groups):
                 sheet = cache(partial(self.write, items))
+                which = replace(self.asked, items=items).fingerprint()
                 for turn, (entry, place, name) in enumerate(runs):
                     tell((number * len(runs) + turn) / whole, f"{name}, questions about pictures {number * AT_ONCE + 1} and on")
-                    key = f"{name}, {number}"
+                    key = f"{name}, {which}"
                     known = self.store.find(key, read_answers)
                     if known is None or set(known) != {item.key for item in items}:
                         known = self.ask(entry, place, sheet())
@@ -235,9 +237,9 @@ class Job:
 
     def rows(self, answers: Mapping[str, Answers]) -> Iterator[RowJob[VlmRow]]:
         """The rows to be measured, by name."""
-        names = Names.of(self.asked.items)
+        names, which = Names.of(self.asked.items), self.asked.fingerprint()
         for entry in self.entries:
-            yield RowJob(entry.name, partial(self.measure, entry, answers, names), f"{', '.join(entry.names)}, row")
+            yield RowJob(entry.name, partial(self.measure, entry, answers, names), f"{', '.join(entry.names)}, row about {which}")
 
     def measure(self, entry: Entry, answers: Mapping[str, Answers], names: Names, step: Callable[[float], object]) -> VlmRow:
         """One row: scores from the answers, cost from runs in turn with the unpruned model."""

@@ -131,8 +131,9 @@ def scaled(layers: list[int], depth: int, after: bool) -> tuple[int, ...]:
 
 def entry_of(shell: nn.Module, grid: Grid | None, recipe: Recipe, seeds: int) -> Entry:
     """A checked row."""
-    asked = max(as_tuple(recipe.schedule.tokens), default=0)
-    if grid is not None and recipe.where != "decoder" and asked > grid[0] * grid[1]:
+    least = min if recipe.where == "decoder" else max  # a language model's first stages may let everything through
+    asked = least(as_tuple(recipe.schedule.tokens), default=0)
+    if grid is not None and asked > grid[0] * grid[1]:
         raise PruneError(f"{recipe.name}: tokens={int(asked)} is more than the {grid[0] * grid[1]} tokens of a picture")
     with prune(shell, recipe):
         pass
