@@ -77,7 +77,12 @@ def test_compare_prints_the_table_and_the_skipped(sparsight, model, folder, tmp_
     assert "col_ln:keep=0.5,layers=1/3,order=1,rows=all" in text
     assert "skipped c0/broken.jpg: not an image" in text
     assert "1 images could not be read" in text
-    assert list(dict.fromkeys(line.partition(" ")[0] for line in news.splitlines() if "/4 " in line)) == ["1/4", "2/4", "3/4", "4/4"]
+    assert list(dict.fromkeys(line.partition(" ")[0] for line in news.splitlines() if "/4 " in line)) == [
+        "1/4",
+        "2/4",
+        "3/4",
+        "4/4",
+    ]
     assert "resize:tokens=" in text
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "results.csv", "results.json", "rows"]
 

@@ -114,7 +114,7 @@ def test_out_of_the_way(name, model):
 
 def test_nothing_is_left(name, model):
     given = inputs(name, model, [[3, PICTURES[0], 4]])
-    outcome(model, "fastervlm:tokens=5", given)  # transformers puts hooks of its own where hidden states are first asked for, and leaves them
+    outcome(model, "fastervlm:tokens=5", given)  # transformers' own hooks come with the first call, and stay
     before = {module: dict(module._forward_hooks) for module in model.modules()}
     with remembering(family_of(model)):
         outcome(model, "fastervlm:tokens=5", given)
