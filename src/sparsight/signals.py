@@ -26,7 +26,8 @@ SIGNALS: dict[str, str] = {
     "position": "[B, N] place of each token on the grid, -1 for none (derived: 0..N-1)",
     "grid": "(h, w) patch grid",
     "attn": "[B, H, P+N, P+N] the whole softmax matrix (never derived; stands in for q and k where somebody has it)",
-    "text": "[B, T, C] text embeddings",
+    "text": "[B, T, C] text embeddings, to compare with x or feats",
+    "text_k": "[B, H, T, D] keys of the text tokens, of the attention that k is of",
     "text_attn": "[B, T, N] attention of the chosen text queries over the tokens",
     "attns": "attention matrices [B, H, P+N, P+N] of all blocks up to the site, the first block's first: a list, or stacked",
     "moves": "for each of attns but the last, the Plan of the tokens that left behind it, None for none (derived: none left)",
@@ -39,7 +40,7 @@ SIGNALS: dict[str, str] = {
 }
 """The fixed vocabulary of signals. Families may offer them, callers of `reduce` may pass them."""
 
-AS_GIVEN = ("q", "k", "v")
+AS_GIVEN = ("q", "k", "v", "text_k")
 """In the model's own precision: statistics of attention convert as they go, and kernels multiply half precision without loss. A step
 that takes them otherwise converts by itself."""
 
@@ -174,6 +175,7 @@ def check_shapes(signals: dict[str, Any]) -> None:
         "size": (b, n, 1),
         "position": (b, n),
         "text_attn": (b, None, n),
+        "text_k": (b, None, None, None),
         "token_weight": (b, n),
         "noise": (b, None),
         "valid": (b, n),

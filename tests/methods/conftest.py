@@ -19,3 +19,13 @@ def shared_block_vit(golden):
         return model
 
     return make
+
+
+@pytest.fixture
+def tiny_decoder():
+    """A random Llama of four layers with grouped queries and its head."""
+    import transformers as hf
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    torch.manual_seed(3)
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, num_key_value_heads=2, pad_token_id=0, initializer_range=0.3)).eval()

@@ -11,11 +11,19 @@ METHODS = {
     "fastv_renumbered": "fastv:layer=2,keep=0.5,positions=renumbered",
     "pyramiddrop": "pyramiddrop:layers=2/4,keep=0.5/0.25",
     "sparsevlm": "sparsevlm:keep=0.4,layers=1/2/4",
+    "dart": "dart:layer=2,keep=0.5",
     "sparsevlm_rank": "sparsevlm:count=rank,scale=1,bias=2,layers=1/3",
 }
-ALL = ["fastv:layer=2,keep=1", "pyramiddrop:layers=2/4,keep=1/1", "sparsevlm:keep=1,layers=1/2/4"]
+ALL = ["fastv:layer=2,keep=1", "pyramiddrop:layers=2/4,keep=1/1", "sparsevlm:keep=1,layers=1/2/4", "dart:keep=1"]
 KINDS = ["llama", "qwen2", "mistral"]
-PAIRS = [("llama", "fastv"), ("qwen2", "pyramiddrop"), ("mistral", "sparsevlm"), ("mistral", "fastv"), ("qwen2", "sparsevlm_rank")]
+PAIRS = [
+    ("llama", "fastv"),
+    ("qwen2", "pyramiddrop"),
+    ("mistral", "sparsevlm"),
+    ("mistral", "fastv"),
+    ("qwen2", "sparsevlm_rank"),
+    ("qwen2", "dart"),
+]
 MAIN = ["fastv", "pyramiddrop", "sparsevlm"]
 VISUAL = slice(5, 29)
 LENGTH = 38

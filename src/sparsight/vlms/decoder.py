@@ -33,6 +33,8 @@ Reduce = Callable[[dict[str, Any], int, int], tuple[Tensor | None, Plan, Tensor 
 """Signals of one sample, visual tokens that entered the decoder, images -> (tokens or None, plan, score)."""
 
 Score = Callable[[int, Tensor, Tensor], Tensor]
+Asked = Callable[[int, Tensor, Tensor], dict[str, Tensor]]
+"""Of a sample, its real places and its visual places: attention rows, or all signals that a site asks for besides x."""
 
 
 @dataclass(eq=False)
@@ -297,8 +299,8 @@ class Decoder:
             before = forward.shift(arriving, left, self.model.rotary_emb, hidden)
         after, dropped = before, [0]
         if forward.visual is not None:
-            score = self.scoring(site, forward, before, arriving.rope, hidden)
-            rows, plans, scores = self.sample_by_sample(site, forward, before, hidden, score)
+            asked = self.asked(site, forward, before, arriving.rope, hidden)
+            rows, plans, scores = self.sample_by_sample(site, forward, before, hidden, asked)
             dropped = [plan.total - plan.slots for plan in plans]
             if any(dropped):
                 hidden, after = stack(rows, forward.right, before, site.renumber)
@@ -309,7 +311,7 @@ class Decoder:
         return hidden
 
     def sample_by_sample(
-        self, site: DecoderSite, forward: DecoderForward, before: Sequence, hidden: Tensor, attention: Score
+        self, site: DecoderSite, forward: DecoderForward, before: Sequence, hidden: Tensor, asked: Asked
     ) -> tuple[list[Row], list[Plan], list[Tensor | None]]:
         """Score and reduce every sample by itself, so that a batch cannot matter."""
         assert before.visual is not None
@@ -318,12 +320,41 @@ class Decoder:
             real, places = forward.real(before, sample), visual.nonzero().squeeze(1)
             plan, tokens, score = everything(places.shape[0], hidden.device), None, None
             if places.shape[0]:
-                signals = {"x": hidden[sample : sample + 1, places], "text_attn": attention(sample, real, places)}
+                signals = {"x": hidden[sample : sample + 1, places], **asked(sample, real, places)}
                 tokens, plan, score = site.reduce(signals, forward.entered[sample], forward.images[sample])
             rows.append(rebuild(hidden[sample], real, places, plan, None if tokens is None else tokens[0]))
             plans.append(plan)
             scores.append(score)
         return rows, plans, scores
+
+    def asked(self, site: DecoderSite, forward: DecoderForward, before: Sequence, rope_before: Rope, hidden: Tensor) -> Asked:
+        """The signals of single samples that the site asks for besides x."""
+        score = self.scoring(site, forward, before, rope_before, hidden) if "text_attn" in site.needs else None
+        keys = self.keys(site, forward, before, rope_before, hidden) if {"k", "text_k"} & set(site.needs) else None
+        states = None
+        if {"feats", "text"} & set(site.needs):
+            with torch.no_grad():
+                states = self.model.norm.forward(hidden)  # without the hook that makes room for losses
+
+        def of_sample(sample: int, real: Tensor, places: Tensor) -> dict[str, Tensor]:
+            only, text = slice(sample, sample + 1), forward.behind(before, sample, real, places)
+            given = {} if score is None else {"text_attn": score(sample, real, places)}
+            if keys is not None:
+                given.update(k=keys[only, :, places], text_k=keys[only, :, text])
+            if states is not None:
+                given.update(feats=states[only, places], text=states[only, text])
+            return given
+
+        return of_sample
+
+    @torch.no_grad()
+    def keys(self, site: DecoderSite, forward: DecoderForward, before: Sequence, rope_before: Rope, hidden: Tensor) -> Tensor:
+        """Keys [B, H, n, D] of this forward's tokens, after RoPE, in the layer before the site or in the one at it."""
+        ahead = site.attention == "at"
+        layer = self.model.layers[site.layer if ahead else site.layer - 1]
+        attention, rope = layer.self_attn, before.rope if ahead else rope_before
+        k = project(attention, "k", layer.input_layernorm(hidden)) if ahead else forward.hear(tap(attention, "k"))
+        return rotate(in_heads(attention, k), rope)
 
     def scoring(self, site: DecoderSite, forward: DecoderForward, before: Sequence, rope_before: Rope, hidden: Tensor) -> Score:
         """Attention rows of single samples: (sample, its real places, its visual places) -> [1, T, N], softmax over all keys."""
@@ -334,8 +365,8 @@ class Decoder:
         left = forward.left_by(forward.cache, earlier)
         with torch.no_grad():
             normed = layer.input_layernorm(hidden) if ahead else hidden
-            k = project(attention, "k", normed) if ahead else forward.hear(tap(attention, "k"))
-            keys = forward.past_keys(attention.layer_idx, rotate(in_heads(attention, k), rope), done=not ahead)
+            new = self.keys(site, forward, before, rope_before, hidden)
+            keys = forward.past_keys(attention.layer_idx, new, done=not ahead)
 
         @torch.no_grad()
         def score(sample: int, real: Tensor, places: Tensor) -> Tensor:

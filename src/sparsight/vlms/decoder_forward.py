@@ -295,6 +295,13 @@ class DecoderForward:
         chosen = text[self.raters[sample, before.index[sample, text]]]
         return chosen if chosen.shape[0] else real[-1:]
 
+    def behind(self, before: Sequence, sample: int, real: Tensor, places: Tensor) -> Tensor:
+        """Places of a sample's text behind its last visual token; of all its text where there is none."""
+        assert before.visual is not None
+        text = real[(before.index[sample, real] < self.end) & ~before.visual[sample, real]]
+        after = text[text > places[-1]]
+        return after if after.shape[0] else text
+
     def hear(self, module: nn.Module) -> Tensor:
         """What a module gave in this forward; a PruneError if its hook did not fire."""
         if self.heard.get(module) is None:

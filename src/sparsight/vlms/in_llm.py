@@ -20,7 +20,7 @@ from .decoder import DecoderSite, decoder_of
 from .decoder_forward import SiteOutcome
 from .prompt_handle import PromptHandle
 
-OFFERS = ("x", "text_attn", "feats", "size", "position", "noise")
+OFFERS = ("x", "text_attn", "k", "feats", "text", "text_k", "size", "position", "noise")
 
 
 @dataclass(eq=False, repr=False)
