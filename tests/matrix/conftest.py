@@ -12,12 +12,12 @@ SAMPLE = 23
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Variants of a family run with a few recipes. Every time a sample of the product runs, in which every model and every recipe is
-    there; the rest is marked."""
+    there, and of the tests without recipes every model has half; the rest is marked."""
     given = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
     spare = [p.get("name") in ZOO and ZOO[p["name"]].variant and p.get("recipe", FEW[0]) not in FEW for p in given]
     config.hook.pytest_deselected(items=[item for item, gone in zip(items, spare, strict=True) if gone])
     items[:] = [item for item, gone in zip(items, spare, strict=True) if not gone]
-    models, seen = list(ZOO), {}
+    models, seen, plain = list(ZOO), {}, {}
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         recipe = params.get("recipe", params.get("later"))
@@ -25,6 +25,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen.setdefault((item.module, item.originalname), {}).setdefault(recipe, []).append(
                 (models.index(params["name"]), item)
             )
+        elif params.get("name") in ZOO:
+            plain.setdefault((item.module, item.originalname), []).append((models.index(params["name"]), item))
+    for number, pairs in enumerate(plain.values()):
+        for model, item in pairs:
+            if model and (model + number) % 2:
+                item.add_marker(pytest.mark.product)
     for recipes in seen.values():
         for number, pairs in enumerate(recipes.values()):
             for model, item in pairs:
