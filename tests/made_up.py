@@ -118,7 +118,7 @@ def analysis(name: str = HOSTILE, blocks: int = 12) -> Analysis:
     )  # fmt: skip
 
 
-def robustness() -> Robustness:
+def robustness(name: str = "m") -> Robustness:
     """Three corruptions at two severities, unpruned and under one recipe."""
     rows = [
         CorruptionRow(
@@ -137,7 +137,7 @@ def robustness() -> Robustness:
         for recipe in (UNPRUNED, LONG)
     ]
     return Robustness(
-        model="m", data="d", images=4, precision="fp32", interval_method="m", notes=[], skipped=[], rows=rows, **COMMON
+        model=name, data=name, images=4, precision="fp32", interval_method="m", notes=[], skipped=[], rows=rows, **COMMON
     )
 
 

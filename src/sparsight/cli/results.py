@@ -166,7 +166,7 @@ def print_robustness(done: Robustness, out: Path) -> None:
     lines = [*(row.cells() for row in done.rows), None, *done.averages()]
     print_table(str(done).partition("\n")[0], ROBUSTNESS, lines, out / "results.json")
     print_skipped(done.skipped, out)
-    print_ends(done.notes, out, "results.json", "robustness.png")
+    print_ends(done.notes, out, "report.html", "results.json", "robustness.png")
 
 
 def print_vlm_evaluation(done: VlmEvaluation, out: Path) -> None:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ..pages.plots import COLOURS
+from ..pages.robustness_page import MEASURES
 from ..runs.intervals import Interval, read_intervals
 from ..runs.store import read_result
 from .result import SHOWN, columns
@@ -115,9 +116,6 @@ class Robustness:
     def load(path: str | Path) -> Robustness:
         """Read results.json, or the folder that holds it."""
         return read_result(path, Robustness.from_json, "robustness")
-
-
-MEASURES = {"top1": "Top-1, %", "rank_relative": "Effective rank, change %", "kept": "Kept again, %"}
 
 
 def draw(done: Robustness, path: Path) -> None:

@@ -14,6 +14,7 @@ from ..data.reading import Transform
 from ..errors import PruneError
 from ..load.models import Loaded
 from ..ops.rank import effective_rank
+from ..pages.robustness_page import robustness_page
 from ..prune import Handle, family_of
 from ..recipe import Recipe
 from ..runs.intervals import METHOD, share
@@ -48,7 +49,7 @@ def robustness(
     seed: int = 0,
     listen: Listener | None = None,
 ) -> Robustness:
-    """The unpruned model and every recipe on clean and corrupted images; writes results.json and robustness.png into `out`.
+    """The unpruned model and every recipe on clean and corrupted images; writes results.json, report.html and robustness.png into `out`.
 
     corruptions: "all" fifteen or some of their names; severities: 1 to 5. Effective rank is that of the patch tokens that leave the last
     block; of a pruned model, of those that are left. The other arguments, and going on after an interruption, are as in `evaluate`.
@@ -123,6 +124,7 @@ def finish(
         rows=rows,
     )
     write(out / "robustness.png", lambda part: draw(done, part))
+    write_text(out / "report.html", robustness_page(done))
     write_text(out / "results.json", done.to_json())
     return done
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .page import TIMES, counted, render
-from .plots import Plot, Point, Series
+from .plots import Plot, Point, Series, ends
 
 if TYPE_CHECKING:
-    from ..speed.bench_result import Bench, BenchRow
+    from ..speed.bench_result import Bench, BenchRow, Timing
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,14 @@ def bench_report(done: Bench) -> str:
         title=f"{done.model}: speed under {counted(recipes, 'recipe')}",
         facts=(f"{h} {TIMES} {w} pixels", done.device, counted(done.threads, "thread"), done.date[:10]),
         engines=[engine(done, *names) for names in done.engines],
+        heads=heads(done),
     )
+
+
+def heads(done: Bench) -> list[str]:
+    """Of the columns of a table."""
+    timed = [head for size in done.batches for head in (f"Batch {size}: ms", f"Speed-up {TIMES}", "Share")]
+    return ["Recipe", "Tokens", "GMACs", f"MACs {TIMES}", *timed, "Sites' share %", "Peak MB"]
 
 
 def engine(done: Bench, precision: str, backend: str) -> Engine:
@@ -43,11 +50,13 @@ def engine(done: Bench, precision: str, backend: str) -> Engine:
 
 def plot(rows: list[BenchRow], place: int, size: int) -> Plot:
     """Speed-up against the MAC ratio; on the dotted line the whole ratio is realised."""
-    series = [
-        Series(row.recipe, look, points=[Point(row.mac_ratio, row.timings[place].speedup.median, str(row.timings[place]))])
-        for look, row in enumerate(rows[1:])
-    ]
+    series = [Series(row.recipe, look, points=[timed(row, row.timings[place])]) for look, row in enumerate(rows[1:])]
     top = max(row.mac_ratio for row in rows)
     counted = Series("as counted", 7, 1, [Point(1, 1, "as counted"), Point(top, top, "as counted")])
-    base = Point(1, rows[0].timings[place].speedup.median, str(rows[0]))
+    base = timed(rows[0], rows[0].timings[place])
     return Plot([*series, counted], base, f"MACs: unpruned over pruned, {TIMES}", f"Speed-up at batch {size}, {TIMES}")
+
+
+def timed(row: BenchRow, timing: Timing) -> Point:
+    """A row at one batch size, with quartiles."""
+    return Point(row.mac_ratio, timing.speedup.median, f"{row.recipe}, {timing}", upright=ends(timing.speedup))

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .page import TIMES, counted, render
-from .plots import Plot, by_recipe
+from .plots import Plot, Point, around, by_recipe, ends
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation, Score
@@ -32,12 +32,14 @@ def plots(done: Evaluation) -> list[Plot]:
     """What can be measured without and with labels, against multiply-accumulates."""
     titles = {"top1": "Top-1 accuracy, %", "agreement": "Agreement with unpruned, %"}
     return [
-        by_recipe(done.scores, lambda score: score.macs / 1e9, partial(percent, measure), "GMACs per image", title)
+        by_recipe(done.scores, partial(point, measure), "GMACs per image", title, better=-1)
         for measure, title in titles.items()
         if all(getattr(score, measure) is not None for score in done.scores)
     ]
 
 
-def percent(measure: str, score: Score) -> float:
-    value: float = getattr(score, measure).value
-    return 100 * value
+def point(measure: str, score: Score) -> Point:
+    """A score, with the interval of its change (top-1) or of itself."""
+    value = 100 * getattr(score, measure).value
+    upright = ends(score.agreement, 100) if measure == "agreement" else around(score.top1_change, value)
+    return Point(score.macs / 1e9, value, str(score), upright=upright)

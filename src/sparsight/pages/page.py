@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Mapping
 from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,7 +16,7 @@ from markupsafe import Markup, escape
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..runs.intervals import Interval
+    from ..runs.intervals import Interval, Spread
 
 TIMES, DASH, MINUS = "\u00d7", "\u2013", "\u2212"
 
@@ -27,12 +29,14 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def environment() -> Environment:
-    """Templates of this folder and the filters that they use."""
+    """Templates of this folder, the filters that they use, and the one script, which no other one can join: its hash is in the page's policy."""
     made = Environment(
         loader=PackageLoader("sparsight", "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {write.__name__: write for write in (percent, signed, change, span, versions, breakable)}
-    made.globals |= {"TIMES": TIMES, "DASH": DASH}
+    made.filters |= {write.__name__: write for write in (percent, signed, change, span, quartiles, versions, breakable)}
+    script = (files(__package__) / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    made.globals |= {"TIMES": TIMES, "DASH": DASH, "script": Markup(script), "script_hash": f"sha256-{digest}"}
     return made
 
 
@@ -55,6 +59,10 @@ def change(move: Interval | None) -> str:
 def span(share: Interval) -> str:
     """The interval of a fraction in percent."""
     return f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def quartiles(found: Spread) -> str:
+    return f"{found.low:.2f} to {found.high:.2f}"
 
 
 def versions(found: Mapping[str, str]) -> str:

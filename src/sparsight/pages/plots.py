@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:
+    from ..runs.intervals import Interval, Spread
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8629a", "#e69f00", "#3a9bd6", "#8a6d3b", "var(--ink)")
 """Okabe and Ito's, their yellow left out (too faint on white), purple and sky blue a little darker."""
@@ -15,13 +18,23 @@ WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 54
 
 
+Ends = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Point:
-    """A place in the units of the plot, and what pointing at it shows."""
+    """A place in the units of the plot, and what pointing at it shows. across, upright: the ends of its intervals, if they are known."""
 
     x: float
     y: float
     label: str
+    across: Ends | None = None
+    upright: Ends | None = None
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has a place."""
+        return math.isfinite(self.x) and math.isfinite(self.y)
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,11 @@ class Series:
     look: int
     dash: int = 0
     points: list[Point] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """By what the legend knows it."""
+        return f"{self.look}-{self.dash}"
 
     @property
     def colour(self) -> str:
@@ -102,10 +120,14 @@ def axis(values: list[float], start: float, end: float, most: float = math.inf) 
 
 @dataclass(frozen=True)
 class Plot:
-    """Series, and the unpruned model's point with dotted lines through it. log: the horizontal axis doubles; span: of the vertical one."""
+    """Series, and the unpruned model's point with dotted lines through it.
+
+    log: the horizontal axis doubles; span: of the vertical one. names: of the places 0, 1, 2 ... on the horizontal one, if these are no
+    numbers; nothing is then joined. better: where the horizontal axis gets better, 1 right, -1 left; 0: there is no Pareto front.
+    """
 
     series: list[Series]
-    base: Point
+    base: Point | None
     x_title: str
     y_title: str
     width: int = WIDTH
@@ -115,7 +137,9 @@ class Plot:
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
     log: bool = False
-    span: tuple[float, float] | None = None
+    span: Ends | None = None
+    names: tuple[str, ...] = ()
+    better: int = 0
 
     def between(self, low: float, high: float) -> Plot:
         """The same plot, its vertical axis from `low` to `high`."""
@@ -123,33 +147,77 @@ class Plot:
 
     def drawn(self, series: Series) -> list[Point]:
         """The points of a series that have a place, from left to right."""
-        return sorted((p for p in series.points if math.isfinite(p.x) and math.isfinite(p.y)), key=lambda p: p.x)
+        return sorted((p for p in series.points if p.placed), key=lambda p: p.x)
 
     @cached_property
     def points(self) -> list[Point]:
-        return [self.base, *(point for series in self.series for point in series.points)]
+        found = [point for series in self.series for point in series.points]
+        return found if self.base is None else [self.base, *found]
+
+    @cached_property
+    def heights(self) -> list[float]:
+        """Everything that the vertical axis has to reach."""
+        return [height for point in self.points for height in (point.y, *(point.upright or ()))]
+
+    @cached_property
+    def front(self) -> list[Point]:
+        """The Pareto front from its cheap end: points than which none is both higher and further on the better side; among equal ones the first."""
+        ranked = sorted((p for p in self.points if p.placed), key=lambda p: (-self.better * p.x, -p.y))
+        highest, found = -math.inf, list[Point]()
+        for point in ranked if self.better else ():
+            if point.y > highest:
+                highest = point.y
+                found.append(point)
+        return found
 
     @cached_property
     def x(self) -> Axis:
-        places = [point.x for point in self.points]
+        places = [place for point in self.points for place in (point.x, *(point.across or ()))]
+        if self.names:
+            return Axis(-0.6, len(self.names) - 0.4, self.left, self.right)
         if self.log:
             return LogAxis(min(places) / 1.2, max(places) * 1.2, self.left, self.right)
         return axis(places, self.left, self.right)
 
     @cached_property
     def y(self) -> Axis:
-        return axis(list(self.span or (point.y for point in self.points)), self.bottom, self.top, most=100)
+        return axis(list(self.span or self.heights), self.bottom, self.top, most=100)
 
-    def line(self, series: Series) -> str:
-        """The line through the points of a series, as the path of an SVG."""
-        return "M" + "L".join(f"{self.x.at(p.x)} {self.y.at(p.y)}" for p in self.drawn(series))
+    def line(self, points: list[Point]) -> str:
+        """A line through points, as the path of an SVG."""
+        return "M" + "L".join(f"{self.x.at(p.x)} {self.y.at(p.y)}" for p in points)
+
+    def whiskers(self, point: Point) -> str:
+        """The intervals of a point, as the path of an SVG."""
+        x, y = self.x.at(point.x), self.y.at(point.y)
+        parts = [f"M{self.x.at(point.across[0])} {y}H{self.x.at(point.across[1])}"] if known(point.across) else []
+        parts += [f"M{x} {self.y.at(point.upright[0])}V{self.y.at(point.upright[1])}"] if known(point.upright) else []
+        return "".join(parts)
 
 
-def by_recipe(rows: Sequence[Any], x: Callable[[Any], float], y: Callable[[Any], float], x_title: str, y_title: str) -> Plot:
+def ends(span: Interval | Spread | None, scale: float = 1.0) -> Ends | None:
+    """The ends of an interval in the units of a plot."""
+    return None if span is None else (scale * span.low, scale * span.high)
+
+
+def around(change: Interval | None, at: float) -> Ends | None:
+    """The ends of a share's change, in percent, around where it has led; no share is below 0 or above 100."""
+    if change is None:
+        return None
+    low, high = (at + 100 * (end - change.value) for end in (change.low, change.high))
+    return max(0.0, low), min(100.0, high)
+
+
+def known(ends: Ends | None) -> TypeGuard[Ends]:
+    """Whether an interval can be drawn."""
+    return ends is not None and all(map(math.isfinite, ends))
+
+
+def by_recipe(rows: Sequence[Any], point: Callable[[Any], Point], x_title: str, y_title: str, better: int = 0) -> Plot:
     """A dot for each row of a result, the unpruned one first."""
-    base, *others = (Point(x(row), y(row), str(row)) for row in rows)
-    series = [Series(row.recipe, look, points=[point]) for look, (row, point) in enumerate(zip(rows[1:], others, strict=True))]
-    return Plot(series, base, x_title, y_title)
+    base, *others = map(point, rows)
+    series = [Series(row.recipe, look, points=[one]) for look, (row, one) in enumerate(zip(rows[1:], others, strict=True))]
+    return Plot(series, base, x_title, y_title, better=better)
 
 
 @dataclass(frozen=True)

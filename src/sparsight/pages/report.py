@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .page import TIMES, change, counted, percent, render
-from .plots import Plot, Point, Series
+from .page import TIMES, counted, render
+from .plots import Plot, Point, Series, around, ends
 
 if TYPE_CHECKING:
     from ..look.gallery import Exhibit
@@ -81,17 +81,27 @@ def quality(row: Row) -> float:
     return row.top1 if row.top1 is not None else row.agreement.value if row.agreement else row.cosine
 
 
-def headline(done: Comparison) -> str:
-    """The most accurate recipe beside the unpruned model and the smaller picture of its group, in one sentence."""
+@dataclass(frozen=True)
+class Headline:
+    """The most accurate recipe, and the baselines that were matched to it."""
+
+    row: Row
+    first: Row
+    beside: list[Row]
+
+    @property
+    def better(self) -> bool:
+        """Whether it is more often right than the unpruned model, beyond chance."""
+        return self.row.top1_change is not None and self.row.top1_change.low > 0
+
+
+def headline(done: Comparison) -> Headline | None:
+    """What the page says first; None where nobody knows what is right."""
     own = [row for row in done.rows[1:] if row.top1 is not None and not row.beside]
     if not own:
-        return ""
-    first, best = done.rows[0], max(own, key=lambda row: (quality(row), -row.macs))
-    text = f"{best.recipe} is right on {percent(best.top1)}% of the pictures with {best.macs / first.macs:.2f} of the work"
-    text += f"; the whole picture on {percent(first.top1)}% (difference {change(best.top1_change)} points)"
-    others = [row for row in done.groups[best.groups[0]] if row.beside]
-    parts = [f"{row.label} beside it on {percent(row.top1)}%" for row in others]
-    return "; ".join([text, *parts]) + "."
+        return None
+    best = max(own, key=lambda row: (quality(row), -row.macs))
+    return Headline(best, done.rows[0], [row for row in done.groups[best.groups[0]] if row.beside])
 
 
 def groups(done: Comparison) -> list[tuple[str, list[Row]]]:
@@ -108,7 +118,10 @@ def plots(done: Comparison) -> list[Plot]:
     """Quality against measured speed-up and against multiply-accumulates."""
     first, measure = done.rows[0], measure_of(done)
     costs = {"speedup": f"Measured speed-up over unpruned, {TIMES}", "gmacs": "GMACs per image"}
-    return [Plot(series_of(done, cost), point(first, cost), title, measure) for cost, title in costs.items()]
+    return [
+        Plot(series_of(done, cost), point(first, cost), title, measure, better=-1 if cost == "gmacs" else 1)
+        for cost, title in costs.items()
+    ]
 
 
 def measure_of(done: Comparison) -> str:
@@ -124,11 +137,14 @@ def series_of(done: Comparison, cost: str) -> list[Series]:
     places = list(dict.fromkeys(row.layers for row in done.rows[1:]))
     found: dict[tuple[str, str], Series] = {}
     for row in done.rows[1:]:
-        name = row.label if len(places) == 1 else f"{row.label}, {row.layers}"
+        name = row.label if len(places) == 1 or not row.layers else f"{row.label}, {row.layers}"
         line = found.setdefault((row.label, row.layers), Series(name, labels.index(row.label), places.index(row.layers)))
         line.points.append(point(row, cost))
     return list(found.values())
 
 
 def point(row: Row, cost: str) -> Point:
-    return Point(row.gmacs if cost == "gmacs" else row.speedup.median, 100 * quality(row), str(row))
+    """A row with the interval of its change (top-1) or of its agreement, and the quartiles of its speed-up."""
+    value, counted = 100 * quality(row), cost == "gmacs"
+    upright = ends(row.agreement, 100) if row.top1 is None else around(row.top1_change, value)
+    return Point(row.gmacs if counted else row.speedup.median, value, str(row), None if counted else ends(row.speedup), upright)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .page import TIMES, counted, render
-from .plots import Bar, Bars, Plot, by_recipe
+from .plots import Bar, Bars, Plot, Point, by_recipe, ends
 
 if TYPE_CHECKING:
     from ..speed.stage_result import StageBench, StageRow
@@ -44,12 +44,12 @@ def stacked(done: StageBench) -> Bars:
 def plots(done: StageBench) -> list[Plot]:
     """Speed-up of the prefill over the ratio of multiply-accumulates, and of decoding over the size of the cache."""
 
-    def gain(measure: str) -> Callable[[StageRow], float]:
-        return lambda row: row.gain(measure).median
+    def gain(measure: str, x: Callable[[StageRow], float]) -> Callable[[StageRow], Point]:
+        return lambda row: Point(x(row), row.gain(measure).median, str(row), upright=ends(row.gain(measure)))
 
     macs, prefill = f"MACs of the prefill: unpruned over pruned, {TIMES}", f"Speed-up of the prefill, {TIMES}"
     cache, further = "KV cache after the prompt, MB", f"Speed-up of each further token, {TIMES}"
     return [
-        by_recipe(done.rows, done.mac_ratio, gain("prefill"), macs, prefill),
-        by_recipe(done.rows, lambda row: row.footprint.cache / 1e6, gain("per_token"), cache, further),
+        by_recipe(done.rows, gain("prefill", done.mac_ratio), macs, prefill),
+        by_recipe(done.rows, gain("per_token", lambda row: row.footprint.cache / 1e6), cache, further),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .page import counted, render
-from .plots import Plot, Point, Series
+from .plots import Plot, Point, Series, around, ends
 
 if TYPE_CHECKING:
     from ..tune.result import TunedRow, Tuning
@@ -27,6 +27,16 @@ def tuning_page(done: Tuning) -> str:
         title=f"{done.model}: tuned in {counted(len(done.trials), 'trial')}",
         facts=facts,
         plots=[searched(done), reported(done)],
+        heads=(
+            "Recipe",
+            f"{word(done.metric)} (searched)",
+            f"{word(done.metric)} (reported)",
+            "Change",
+            done.unit,
+            "Speed-up",
+            "Tokens",
+            "Trial",
+        ),
         kinds=[Series(name, look) for name, look in KINDS.items()],
         quality=word(done.metric),
     )
@@ -59,11 +69,12 @@ def reported(done: Tuning) -> Plot:
 def plot(dots: list[tuple[str, Point]], origin: Point, done: Tuning, where: str) -> Plot:
     """Dots without lines, which would promise what lies between."""
     series = [Series(name, KINDS[name], points=[one]) for name, one in dots]
-    return Plot(series, origin, done.unit, f"{word(done.metric)} {where}")
+    return Plot(series, origin, done.unit, f"{word(done.metric)} {where}", better=-1)
 
 
 def point(row: TunedRow) -> Point:
-    return Point(row.cost, 100 * row.report.value, str(row))
+    value = 100 * row.report.value
+    return Point(row.cost, value, str(row), upright=around(row.report_change, value))
 
 
 def sensitivity_page(done: Sensitivity) -> str:
@@ -98,4 +109,4 @@ def losses(done: Sensitivity) -> Plot:
 
 
 def moved(row: SiteRow) -> Point:
-    return Point(float(row.place), 100 * row.change.value if row.change else 0.0, str(row))
+    return Point(float(row.place), 100 * row.change.value if row.change else 0.0, str(row), upright=ends(row.change, 100))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..runs.vlm_comparison import SPLITS
 from ..runs.vlm_counts import MEASURES
 from .page import DASH, counted, render
-from .plots import Plot, Point, Series
+from .plots import Plot, Point, Series, around
 
 if TYPE_CHECKING:
     from ..runs.vlm_comparison import VlmComparison, VlmRow
@@ -60,8 +60,17 @@ def plots(done: VlmComparison, measure: str) -> list[Plot]:
             continue
         name = f"{title}, {SPLITS[split]}"
         origin = Point(float(done.capacity), 100 * base, f"unpruned: {title} {100 * base:.1f}")
-        found.append(Plot(series_of(done, measure, split), origin, "Visual tokens left of a picture", name, log=True))
-    heights = [point.y for one in found for point in one.points]
+        found.append(
+            Plot(
+                series_of(done, measure, split),
+                origin,
+                "Visual tokens left of a picture",
+                name,
+                log=True,
+                better=-(MEASURES[measure].better == "up"),
+            )
+        )
+    heights = [height for one in found for height in one.heights]
     return [one.between(min(heights), max(heights)) for one in found]
 
 
@@ -74,7 +83,7 @@ def series_of(done: VlmComparison, measure: str, split: str) -> list[Series]:
         if value is None or not row.kept:
             continue
         line = found.setdefault(row.label, Series(row.label, labels.index(row.label), labels.index(row.label) // 8))
-        line.points.append(
-            Point(row.kept, 100 * value, f"{row.recipe}: {MEASURES[measure].title} {100 * value:.1f} at {row.tokens} tokens")
-        )
+        label = f"{row.recipe}: {MEASURES[measure].title} {100 * value:.1f} at {row.tokens} tokens"
+        upright = around(done.change(row, measure, split), 100 * value)
+        line.points.append(Point(row.kept, 100 * value, label, upright=upright))
     return list(found.values())
