@@ -233,7 +233,7 @@ def tune_questions(
     storage: str | None = None,
     batch_size: int = 1,
     device: str = "auto",
-    precision: str = "bf16",
+    precision: str = "fp32",
     prompt: str | None = None,
     square: bool = False,
     seed: int = 0,
