@@ -28,6 +28,7 @@ from .serve import serve
 from .show import show
 from .train import train
 from .tune import tune
+from .vtc_split import vtc_split
 
 # Typer has had a copy of click inside since 0.17, and click itself before; either way this is the base of its complaints.
 UsageFault: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -39,7 +40,7 @@ LONGEST = 1000
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 VERBS = (
     analyse, bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, families, macs, methods, rank, reproduce, serve, show,
-    train, tune,
+    train, tune, vtc_split,
 )  # fmt: skip
 for verb in VERBS:
     app.command(short_help=" ".join((verb.__doc__ or "").partition("\n\n")[0].split()))(verb)

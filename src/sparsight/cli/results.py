@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..evaluation.corruption_rows import Robustness
     from ..evaluation.result import Evaluation
     from ..evaluation.vlm_scores import VlmEvaluation
+    from ..evaluation.vtc_split import VtcSplit
     from ..look.analysis import Analysis
     from ..look.rank import Ranking
     from ..runs.comparison import Comparison, Row
@@ -223,6 +224,28 @@ def print_ranking(done: Ranking, out: Path | None) -> None:
     say(str(done))
     if out is not None:
         print_ends((), out, "rank.csv", "rank.json", "rank.png")
+
+
+def print_vtc_split(done: VtcSplit) -> None:
+    columns = [
+        Column("recipe", name=True),
+        Column("needed %"),
+        Column("95% interval", 2),
+        Column("easy %", 1),
+        Column("95% interval", 3),
+    ]
+    rows = [
+        (row.recipe, *(cell for span in (row.need, row.enough) for cell in ((percent(span and span.value)), between(span))))
+        for row in done.rows
+    ]
+    print_table(str(done), columns, rows)
+    if done.missing:
+        say(f"{done.missing} questions have no answer on one side and are left out")
+
+
+def between(span: Interval | None) -> str:
+    """An interval in percent."""
+    return "-" if span is None else f"{100 * span.low:.1f} to {100 * span.high:.1f}"
 
 
 def print_tuning(done: Tuning, out: Path) -> None:
