@@ -235,7 +235,10 @@ def print_vtc_split(done: VtcSplit) -> None:
         Column("95% interval", 3),
     ]
     rows = [
-        (row.recipe, *(cell for span in (row.need, row.enough) for cell in ((percent(span and span.value)), between(span))))
+        (
+            row.recipe,
+            *(cell for span in (row.need, row.enough) for cell in (percent(None if span is None else span.value), between(span))),
+        )
         for row in done.rows
     ]
     print_table(str(done), columns, rows)
