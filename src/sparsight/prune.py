@@ -251,4 +251,4 @@ def families() -> list[Any]:
                 and kind.__module__ == content.__name__
                 and hasattr(kind, "name")
             ]
-    return [*registry.families(), *sorted(found, key=lambda kind: kind.name)]
+    return [*registry.families(), *sorted(found, key=lambda kind: (getattr(kind, "fallback", False), kind.name))]

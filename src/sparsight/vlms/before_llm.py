@@ -117,6 +117,8 @@ def check_signals(family: LVLM, recipe: Recipe) -> None:
             f"{recipe.name} scores by class attention, but the vision encoder of {kind} has no class token; try {ELSEWHERE}"
         )
     missing = [name for name in wanted if name not in family.offers()]
+    if missing and family.lacks:
+        raise PruneError(f"{recipe.name} needs {', '.join(missing)} of {kind}, but {family.lacks}; try divprune, fps, random")
     if missing:
         raise PruneError(f"{recipe.name} needs {', '.join(missing)}; {family.name} offers {', '.join(family.offers())}")
 
@@ -169,7 +171,7 @@ def run_site(recipe: Recipe, given: dict[str, Any]) -> Outcome:
 def with_patch_score(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> Recipe:
     """The recipe with its score taken from finer patches and summed over the patches of each token."""
     first = recipe.steps[0]
-    if recipe.score is None or not {"q", "k"} & set(first.needs):
+    if recipe.score is None or not {"q", "k", "class_attn"} & set(first.needs):
         return recipe
     sources = {**patches, "x": given["x"]}
     with full_precision(given["x"].device.type), torch.no_grad():

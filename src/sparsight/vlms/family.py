@@ -48,6 +48,8 @@ class LVLM(ABC):
     name: ClassVar[str]
     language: ClassVar[bool] = True
     """Whether a language model reads the tokens."""
+    fallback: ClassVar[bool] = False
+    """Whether other families are asked first."""
     one_row: ClassVar[bool] = False
     """Whether each row of pixel_values is one image, whole (`tower_memo`)."""
     classes: ClassVar[tuple[str, ...]]
@@ -75,8 +77,18 @@ class LVLM(ABC):
         return self.model.model
 
     @property
+    def language_model(self) -> Any:
+        """The language model inside."""
+        return self.core.language_model
+
+    @property
     def config(self) -> Any:
         return self.model.config
+
+    @property
+    def pixels(self) -> dict[str, str]:
+        """Arguments with the pixels of images and of videos."""
+        return PIXELS
 
     @property
     @abstractmethod
@@ -137,11 +149,16 @@ class LVLM(ABC):
         plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight")
         return plain + (("class_attn", "class_token") if self.class_token else ())
 
+    @property
+    def lacks(self) -> str:
+        """Why attention is not among these signals; empty if it is."""
+        return ""
+
     def check(self) -> None:
         """Raise PruneError if this model is not built as expected. Classes of other libraries may bear the same name."""
         kind = type(self.model)
         try:
-            _ = self.core.language_model, self.blocks, self.prefix
+            _ = self.language_model, self.blocks, self.prefix
         except AttributeError as error:
             raise PruneError(f"{kind.__name__} of {kind.__module__} is not built like {self.name}: {error}") from None
 
@@ -159,7 +176,7 @@ class LVLM(ABC):
         wrap += [(self.model, "forward", partial(head_forward, self))] if self.model is not self.core else []
         wrap += [(self.model, "generate", self.generate)] if hasattr(self.model, "generate") else []
         self.wrapped = [WrappedMethod(module, name, around, outermost=True).install() for module, name, around in wrap]
-        self.guarding = self.core.language_model.register_forward_pre_hook(self.guard, with_kwargs=True)
+        self.guarding = self.language_model.register_forward_pre_hook(self.guard, with_kwargs=True)
         listen(self.hooks, taps.values())
 
     def take_out(self, sites: list[Any]) -> None:
@@ -219,13 +236,13 @@ class LVLM(ABC):
             warnings.warn(
                 "a draft of assisted decoding is given no pixels, so it runs unpruned; prune the main model", stacklevel=3
             )
-            with under_way(GenerateCall(self, self.core.language_model, draft=True)):
+            with under_way(GenerateCall(self, self.language_model, draft=True)):
                 return run(**call)
         with torch.no_grad(), forgetting(self):
             request = self.prepare(call, generating=True)
             if request is not None:
                 request.prepare_generate(self.model.generation_config)
-            with under_way(GenerateCall(self, self.core.language_model, request)) as generating:
+            with under_way(GenerateCall(self, self.language_model, request)) as generating:
                 output = run(**(call if request is None else request.call))
         generating.publish()
         if request is None:
@@ -245,7 +262,7 @@ class LVLM(ABC):
 
     def prepare(self, call: dict[str, Any], generating: bool) -> VlmRequest | None:
         """Encode, reduce and shorten; None if there is nothing to prune in this call."""
-        kinds = [kind for kind, name in PIXELS.items() if call.get(name) is not None]
+        kinds = [kind for kind, name in self.pixels.items() if call.get(name) is not None]
         if call.get("inputs_embeds") is not None:
             raise PruneError("pruning finds the images' places in input_ids; call the model with input_ids, not inputs_embeds")
         if call.get("mm_encoder_outputs"):
@@ -256,9 +273,10 @@ class LVLM(ABC):
                 raise PruneError("pruning finds the images' places in input_ids; call the model with input_ids")
             return None
         refuse_meta(request.ids)
-        for kind in PIXELS:
-            if kind not in kinds and request.has_new(self.token_id(kind)):
-                raise PruneError(f"the prompt has placeholders for {kind}s, but {PIXELS[kind]} are not given")
+        given = {self.token_id(kind) for kind in kinds}
+        for kind, name in self.pixels.items():
+            if self.token_id(kind) not in given and request.has_new(self.token_id(kind)):
+                raise PruneError(f"the prompt has placeholders for {kind}s, but {name} are not given")
         if not kinds and request.known is None:
             if not request.cached:
                 publish(self, None)
@@ -276,8 +294,8 @@ class LVLM(ABC):
 
     def check_images(self, kind: str, call: dict[str, Any]) -> None:
         """Raise PruneError for images that the encoder could not take."""
-        if len(call[PIXELS[kind]]) == 0:
-            raise PruneError(f"{PIXELS[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
+        if len(call[self.pixels[kind]]) == 0:
+            raise PruneError(f"{self.pixels[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
 
     def look(self, kind: str, call: dict[str, Any], site: ImageSite, **options: Any) -> tuple[Any, list[ImageTokens], list[str]]:
         """Run the model's own encoder on a call's images: its output, the images, and the names of the arguments it took. options: more

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..ops import select
+from . import mrope
 from .family import LVLM, PIXELS
-from .prompt import take
 from .request import VlmRequest
 from .smaller import FlatPatches, SmallerImages, cells
 from .tiles import ImageSite, ImageTokens, KeptTokens, Tile
@@ -134,57 +133,8 @@ class QwenVL(LVLM):
             made.deepstack_features = [list(layer) for layer in zip(*(one.extras for one in kept), strict=True)]
         return made
 
-    # ---- positions ----------------------------------------------------------------------------------------------------
-
     def set_positions(self, request: VlmRequest) -> None:
-        """3-D positions of the full prompt, of which the tokens that stay keep theirs; with images made smaller those of the prompt that
-        has them."""
-        user, new, index = request.user, request.new, request.index
-        request.drop(["mm_token_type_ids", "second_per_grid_ts", *GRIDS.values()])
-        mask = None if request.mask is None else request.along(request.mask)
-        types = None if user.get("mm_token_type_ids") is None else request.along(user["mm_token_type_ids"])
-        if request.smaller:
-            new, mask, types = take(new, index), request.own, None if types is None else take(types, index)
-            index = torch.arange(index.shape[1], device=index.device).where(index >= 0, -1)
-        real = torch.full((request.batch,), new.shape[1], device=new.device) if mask is None else mask.sum(dim=1)
-        if request.encoded and types is not None:
-            grids = {name: request.chosen(kind, request.smaller.get(name, user.get(name))) for kind, name in GRIDS.items()}
-            if user.get("second_per_grid_ts") is not None:
-                grids["second_per_grid_ts"] = request.chosen("video", user["second_per_grid_ts"])
-            full, delta = self.core.get_rope_index(new, mm_token_type_ids=types, attention_mask=mask, **grids)
-            ends = real + delta.squeeze(1)
-        else:
-            # without token types the untouched model counts in one dimension, too
-            line = torch.arange(new.shape[1], device=new.device).expand(request.batch, -1) if mask is None else counted(mask)
-            full, ends = line.expand(3, -1, -1), real
-        self.shorten_positions(request, full, ends, index)
-
-    def shorten_positions(self, request: VlmRequest, full: Tensor, ends: Tensor, index: Tensor) -> None:
-        """Shorten positions full [3, B, W] of the new part, which would go on at ends [B], both counted from the part's start, to those at
-        index [B, L]."""
-        length, cached = request.index.shape[1], torch.full_like(ends, request.cached)
-        before = cached if request.before is None else request.before.sum(dim=1)
-        ahead = torch.zeros_like(ends) if not request.cached else self.ahead(request, ends)
-        position = take(full + (before + ahead).view(1, -1, 1), index)
-        stay = torch.full_like(ends, length) if request.own is None else request.own.sum(dim=1)
-        later = (ahead + ends - stay).unsqueeze(1)
-        request.left = None if request.left is None else replace(request.left, ahead=later)
-        if request.user.get("position_ids") is not None:
-            return
-        if request.generating:
-            line = torch.arange(request.cached, request.cached + length, device=full.device).expand(request.batch, -1)
-            if request.own is not None or request.before is not None:
-                line = counted(request.full_mask())[:, request.cached :]
-            position = torch.cat([line.unsqueeze(0).to(position), position])
-        request.call["position_ids"] = position
-
-    def ahead(self, request: VlmRequest, like: Tensor) -> Tensor:
-        """How far positions run ahead of the number of real tokens in the cache, [B]."""
-        known = self.core.rope_deltas if request.known is None else request.known.ahead
-        if known is None or known.shape[0] != like.shape[0]:
-            return torch.zeros_like(like)
-        flat: Tensor = known.squeeze(1).to(like)
-        return flat
+        mrope.set_positions(self.core, request)
 
 
 def of_frame(signals: dict[str, Tensor], n: int, scale: float) -> dict[str, Any]:
@@ -200,8 +150,3 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x = x.to(cos.dtype)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def counted(mask: Tensor) -> Tensor:
-    """Places of real tokens from 0, padding at 0."""
-    return (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)

@@ -1,7 +1,8 @@
 """One call of a vision-language model: the user's arguments, what of the prompt is new, the shortened arguments, and the way back.
 
-Arguments that know places in the prompt are one closed list: those of `FOLLOW` are shortened with it, those of `generate` that see token
-ids get the full ones (`FullPrompt`), and all others that have an entry for every token are refused.
+Arguments that know places in the prompt are shortened with it: those of `FOLLOW`, and all other integers of the ids' shape [B, L] (types,
+marks), unless their names say that they are of something else (`ELSEWHERE`). Those of `generate` that see token ids get the full ones
+(`FullPrompt`). Others that have an entry for every token are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .prompt import FILL, PromptMap, Span, locate, refuse_packed, shortened, tak
 from .sequence import lengthened
 from .tiles import KeptTokens
 
-FOLLOW = ("labels", "mm_token_type_ids", "token_type_ids", "position_ids")
+FOLLOW = ("labels", "mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids", "position_ids")
 """Arguments that run along the prompt, besides the ids and the mask."""
 
 KNOWN = (
@@ -28,6 +29,9 @@ KNOWN = (
     "second_per_grid_ts", "batch_num_images", "logits_to_keep",
 )  # fmt: skip
 """Tensors that follow the prompt, or do not run along it whatever their shape."""
+
+ELSEWHERE = ("pixel", "image", "video", "audio", "feature", "input_features", "tile", "target", "spatial", "qformer")
+"""How the names begin of what belongs to images or sounds, whatever its shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,11 +194,18 @@ class VlmRequest:
         refuse_packed(self.call)
         for name, value in self.call.items():
             along = isinstance(value, Tensor) and (value.shape[:2] == self.ids.shape or value.shape == self.ids.shape[1:])
-            if along and name not in KNOWN:
+            if along and name not in KNOWN and not self.runs_along(name):
                 raise PruneError(
                     f"{name} {list(value.shape)} has an entry for every token of the prompt, and pruning does not know how to shorten it; "
                     f"leave it out (known: {', '.join(KNOWN)})"
                 )
+
+    def runs_along(self, name: str) -> bool:
+        """Whether an argument is shortened with the prompt, by its name or by its shape."""
+        value = self.call.get(name)
+        if name in KNOWN or not isinstance(value, Tensor):
+            return name in FOLLOW and isinstance(value, Tensor)
+        return value.shape == self.ids.shape and not value.is_floating_point() and not name.startswith(ELSEWHERE)
 
     def shorten(self, pad: int) -> None:
         """Take the placeholders that left out of all arguments."""
@@ -206,10 +217,8 @@ class VlmRequest:
         if mask is not None or padded or gaps:
             self.own = take(torch.ones_like(self.new) if mask is None else mask, self.index).to(self.index.dtype)
         self.recall()
-        for name in FOLLOW:
-            values = self.call.get(name)
-            if isinstance(values, Tensor):
-                self.call[name] = self.follow(values, FILL.get(name, 0))
+        for name in [name for name in self.call if self.runs_along(name)]:
+            self.call[name] = self.follow(self.call[name], FILL.get(name, 0))
         self.call["input_ids"] = self.follow(self.ids, pad)
         if self.own is not None or self.before is not None:
             self.call["attention_mask"] = self.full_mask().to(torch.long if self.mask is None else self.mask.dtype)

@@ -1,0 +1,259 @@
+"""Rows of a vision encoder: which of them make a token of the language model, and how they attend to each other.
+
+Read with transformers 5.23. Attention is heard through transformers' attention interface: one attention module gets a copy of its
+configuration in which the implementation is called `sparsight`, a name that is registered once; it notes queries, keys and values, after
+RoPE, for the call under way, and hands on to the implementation that the model's own configuration names at that time. Nothing else of
+the model sees that copy.
+
+Which rows make a token is asked of the model itself: what comes behind the last block is recorded by autograd, and each bit of a token's
+number is asked for by one gradient, so that 2 log2(n) passes through the projector tell the token of every row (`row_tokens`).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from .call_state import calls
+
+NAME = "sparsight"
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """One call of the attention: q, k, v [B, H, S, D], the mask as the implementation got it, the factor of the logits."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    scale: float
+
+
+@dataclass(eq=False)
+class EncoderCall:
+    """An encoder that runs while somebody listens: to one attention module, and to the output of the block that features are made of.
+
+    heard  the attention's calls.    hidden  that output [B, S, C] or [S, C], which the features' gradients reach.
+    own    autograd records for the user as well.
+    """
+
+    owner: Any
+    attention: nn.Module
+    block: nn.Module
+    heard: list[Heard] = field(default_factory=list)
+    hidden: Tensor | None = None
+    own: bool = False
+
+
+class EncoderListener:
+    """Stands in one model until `remove`: the attention module's copied configuration, and a hook on the block."""
+
+    def __init__(self, attention: nn.Module, block: nn.Module) -> None:
+        self.attention: Any = attention
+        self.block = block
+        self.config: Any = None
+        self.hook: Any = None
+
+    def install(self) -> EncoderListener:
+        register()
+        self.config = self.attention.config
+        self.attention.config = copy.copy(self.config)
+        self.attention.config._attn_implementation_internal = NAME
+        self.attention._sparsight_config = self.config
+        self.hook = self.block.register_forward_hook(begin_gradients)
+        return self
+
+    def remove(self) -> None:
+        self.attention.config = self.config
+        del self.attention._sparsight_config
+        self.hook.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register()
+
+
+def register() -> None:
+    """Let transformers know the name, in this process."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+
+
+def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
+    """The implementation `sparsight`: note what it is given for the call that listens to this module, and run the model's own."""
+    for call in calls():
+        if isinstance(call, EncoderCall) and call.attention is module:
+            groups = query.shape[1] // key.shape[1]
+            k, v = (part if groups == 1 else part.repeat_interleave(groups, dim=1) for part in (key, value))
+            scale = more.get("scaling")
+            scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+            call.heard.append(Heard(query.detach(), k.detach(), v.detach(), attention_mask, scale))
+            break
+    known = inspect.unwrap(type(module).forward).__globals__
+    own = known["ALL_ATTENTION_FUNCTIONS"].get_interface(
+        module._sparsight_config._attn_implementation, known.get("eager_attention_forward")
+    )
+    return own(module, query, key, value, attention_mask, **more)
+
+
+def begin_gradients(module: nn.Module, _args: Any, output: Any) -> Any:
+    """Hook on the block: from its output on autograd records, whoever else asks for it."""
+    call = next((one for one in calls() if isinstance(one, EncoderCall) and one.block is module), None)
+    if call is None:
+        return None
+    hidden = output[0] if isinstance(output, tuple) else output
+    if hidden.requires_grad and torch.is_grad_enabled():
+        call.hidden, call.own = hidden, True
+        return None
+    call.own = torch.is_grad_enabled()
+    call.hidden = hidden.detach().requires_grad_()
+    torch.set_grad_enabled(True)  # until the context around the encoder ends
+    made = call.hidden.clone()
+    return (made, *output[1:]) if isinstance(output, tuple) else made
+
+
+def uses_interface(module: nn.Module) -> bool:
+    """Whether a module asks transformers' attention interface for its implementation, by a configuration of its own."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names and "config" in module.__dict__
+
+
+def attention_in(block: nn.Module) -> nn.Module | None:
+    """The attention module of a block."""
+    return next((module for module in block.modules() if uses_interface(module)), None)
+
+
+def blocks_in(encoder: nn.Module) -> list[nn.Module]:
+    """The blocks of an encoder: its longest list of modules with such attention; empty if there is none."""
+    lists = [list(part) for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part)]
+    found = [blocks for blocks in lists if attention_in(blocks[0]) is not None]
+    return max(found, key=len, default=[])
+
+
+# ---- which rows make a token ------------------------------------------------------------------------------------------
+
+
+def row_tokens(features: Tensor, hidden: Tensor, kind: str) -> Tensor:
+    """The token [R] that each row of the encoder is part of, -1 for rows of none. features [n, D] of all images, made of hidden [..., C]
+    with R rows. A PruneError if a row goes into several tokens (resamplers, necks), or if gradients do not reach the rows."""
+    n = features.shape[0]
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
+    number = torch.arange(n, device=features.device)
+    token = torch.zeros(hidden.shape[:-1].numel(), dtype=torch.long, device=features.device)
+    several, reached = torch.zeros_like(token, dtype=torch.bool), torch.zeros_like(token, dtype=torch.bool)
+    for bit in range(max(1, (n - 1).bit_length())):
+        inside = (number >> bit & 1).bool()
+        ones, zeros = (touched(features, hidden, weights * chosen.unsqueeze(1)) for chosen in (inside, ~inside))
+        several |= ones & zeros
+        reached |= ones | zeros
+        token += ones.long() << bit
+    if bool(several.any()):
+        raise PruneError(
+            f"in {kind} a row of the vision encoder goes into several tokens (a resampler, or a neck of convolutions), so no attention "
+            "belongs to one of them; use a method that looks at tokens alone: divprune, fps, random"
+        )
+    if not bool(reached.any()):
+        raise PruneError(f"the tokens of {kind} are not made of the block of its vision encoder where pruning listens")
+    return token.masked_fill(~reached, -1)
+
+
+def touched(features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
+    """Which rows [R] of hidden the weighted features depend on."""
+    if not features.requires_grad:
+        return torch.zeros(hidden.shape[:-1].numel(), dtype=torch.bool, device=features.device)
+    (gradient,) = torch.autograd.grad(features, hidden, weights, retain_graph=True, allow_unused=True)
+    gradient = torch.zeros_like(hidden) if gradient is None else gradient
+    return gradient.reshape(-1, hidden.shape[-1]).ne(0).any(dim=1)
+
+
+# ---- how rows attend --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Rows that attend to each other: their numbers [m] among all rows, q, k, v [H, m, D], factor of the logits."""
+
+    rows: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+
+
+def domains(heard: list[Heard], token: Tensor, kind: str) -> list[Domain]:
+    """The domains that have tokens, in the order of the rows. A call's batch element is one, or each block of its mask."""
+    found, first = [], 0
+    for call in heard:
+        batch, _, length, _ = call.q.shape
+        for element in range(batch):
+            rows = torch.arange(first, first + length, device=token.device)
+            for members in blocks_of(allowed(call.mask, element, length), token[rows] >= 0):
+                inside = slice(None) if members is None else members
+                q, k, v = (part[element][:, inside] for part in (call.q, call.k, call.v))
+                found.append(Domain(rows[inside], q, k, v, call.scale))
+            first += length
+    if first != token.shape[0]:
+        raise PruneError(
+            f"the attention that pruning listens to in {kind} has {first} rows, but its tokens are made of {token.shape[0]}"
+        )
+    return found
+
+
+def allowed(mask: Tensor | None, element: int, length: int) -> Tensor | None:
+    """Which keys each query of a batch element may see, bool [S, S]; None where there is no mask."""
+    if mask is None or mask.dim() != 4:
+        return None if mask is None else mask[min(element, mask.shape[0] - 1)].bool().expand(length, length)
+    one = mask[min(element, mask.shape[0] - 1), 0, -length:, -length:]
+    return (one if one.dtype == torch.bool else one > torch.finfo(one.dtype).min / 2).expand(length, length)
+
+
+def blocks_of(seen: Tensor | None, useful: Tensor) -> list[Tensor | None]:
+    """Members [m] of each set of rows that see the same keys, as far as tokens are among them; [None] for all rows."""
+    if seen is None or bool(seen.all()):
+        return [None] if bool(useful.any()) else []
+    marks = torch.randint(2**40, (seen.shape[1],), generator=torch.Generator().manual_seed(0)).to(seen.device)
+    keys = (seen.long() * marks).sum(dim=1)
+    found = []
+    for key in sorted(set(keys[useful].tolist())):
+        row = (keys == key).nonzero()[0, 0]
+        found.append(seen[row].nonzero().squeeze(1))
+    found.sort(key=lambda members: int(members[0]))
+    return [*found]
+
+
+def token_signals(domain: Domain, token: Tensor, class_last: bool = False) -> dict[str, Any] | None:
+    """Signals of the tokens that are made of a domain's rows, by rising number; token [m]: that of each row, -1 for none.
+
+    q, k, v [H, P+n, D] begin with the rows that are of no token, as a prefix: they take part in attention, and the class token is the first
+    of them (or the last, `class_last`). Where a token is made of several rows, q, k, v are means over them, and those of the rows
+    themselves are under `patches`. None: rows are not shared out evenly.
+    """
+    order, prefix = token.argsort(stable=True), int((token < 0).sum())
+    order[:prefix] = order[:prefix].flip(0) if class_last else order[:prefix]
+    counts = torch.unique_consecutive(token[order[prefix:]], return_counts=True)[1].tolist()
+    if len(set(counts)) != 1:
+        return None
+    ordered = {name: getattr(domain, name)[:, order] for name in ("q", "k", "v")}
+    shared: dict[str, Any] = {"prefix": prefix, "scale": domain.scale}
+    if counts[0] == 1:
+        return {**ordered, **shared}
+    return {
+        **{name: averaged(value, prefix, counts[0]) for name, value in ordered.items()},
+        **shared,
+        "patches": {**ordered, **shared},
+    }
+
+
+def averaged(value: Tensor, prefix: int, each: int) -> Tensor:
+    """[H, P + n * each, D] -> [H, P + n, D]: means over the rows of each token, behind the prefix."""
+    h, _, d = value.shape
+    return torch.cat([value[:, :prefix], value[:, prefix:].reshape(h, -1, each, d).mean(dim=2)], dim=1)

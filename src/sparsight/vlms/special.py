@@ -1,0 +1,64 @@
+"""What the generic family has to know of single classes: one line each. All other classes of transformers need none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+ENCODER_READ_TWICE = (
+    "its language model reads the Q-Former's output beside the features, which would keep the full length; prune a model whose images go through "
+    "mm_encoder_outputs alone"
+)
+
+RESAMPLED = "its tokens are made by a resampler, so none of them belongs to a place in the image"
+
+
+@dataclass(frozen=True)
+class Special:
+    """One class.
+
+    refused   why no token can leave it.
+    pixels    what the model calls the images' pixels.
+    features  where the encoder's output has the features that the language model gets.
+    rows      features of all images of a batch row come as one: split by the encoder's tiles.
+    video     what the configuration calls the placeholder of videos, where it is that of images.
+    attention   why no attention belongs to a token.
+    class_last  the class token is the encoder's last row.
+    blocks    vision_feature_layer counts blocks, not the states between them.
+    """
+
+    refused: str = ""
+    pixels: str = "pixel_values"
+    features: str = "pooler_output"
+    rows: bool = False
+    video: str = "video_token_id"
+    attention: str = ""
+    class_last: bool = False
+    blocks: bool = False
+
+
+PLAIN = Special()
+SPECIAL: dict[str, Special] = {
+    "Blip2ForConditionalGeneration": Special(refused=ENCODER_READ_TWICE),
+    "InstructBlipForConditionalGeneration": Special(refused=ENCODER_READ_TWICE),
+    "InstructBlipVideoForConditionalGeneration": Special(refused=ENCODER_READ_TWICE),
+    "DiffusionGemmaForBlockDiffusion": Special(
+        refused="it writes whole blocks by diffusion, and its images go to an encoder that is asked again"
+    ),
+    "FuyuForCausalLM": Special(refused="it has no vision encoder: patches go to the language model as they are"),
+    "VideoLlavaForConditionalGeneration": Special(pixels="pixel_values_images"),
+    "Idefics2ForConditionalGeneration": Special(rows=True, attention=RESAMPLED),
+    "Idefics3ForConditionalGeneration": Special(rows=True),
+    "SmolVLMForConditionalGeneration": Special(rows=True),
+    "Llama4ForConditionalGeneration": Special(features="last_hidden_state", class_last=True),
+    "Glm4vForConditionalGeneration": Special(video="image_token_id"),
+    "Glm4vMoeForConditionalGeneration": Special(video="image_token_id"),
+    "Molmo2ForConditionalGeneration": Special(video="image_token_id", blocks=True),
+}
+"""By the name of the class with the language-model head."""
+
+
+def special(model: nn.Module) -> Special:
+    """The line of a model's class, or of one that it inherits from."""
+    return next((SPECIAL[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in SPECIAL), PLAIN)
