@@ -9,6 +9,7 @@ from generic_models import IMAGE, KINDS, build, inputs, prompt
 from lvlms import product
 
 import sparsight
+from sparsight import PruneError
 
 USUAL = ("gemma3", "qwen3_vl_moe", "smolvlm")
 SAMPLES = [(3, "image", 4, "image", 5), (2, "image", 6), (7,)]
@@ -178,3 +179,34 @@ def joined(name, said, first, second, both):
                 other = other + 64 * len(first["image_grids"])
             out[key] = torch.cat([one, other], dim=dim)
     return out
+
+
+IN_LLM = ("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni", "paddleocr_vl", "internvl", "mistral3", "smolvlm", "idefics3", "ovis2", "videollama3",
+          "vipllava", "deepseek_vl", "janus", "lighton_ocr", "qianfan_ocr")  # fmt: skip
+"""Whose decoders methods inside the language model know; all others are refused."""
+
+
+@pytest.mark.parametrize("name", product(list(KINDS), lambda name: name in ("qwen3_vl_moe", "qwen3_5")))
+@torch.no_grad()
+def test_methods_inside_the_language_model(name):
+    model = build(name)
+    samples = samples_of(name)
+    given = inputs(name, samples)
+    expected = model(**given).logits
+    if name not in IN_LLM:
+        with pytest.raises(PruneError, match=r"prune before the language model|methods inside the language model know"):
+            sparsight.prune(model, "fastv:layer=2,keep=0.5")
+        assert torch.equal(model(**given).logits, expected)
+        return
+    with sparsight.prune(model, "fastv:layer=2,keep=1"):
+        assert torch.equal(model(**given).logits, expected)
+    for recipe in ("fastv:layer=1,keep=0.5", "pyramiddrop:layers=1/2,keep=0.5/0.25"):
+        with sparsight.prune(model, recipe) as handle:
+            said = answer(model, given)
+            assert min(plan.total for plan in handle.plans) > handle.plans[-1].keep.shape[1] > 0
+            assert torch.equal(answer(model, given, use_cache=False), said)
+            for i, sample in enumerate(samples):
+                assert torch.equal(answer(model, inputs(name, [sample]))[0], said[i])
+    with sparsight.prune(model, "divprune:keep=0.5"), sparsight.prune(model, "fastv:layer=1,keep=0.5") as handle:
+        assert torch.equal(answer(model, given, use_cache=False), answer(model, given))
+        assert max(handle.kept_per_image()) <= 8

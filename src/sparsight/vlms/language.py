@@ -12,7 +12,7 @@ from ..errors import PruneError
 
 CLASSES = (
     "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel",
-    "Qwen3VLTextModel",
+    "Qwen3VLTextModel", "Qwen3VLMoeTextModel", "Qwen2_5OmniThinkerTextModel", "Qwen3OmniMoeThinkerTextModel", "PaddleOCRTextModel",
 )  # fmt: skip
 """Decoders that are known: q_proj, k_proj, input_layernorm, RoPE given to the layers as `position_embeddings`."""
 
@@ -38,6 +38,7 @@ def find(model: nn.Module) -> nn.Module:
     """The one decoder in a model."""
     found = [module for module in model.modules() if any(kind.__name__ in CLASSES for kind in type(module).__mro__)]
     if len(found) != 1:
+        refuse_linear(model)
         what = "no decoder that is known" if not found else f"{len(found)} decoders"
         raise PruneError(f"{type(model).__name__} has {what}; methods inside the language model know {', '.join(CLASSES)}")
     decoder: Any = found[0]
@@ -46,6 +47,22 @@ def find(model: nn.Module) -> nn.Module:
     if len(set(getattr(decoder.config, "layer_types", None) or [0])) > 1:
         raise PruneError(f"{type(decoder).__name__} mixes full and sliding-window attention, so its layers cannot share one mask")
     return found[0]
+
+
+def refuse_linear(model: nn.Module) -> None:
+    """Raise PruneError for a language model with layers that keep a state instead of keys (linear attention, convolutions)."""
+    for module in model.modules():
+        kinds = set(getattr(getattr(module, "config", None), "layer_types", None) or ()) & {
+            "linear_attention",
+            "conv",
+            "mamba",
+            "recurrent",
+        }
+        if kinds and hasattr(module, "layers"):
+            raise PruneError(
+                f"{type(module).__name__} has layers of {' and '.join(sorted(kinds))}, which keep a running state instead of keys: there is nothing "
+                "to score by, and no mask for what has left; prune before the language model instead (divprune, fps, col_ln ...)"
+            )
 
 
 def wrapper(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
