@@ -23,6 +23,7 @@ FLOORS = [
     ("pages",),
     ("evaluation", "speed", "look", "train"),
     ("serve", "tune"),
+    ("app",),
     ("cli",),
 ]
 """Rooms from the ground up. A file imports from its own room and from lower floors; rooms of one floor know nothing of each other,

@@ -11,6 +11,7 @@ import typer
 from .. import __version__
 from ..errors import PruneError, shown
 from .analyse import analyse
+from .app import app as page
 from .bench import bench
 from .bench_vlm import bench_vlm
 from .calibrate import calibrate
@@ -39,7 +40,7 @@ LONGEST = 1000
 # Plain help: drawing it with rich would cost a quarter of a second.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 VERBS = (
-    analyse, bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, families, macs, methods, rank, reproduce, serve, show,
+    analyse, page, bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, families, macs, methods, rank, reproduce, serve, show,
     train, tune, vtc_split,
 )  # fmt: skip
 for verb in VERBS:

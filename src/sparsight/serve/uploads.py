@@ -7,14 +7,14 @@ import io
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
+from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from torch import Tensor
 
-from ..data.reading import Transform, attempt, decode
+from ..data.reading import Transform, decode, reason
 from .refusal import Refusal
 
 Receive = Callable[[], Awaitable[Any]]
@@ -96,9 +96,14 @@ async def read_form(request: Request) -> bytes:
         return await files[0].read()
 
 
+def to_picture(content: bytes, pixels: int) -> Image.Image:
+    """The image. Raises Refusal 400 for what is no image or has more pixels than `pixels`."""
+    try:
+        return decode(io.BytesIO(content), pixels)
+    except Exception as error:  # Pillow's decoders raise whatever their format meets
+        raise Refusal(400, f"the image cannot be read: {reason(error)}") from None
+
+
 def to_tensor(content: bytes, transform: Transform, pixels: int) -> Tensor:
-    """The image [3, H, W] as the model takes it. Raises Refusal 400 for what is no image or has more pixels than `pixels`."""
-    found = attempt(partial(decode, io.BytesIO(content), pixels), transform)
-    if isinstance(found, str):
-        raise Refusal(400, f"the image cannot be read: {found}")
-    return found
+    """The image [3, H, W] as the model takes it. Raises Refusal as `to_picture` does."""
+    return transform(to_picture(content, pixels))
