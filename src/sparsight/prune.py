@@ -21,8 +21,9 @@ from .models.family import Family
 from .models.site import IMAGE, Site
 from .models.unsupported import reason
 from .models.unwrap import unwrap
-from .ops.schedule import BUDGET, as_tuple
+from .ops.schedule import BUDGET, as_tuple, earlier_block
 from .recipe import IN_BLOCKS, Recipe, Weights
+from .signals import SHALLOW
 from .vlms.family import LVLM as LVLM
 
 TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
@@ -123,7 +124,7 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
             f"model; inside a vision model try class_attention, {TRY_INSTEAD}"
         )
     wanted = needs(recipe)
-    if {"class_attn", "attns"} & set(wanted) and not family.class_token:
+    if {"class_attn", "shallow_class_attn", "attns"} & set(wanted) and not family.class_token:
         raise PruneError(
             f"{recipe.name} scores by class attention, but {type(family.model).__name__} has no class token here; try {TRY_INSTEAD}"
         )
@@ -145,7 +146,14 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
     tokens = max(as_tuple(recipe.schedule.tokens), default=0)
     if tokens > patches:
         raise PruneError(f"tokens={int(tokens)} is more than the {patches} patches that {type(family.model).__name__} has")
-    return [make_site(recipe, layer, index, len(layers), wanted) for index, layer in enumerate(layers)]
+    shallow = None
+    if recipe.shallow is not None and any(name.startswith(SHALLOW) for name in wanted):
+        shallow = earlier_block(recipe.shallow, len(family.blocks))
+        if layers[0] <= shallow:
+            raise PruneError(
+                f"{recipe.name} looks back at block {shallow}, and its first site is at block {layers[0]}; give later layers"
+            )
+    return [make_site(recipe, layer, index, len(layers), wanted, shallow) for index, layer in enumerate(layers)]
 
 
 def check_other_sizes(family: Family | LVLM, recipe: Recipe) -> None:
@@ -162,7 +170,7 @@ def check_other_sizes(family: Family | LVLM, recipe: Recipe) -> None:
         )
 
 
-def make_site(recipe: Recipe, layer: int, number: int, sites: int, wanted: tuple[str, ...]) -> Site:
+def make_site(recipe: Recipe, layer: int, number: int, sites: int, wanted: tuple[str, ...], shallow: int | None = None) -> Site:
     """One site that runs the recipe on whatever arrives. The place before a block is the one after the block in front of it."""
     if recipe.where == "before" and layer >= 0:
         layer -= 1
@@ -179,6 +187,7 @@ def make_site(recipe: Recipe, layer: int, number: int, sites: int, wanted: tuple
         hides=recipe.hides,
         early=before_attention(recipe),
         shares="attended" in recipe.needs,
+        shallow=shallow,
     )
 
 

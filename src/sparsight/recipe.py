@@ -95,6 +95,8 @@ class Recipe:
     reduce       x, plan, size, ... -> (x', size').
     schedule     which blocks, how many tokens.
     where        one of `PLACES`.
+    shallow      which earlier block the signals `shallow_q`, `shallow_k` and their kin are of: (8, 24) block 8 of 24, scaled to the encoder's
+                 depth, (8, 0) block 8 itself; None for recipes that ask for none of them.
     proportional later attention adds log(size) to the keys of merged tokens.
     attention    in a vision-language model, of which encoder layer: "making" the features that the projector gets, or "consuming" them.
     per_tile     in a vision-language model, the budget is that of each tile or frame instead of the whole image's.
@@ -112,6 +114,7 @@ class Recipe:
     reduce: Step | Callable[..., Any]
     schedule: Schedule
     where: str = "attn"
+    shallow: tuple[int, int] | None = None
     proportional: bool = False
     attention: Attention = "making"
     per_tile: bool = False
@@ -135,6 +138,9 @@ class Recipe:
         object.__setattr__(self, "steps", tuple(steps))
         if self.where not in PLACES:
             raise PruneError(f"where={shown(self.where)} is not known; choose one of {', '.join(PLACES)}")
+        asked = [name for name in self.needs if name.startswith("shallow_")]
+        if asked and self.shallow is None:
+            raise PruneError(f"a recipe that asks for {', '.join(asked)} says of which block: Recipe(..., shallow=(8, 24))")
 
     @cached_property
     def needs(self) -> tuple[str, ...]:

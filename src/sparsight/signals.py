@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,11 @@ SIGNALS: dict[str, str] = {
     "prefix": "P, the number of prefix tokens in q, k, v (derived: k.shape[2] - N)",
     "scale": "factor of the attention logits (derived: D ** -0.5)",
     "class_attn": "[B, H, N] class token's softmax row, patch columns (derived from q, k)",
+    "shallow_q": "[B, H, P+N, D] queries of an earlier block, which the recipe names (its `shallow`), prefix first",
+    "shallow_k": "[B, H, P+N, D] keys of that block",
+    "shallow_class_attn": "[B, H, N] class token's softmax row there, patch columns (derived from shallow_q, shallow_k)",
+    "shallow_token_weight": "[B, N] attention that each token received there, as token_weight (derived from shallow_q, shallow_k)",
+    "depth": "share of the encoder's blocks that are in front of the site, 0 to 1 (derived: 0)",
     "feats": "[B, N, D'] features that similarity compares (derived: x)",
     "class_token": "[B, 1, D'] the class token's feature, from where feats comes",
     "size": "[B, N, 1] how many patches each token stands for (derived: ones)",
@@ -40,13 +45,20 @@ SIGNALS: dict[str, str] = {
 }
 """The fixed vocabulary of signals. Families may offer them, callers of `reduce` may pass them."""
 
-AS_GIVEN = ("q", "k", "v", "text_k")
+SHALLOW = "shallow_"
+"""Prefix of the signals of an earlier block; without it they are named as those of the scoring attention."""
+
+FROM_HEADS = ("class_attn", "token_weight")
+"""What follows from q and k."""
+
+AS_GIVEN = ("q", "k", "v", "shallow_q", "shallow_k", "text_k")
 """In the model's own precision: statistics of attention convert as they go, and kernels multiply half precision without loss. A step
 that takes them otherwise converts by itself."""
 
 USUAL: dict[str, Callable[[Tensor], Any]] = {
     "feats": exact,
     "training": lambda x: False,
+    "depth": lambda x: 0.0,
     **dict.fromkeys(("size", "moves", "valid", "attended"), lambda x: None),
     "first": lambda x: torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device),
     "position": lambda x: torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1),
@@ -57,10 +69,27 @@ USUAL: dict[str, Callable[[Tensor], Any]] = {
 INTERNAL = ("s", "plan", "count", "attended")
 
 
+def heads_of(names: Iterable[str]) -> set[str]:
+    """Of q, k, v and the shallow q, k those that the named signals are, or follow from."""
+    names = set(names)
+    for ahead in ("", SHALLOW):
+        if names & {ahead + name for name in FROM_HEADS}:
+            names |= {f"{ahead}q", f"{ahead}k"}
+    return names & {"q", "k", "v", f"{SHALLOW}q", f"{SHALLOW}k"}
+
+
+def shallow_signals(given: dict[str, Any]) -> dict[str, Any]:
+    """The signals of the earlier block under the names of those of the scoring attention."""
+    own = {name.removeprefix(SHALLOW): value for name, value in given.items() if name.startswith(SHALLOW)}
+    return {**own, **{name: given[name] for name in ("x", "prefix", "scale") if name in given}}
+
+
 def derivable(name: str, given: dict[str, Any]) -> bool:
     """Whether the signal is given or follows from what is given."""
     if name in given or name in USUAL:
         return True
+    if name.startswith(SHALLOW):
+        return derivable(name.removeprefix(SHALLOW), shallow_signals(given))
     if name in ("class_attn", "token_weight"):
         return ("attn" in given or ("q" in given and "k" in given)) and (prefix_of(given) > 0 or name == "token_weight")
     if name == "attns":
@@ -85,6 +114,8 @@ def derive(name: str, given: dict[str, Any]) -> Any:
     x = given["x"]
     if name in USUAL:
         return USUAL[name](x)
+    if name.startswith(SHALLOW):
+        return derive(name.removeprefix(SHALLOW), shallow_signals(given))
     if name == "prefix":
         return prefix_of(given)
     if name == "attns":
@@ -131,6 +162,7 @@ def as_usual(given: dict[str, Any]) -> dict[str, Any]:
     """The signals in their usual shapes. One head is added where the caller has averaged over heads (class_attn [B, N], q, k, v
     [B, P+N, D]); token_weight may be [B, N, 1], first a number; a stack of matrices [L, B, H, P+N, P+N] or, of one image, [L, H, P+N, P+N], may be given as attn for attns."""
     heads = {"class_attn": 2, "q": 3, "k": 3, "v": 3}
+    heads |= {SHALLOW + name: dims for name, dims in heads.items()}
     given = dict(given)
     stack = next(
         (given.pop(name) for name in ("attns", "attn") if isinstance(given.get(name), Tensor) and stacked(given, name)), None
@@ -162,12 +194,15 @@ def check_shapes(signals: dict[str, Any]) -> None:
     if not isinstance(x, Tensor) or x.dim() != 3:
         raise PruneError(f"x must be a tensor [B, N, C], got {shape_of(x)}")
     b, n = x.shape[:2]
-    for name in ("q", "k", "v", "attn"):
+    for name in ("q", "k", "v", "attn", "shallow_q", "shallow_k"):
         if name in signals and (not isinstance(signals[name], Tensor) or signals[name].dim() != 4):
             raise PruneError(f"{name} must be {SIGNALS[name]}, got {shape_of(signals[name])}")
     prefix = prefix_of(signals)
-    expected = {
+    expected: dict[str, tuple[int | None, ...]] = {
         **dict.fromkeys("qkv", (b, None, prefix + n, None)),
+        **{name: (b, None, max(n, signals[name].shape[2]), None) for name in ("shallow_q", "shallow_k") if name in signals},
+        "shallow_class_attn": (b, None, n),
+        "shallow_token_weight": (b, n),
         "attn": (b, None, prefix + n, prefix + n),
         "class_attn": (b, None, n),
         "feats": (b, n, None),

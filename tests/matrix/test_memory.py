@@ -42,6 +42,7 @@ LIMITS = {
     "sit": 1.6,
     "tca": 1.0,
     "vispruner": 3.1,
+    "vscan": 2.3,
 }
 """What methods that compare patches or mix them may take beside their signals, in [N, N] matrices of float32: the attention
 matrix of six heads is 6. Similarities are one for all heads; soft poolers make [K, N] with K up to 0.7 N."""
@@ -98,7 +99,10 @@ def offered(text, side):
     def tensor(*shape):
         return torch.randn(1, *shape, generator=rng)
 
-    given = {name: tensor(HEADS, n + 1, depth) for name in "qkv"} | {"grid": (side, side)}
+    inside = recipe.where == "decoder"
+    given = {name: tensor(HEADS, n + (not inside), depth) for name in "qkv"} | {"grid": (side, side)}
+    given |= {f"shallow_{name}": tensor(HEADS, n + 1, depth) for name in "qk"} if recipe.shallow else {}
+    given |= {"text_k": tensor(HEADS, 3, depth)} if "text_k" in needs(recipe) else {}
     given |= {"x": tensor(n, HEADS * depth), "feats": tensor(n, HEADS * depth), "class_token": tensor(1, HEADS * depth)}
     if "text" in needs(recipe):
         given["text"] = tensor(3, HEADS * depth)

@@ -147,6 +147,36 @@ def test_prumerge_reads_the_layer_that_consumes_the_features():
     assert torch.allclose(out.image_hidden_states, model.model.multi_modal_projector(expected.x)[0], atol=1e-9)
 
 
+def listening(shallow: int):
+    """A recipe that keeps what it is given of two blocks, and the dictionary that it keeps it in."""
+    from sparsight.ops import reduce, schedule, select
+    from sparsight.recipe import Recipe
+
+    seen = {}
+
+    def spy(token_weight, shallow_token_weight):
+        seen.setdefault("late", []).append(token_weight)
+        seen.setdefault("early", []).append(shallow_token_weight)
+        return token_weight
+
+    return Recipe(spy, select.topk, reduce.drop, schedule.once(keep=0.5), where="projector", shallow=(shallow, 0)), seen
+
+
+@torch.no_grad()
+def test_attention_of_an_earlier_block_is_the_towers_own():
+    """Column sums of eager attention, in the block that makes the features and in block 1; DINOv2's registers are prefix."""
+    for name in ("llava", "llava-dinov2"):
+        model = build(name)
+        given = inputs(name, model, [[3, Size(), 4]])
+        tower = build(name, "eager").model.vision_tower(given["pixel_values"], output_attentions=True)
+        recipe, seen = listening(1)
+        with sparsight.prune(model, recipe):
+            model(**given)
+        for block, found in ((2, seen["late"][-1]), (1, seen["early"][-1])):
+            columns = tower.attentions[block].sum(dim=(1, 2))[:, -16:]
+            assert torch.allclose(found, columns.to(found.dtype), atol=1e-5), (name, block)
+
+
 @torch.no_grad()
 def test_visionzip_puts_the_class_token_first():
     model = build("llava")
@@ -185,19 +215,22 @@ def test_attention_implementation_does_not_matter(name, recipe):
 @pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "qwen3"])
 @torch.no_grad()
 def test_qwen_scores_are_column_sums_of_the_last_full_attention_block(name, monkeypatch):
-    """Attention matrices are caught in the eager function, put back from window order and summed over the 2x2 patches."""
+    """Attention matrices are caught in the eager function, put back from window order and summed over the 2x2 patches; so are those of an
+    earlier block with full attention, where there is one."""
     import sys
 
     model = build(name, "eager")
     visual = model.model.visual
-    module, caught = sys.modules[type(visual).__module__], []
+    module, caught, earlier = sys.modules[type(visual).__module__], [], []
     eager = module.eager_attention_forward
-    scored = visual.blocks[1 if name == "qwen2.5" else -1].attn
+    scored, early = visual.blocks[1 if name == "qwen2.5" else -1].attn, visual.blocks[1 if name == "qwen2.5" else 0].attn
 
     def catch(attention, *args, **kwargs):
         out, weights = eager(attention, *args, **kwargs)
         if attention is scored:
             caught.append(weights)
+        if attention is early:
+            earlier.append(weights)
         return out, weights
 
     monkeypatch.setattr(module, "eager_attention_forward", catch)
@@ -206,11 +239,20 @@ def test_qwen_scores_are_column_sums_of_the_last_full_attention_block(name, monk
         model(**given)
         scores = handle.scores
     assert len(caught) == 2
-    columns = torch.cat([weights[0].mean(dim=0).mean(dim=0).view(-1, 4).sum(dim=1) for weights in caught])
+    order = torch.arange(16)
     if name == "qwen2.5":
         order = module.get_vision_window_index(given["image_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4)[0]
-        columns = columns[order.argsort()]
-    assert torch.allclose(torch.cat([score[0] for score in scores]), columns.to(scores[0].dtype), atol=1e-6)
+
+    def columns(caught, reduction):
+        found = [reduction(weights[0], dim=(0, 1)).view(-1, 4).sum(dim=1) for weights in caught[-2:]]
+        return torch.cat(found)[order.argsort()].to(scores[0].dtype)
+
+    assert torch.allclose(torch.cat([score[0] for score in scores]), columns(caught, torch.mean), atol=1e-6)
+    recipe, seen = listening(0)
+    with sparsight.prune(model, recipe):
+        model(**given)
+    for key, found in (("late", caught), ("early", earlier)):
+        assert torch.allclose(torch.cat([one.flatten() for one in seen[key][1:]]), columns(found, torch.sum), atol=1e-5), key
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from sparsight.vlms.tower_memo import remembering
 
 RECIPES = [
     "fastervlm:tokens=5", "col_ln:tokens=5", "vispruner:tokens=5", "visionzip:tokens=6,contextual=2", "prumerge:tokens=4", "divprune:tokens=5",
-    "prunesid:tokens=5", "pool:tokens=4", "random:tokens=5", "resize:tokens=4", "agile:tokens=5", "fastv:layer=1,keep=0.5", "sparsevlm:layers=0/1,count=rank,scale=0.5",
+    "prunesid:tokens=5", "pool:tokens=4", "random:tokens=5", "resize:tokens=4", "hiprune:tokens=5", "agile:tokens=5", "fastv:layer=1,keep=0.5", "sparsevlm:layers=0/1,count=rank,scale=0.5",
 ]  # fmt: skip
 PICTURES = [Size(16, 16, seed) for seed in range(3)]
 

@@ -13,11 +13,10 @@ attention, score=none,select=diverse,reduce=drop DivPrune inside a vision model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, Literal
 
-import torch
 from torch import Tensor
 
 from ..errors import PruneError
@@ -97,9 +96,7 @@ def merged(plan: Plan, x: Tensor) -> Plan:
     """Merge every token into its partner, if the selector names one, or into the most similar kept token. x [B, N, C]."""
     if plan.merged is not None:
         return plan
-    alike = selectors.rows(diversity.cosine(x), plan.keep)
-    own = torch.arange(plan.keep.shape[1], device=x.device).expand_as(plan.keep)
-    return replace(plan, merged=alike.argmax(dim=1).scatter(1, plan.keep, own))
+    return selectors.with_nearest(plan, x)
 
 
 REDUCERS: dict[str, tuple[Callable[[Plan, Tensor], Plan], Callable[..., reducers.Tokens], Callable[..., reducers.Tokens]]] = {

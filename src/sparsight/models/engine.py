@@ -192,6 +192,10 @@ class Engine:
             given["size"] = before.size
         if before is not None and before.valid is not None:
             given["valid"] = before.valid
+        if site.shallow is not None:
+            given["shallow_q"], given["shallow_k"] = state.trail[site.shallow]
+        if "depth" in site.needs:
+            given["depth"] = max(0, site.layer) / len(family.blocks)
         if "attns" in site.needs:
             given.update(self.followed(state, site, given["scale"]))
         if site.layer < 0 and "feats" in site.needs:

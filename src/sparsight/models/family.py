@@ -175,8 +175,11 @@ class Family(ABC):
 
     def offers(self) -> tuple[str, ...]:
         """Signals that this model can give at a site."""
-        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight")
-        return plain + (("class_attn", "attns", "moves") if self.class_token else ())
+        plain = (
+            "x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight",
+            "shallow_q", "shallow_k", "shallow_token_weight", "depth",
+        )  # fmt: skip
+        return plain + (("class_attn", "shallow_class_attn", "attns", "moves") if self.class_token else ())
 
     def install(self, engine: Engine) -> None:  # noqa: B027
         """Put hooks (`engine.hook`) and methods (`engine.replace`) on the model that only this family needs, such as a pooling that weighs

@@ -14,8 +14,8 @@ Outcome = tuple[Tensor | None, Plan, Tensor | None, Tensor | None]
 """Tokens, plan, sizes, score, as a site gives them back."""
 
 TOKENS = {
-    **dict.fromkeys(("x", "feats", "size", "position", "token_weight"), 1),
-    **dict.fromkeys(("class_attn", "text_attn", "q", "k", "v", "attn"), 2),
+    **dict.fromkeys(("x", "feats", "size", "position", "token_weight", "shallow_token_weight"), 1),
+    **dict.fromkeys(("class_attn", "text_attn", "q", "k", "v", "attn", "shallow_class_attn", "shallow_q", "shallow_k"), 2),
 }
 """Signals with a row per token, and the dimension of the rows."""
 

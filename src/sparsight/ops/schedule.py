@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -140,6 +141,16 @@ class Schedule:
         if kept < min(self.least, n):
             raise PruneError(f"{self.word}={show(amount)} leaves {kept} of {n} tokens, but this recipe needs {self.least} or more")
         return kept
+
+
+def earlier_block(shallow: tuple[int, int], depth: int, usable: Sequence[int] | None = None) -> int:
+    """The block that (8, 24) names in an encoder of `depth` blocks: block 8 of 24, scaled; (8, 0): block 8 itself. Of the usable blocks the
+    first one from there on. Raises PruneError for a block that there is not."""
+    block, of = shallow
+    found = block * depth // of if of else block
+    if not 0 <= found < depth:
+        raise PruneError(f"block {block} is out of range: the encoder has {depth} blocks, give numbers from 0 to {depth - 1}")
+    return found if usable is None else min((at for at in usable if at >= found), default=max(usable))
 
 
 def staged(keep: Amount, layers: Layers) -> Schedule:

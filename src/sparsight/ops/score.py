@@ -104,6 +104,11 @@ def column_mean(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
     return attention.column_mean(q, k, prefix, scale)
 
 
+def received(token_weight: Tensor) -> Tensor:
+    """Attention that each patch receives, summed over heads and all queries. token_weight [B, N] -> [B, N]."""
+    return token_weight
+
+
 def joined(x: Tensor) -> Tensor:
     """Merge all heads into one, undoing the split into heads. x [B, H, L, D] -> [B, 1, L, H*D]."""
     return x.transpose(1, 2).flatten(2).unsqueeze(1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..errors import PruneError
 from ..plan import Plan
+from . import diversity
 from .portable import stable_order
 
 
@@ -74,6 +76,13 @@ def rescued(s: Tensor, other: Tensor, count: int, slots: int) -> Plan:
     """Keep the `count - slots` highest by `s`, then the `slots` highest by `other` among the rest. s, other [B, N]."""
     first = stable_order(s, descending=True)[:, : count - slots]
     return topk(other.scatter(1, first, float("inf")), count)
+
+
+def with_nearest(plan: Plan, x: Tensor) -> Plan:
+    """The plan, with every token that lost its slot in that of the kept token most alike by cosine. x [B, N, C]."""
+    alike = rows(diversity.cosine(x), plan.keep)
+    own = torch.arange(plan.keep.shape[1], device=x.device).expand_as(plan.keep)
+    return replace(plan, merged=alike.argmax(dim=1).scatter(1, plan.keep, own))
 
 
 def smaller(grid: tuple[int, int], count: int) -> tuple[int, int]:

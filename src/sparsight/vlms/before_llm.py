@@ -112,7 +112,7 @@ def check_place(recipe: Recipe) -> None:
 def check_signals(family: LVLM, recipe: Recipe) -> None:
     """Raise PruneError if the model does not offer what the recipe needs."""
     wanted, kind = needs(recipe), type(family.model).__name__
-    if {"class_attn", "class_token"} & set(wanted) and not family.class_token:
+    if {"class_attn", "shallow_class_attn", "class_token"} & set(wanted) and not family.class_token:
         raise PruneError(
             f"{recipe.name} scores by class attention, but the vision encoder of {kind} has no class token; try {ELSEWHERE}"
         )
@@ -127,7 +127,7 @@ def try_out(family: LVLM, recipe: Recipe, n: int) -> None:
     """Run the recipe once on small random signals, so that what it refuses is known now and not in the first forward."""
     rng, prefix = torch.Generator().manual_seed(0), family.prefix
     given: dict[str, Any] = {"prefix": prefix, "scale": 0.5, "grid": (1, n)}
-    given.update({name: torch.randn(1, 1, prefix + n, 4, generator=rng) for name in ("q", "k", "v")})
+    given.update({name: torch.randn(1, 1, prefix + n, 4, generator=rng) for name in ("q", "k", "v", "shallow_q", "shallow_k")})
     given.update({name: torch.randn(1, rows, 4, generator=rng) for name, rows in (("x", n), ("feats", n), ("class_token", 1))})
     apply(recipe, recipe.schedule.count(n, 0, 1), given)
 
@@ -142,6 +142,7 @@ def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
         budget=partial(budget, recipe),
         least=recipe.schedule.least - made,
         made=made,
+        shallow=recipe.shallow,
         consuming=recipe.attention == "consuming",
         per_tile=recipe.per_tile,
         asked=int(max(as_tuple(recipe.schedule.tokens), default=0)),
@@ -160,12 +161,22 @@ def budget(recipe: Recipe, n: int) -> int:
 def run_site(recipe: Recipe, given: dict[str, Any]) -> Outcome:
     """The recipe on the signals of one or several tiles of one shape."""
     count, made, patches = given.pop("count"), given.pop("made"), given.pop("patches", None)
-    used = recipe if patches is None else with_patch_score(recipe, given, patches)
+    used, given = recipe, {**given, "depth": 1.0}
+    if patches is not None:
+        used, given = with_patch_score(recipe, given, patches), {**given, **received(recipe, given, patches)}
     select = recipe.steps[-2]
     if int(select.bound.get(MADE, 0)) > 0:  # type: ignore[arg-type]
         used = replace(used, select=Step(select.function, **{**select.bound, MADE: made}))
     tokens, plan, _, score = apply(used, count, given)
     return tokens, plan, score
+
+
+def received(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> dict[str, Any]:
+    """Attention that the finer patches received, summed over the patches of each token."""
+    names = [name for name in ("token_weight", "shallow_token_weight") if name in recipe.needs]
+    with full_precision(given["x"].device.type), torch.no_grad():
+        fine = {name: derive(name, {**patches, "x": given["x"]}) for name in names}
+    return {name: value.view(*given["x"].shape[:2], -1).sum(dim=-1) for name, value in fine.items()}
 
 
 def with_patch_score(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> Recipe:

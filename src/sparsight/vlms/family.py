@@ -146,8 +146,11 @@ class LVLM(ABC):
 
     def offers(self) -> tuple[str, ...]:
         """Signals that recipes find between vision encoder and language model."""
-        plain = ("x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight")
-        return plain + (("class_attn", "class_token") if self.class_token else ())
+        plain = (
+            "x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight",
+            "shallow_q", "shallow_k", "shallow_token_weight", "depth",
+        )  # fmt: skip
+        return plain + (("class_attn", "shallow_class_attn", "class_token") if self.class_token else ())
 
     @property
     def lacks(self) -> str:

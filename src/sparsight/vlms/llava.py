@@ -19,11 +19,13 @@ from ..models.hf_vit import HFCLIP, HFDinov2, HFDinov2WithRegisters
 from ..models.transformers_family import TransformersViT
 from ..ops import select
 from ..ops.picture import shrunk
+from ..ops.schedule import earlier_block
+from ..signals import heads_of
 from .family import LVLM
 from .smaller import SmallerImages, cells
 from .tiles import ImageSite, ImageTokens, Tile
 
-TAPS = ("q", "k", "v")
+TAPS = ("q", "k", "v", "shallow_q", "shallow_k")
 TOWERS = (HFCLIP, HFSiglip, HFDinov2, HFDinov2WithRegisters)
 
 
@@ -109,10 +111,16 @@ class Llava(LVLM):
             raise PruneError(f"vision_feature_layer={chosen} selects no output of the vision tower's {depth} layers")
         return min(made + 1, depth - 1) if consuming else made
 
+    def shallow(self, site: ImageSite) -> nn.Module | None:
+        """The earlier block that the site's recipe names, if it does."""
+        return None if site.shallow is None else self.blocks[earlier_block(site.shallow, len(self.blocks))]
+
     def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
-        block = self.blocks[self.layer(call, site.consuming)]
-        wanted = set(site.needs) | ({"q", "k"} if "class_attn" in site.needs else set())
-        taps = {name: module for name, module in self.tower.taps(block).items() if name in wanted}
+        block, shallow, wanted = self.blocks[self.layer(call, site.consuming)], self.shallow(site), set(site.needs)
+        taps = dict(self.tower.taps(block))
+        if shallow is not None:
+            taps.update({f"shallow_{name}": module for name, module in self.tower.taps(shallow).items()})
+        taps = {name: taps[name] for name in TAPS if name in heads_of(wanted)}
         if "feats" in wanted or site.where == "encoder":
             taps["projector"] = self.core.multi_modal_projector
         if "class_token" in wanted:

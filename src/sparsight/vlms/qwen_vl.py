@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import PruneError
 from ..ops import select
+from ..ops.schedule import earlier_block
+from ..signals import SHALLOW, heads_of
 from . import mrope
 from .family import LVLM, PIXELS
 from .request import VlmRequest
@@ -40,10 +42,22 @@ class QwenVL(LVLM):
         return 0
 
     @property
+    def full(self) -> list[int]:
+        """Blocks in which every patch of a frame sees every other."""
+        return sorted(getattr(self.core.visual, "fullatt_block_indexes", None) or range(len(self.blocks)))
+
+    @property
     def scored(self) -> Any:
-        """The last block in which every patch of a frame sees every other."""
-        full = getattr(self.core.visual, "fullatt_block_indexes", None)
-        return self.blocks[max(full) if full else -1]
+        """The last one of these."""
+        return self.blocks[self.full[-1]]
+
+    def listened(self, site: ImageSite) -> dict[str, Any]:
+        """Blocks whose attention the site asks for: the scored one under "", the earlier one that the recipe names under "shallow_"."""
+        wanted = heads_of(site.needs)
+        found = {"": self.scored} if wanted & {"q", "k", "v"} else {}
+        if wanted & {"shallow_q", "shallow_k"} and site.shallow is not None:
+            found[SHALLOW] = self.blocks[earlier_block(site.shallow, len(self.blocks), self.full)]
+        return found
 
     @property
     def scale(self) -> float:
@@ -52,8 +66,9 @@ class QwenVL(LVLM):
         return float(getattr(attention, "scaling", None) or attention.head_dim**-0.5)
 
     def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
-        attention: Any = self.scored.attn
-        return {"qkv": attention.qkv, "attention": attention} if any(name in site.needs for name in ("q", "k", "v")) else {}
+        blocks = self.listened(site)
+        taps = {f"{ahead}attention": block.attn for ahead, block in blocks.items()}
+        return {**taps, **{f"{ahead}qkv": block.attn.qkv for ahead, block in blocks.items()}}
 
     def check_images(self, kind: str, call: dict[str, Any]) -> None:
         if call.get(GRIDS[kind]) is None:
@@ -85,7 +100,10 @@ class QwenVL(LVLM):
     def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         visual, grids = self.core.visual, call[GRIDS[kind]]
         merge = visual.spatial_merge_size
-        signals = self.patch_signals(grids, heard) if heard else {}
+        signals = {}
+        for ahead, block in self.listened(site).items():
+            heads = self.patch_signals(grids, block, heard[f"{ahead}qkv"][2], heard[f"{ahead}attention"][1])
+            signals.update({ahead + name: value for name, value in heads.items()})
         extras = getattr(output, "deepstack_features", None) or []
         found, first = [], 0
         for i, (t, h, w) in enumerate(grids.tolist()):
@@ -101,14 +119,12 @@ class QwenVL(LVLM):
             found.append(ImageTokens(tokens, tiles, tuple(layer[i] for layer in extras), grid))
         return found
 
-    def patch_signals(self, grids: Tensor, heard: dict[str, Any]) -> dict[str, Tensor]:
-        """q, k, v of all patches [H, S, D] after RoPE, in the order of the tokens, the patches of one token side by side."""
-        qkv, heads = heard["qkv"][2], self.scored.attn.num_heads
-        q, k, v = qkv.view(qkv.shape[0], 3, heads, -1).permute(1, 2, 0, 3)
-        _, kwargs, _ = heard["attention"]
+    def patch_signals(self, grids: Tensor, block: Any, qkv: Tensor, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """q, k, v of all patches [H, S, D] in a block after RoPE, in the order of the tokens, the patches of one token side by side."""
+        q, k, v = qkv.view(qkv.shape[0], 3, block.attn.num_heads, -1).permute(1, 2, 0, 3)
         position = kwargs.get("position_embeddings")
         if position is None:
-            raise PruneError(f"{type(self.scored).__name__} was called without position_embeddings; its attention is not known")
+            raise PruneError(f"{type(block).__name__} was called without position_embeddings; its attention is not known")
         cos, sin = (part.to(q.dtype) if q.dtype == torch.float64 else part.float() for part in position)
         q, k = (turned(part, cos, sin) for part in (q, k))
         visual = self.core.visual

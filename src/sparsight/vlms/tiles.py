@@ -13,7 +13,10 @@ from ..errors import PruneError
 from ..plan import Plan
 from .prompt import settle
 
-ATTENTION = ("q", "k", "v", "class_attn", "prefix", "scale", "attn", "position", "grid", "class_token")
+ATTENTION = (
+    "q", "k", "v", "class_attn", "token_weight", "shallow_q", "shallow_k", "shallow_class_attn", "shallow_token_weight", "prefix", "scale",
+    "attn", "position", "grid", "class_token",
+)  # fmt: skip
 """Signals that belong to one tile or frame; recipes without them see the whole image at once."""
 
 
@@ -30,6 +33,7 @@ class ImageSite:
     budget     tokens of an image -> tokens to keep, 0 if the method finds the count itself; a PruneError if there are too few.
     least      the smallest count that the method can give for one tile, besides `made`.
     made       how many tokens of the count the method makes (VisionZip's contextual ones); shared out over tiles as the count is.
+    shallow    which earlier block the shallow signals are of, see `Recipe`.
     consuming  attention of the layer that consumes the selected features, instead of the one that makes them.
     per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
     asked      tokens per image that the recipe asks for; 0 if it does not say.
@@ -43,6 +47,7 @@ class ImageSite:
     budget: Callable[[int], int]
     least: int = 1
     made: int = 0
+    shallow: tuple[int, int] | None = None
     consuming: bool = False
     per_tile: bool = False
     asked: int = 0

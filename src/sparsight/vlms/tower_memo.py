@@ -40,11 +40,13 @@ Heard = tuple[Any, Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """One picture: kind of the encoder's output, its features [n, D], what the modules were given and gave, the bytes of all that."""
+    """One picture: kind of the encoder's output, its features [n, D], what the modules that were listened to were given and gave, the bytes
+    of all that."""
 
     kind: Callable[..., Any]
     features: Tensor
     heard: dict[nn.Module, Heard]
+    listened: set[nn.Module]
     size: int
 
 
@@ -82,24 +84,29 @@ class TowerMemo:
         return plain and others and free and not any("_sparsight" in module.__dict__ for module in tower.modules())
 
     def modules(self, call: dict[str, Any]) -> set[nn.Module]:
-        """All modules that a recipe may listen to in this call."""
-        sites = (ImageSite("encoder", HEARD, nothing, int, consuming=consuming) for consuming in (False, True))
+        """All modules that a recipe may listen to in this call; of earlier blocks those of the recipe at work."""
+        usual = (ImageSite("encoder", HEARD, nothing, int, consuming=consuming) for consuming in (False, True))
+        pruned = getattr(self.family.model, "_sparsight", self.family)
+        sites = (*usual, *(site for site in pruned.sites if site.where != "image"))
         return {module for site in sites for module in self.family.taps("image", call, site).values()}
 
     def of_picture(self, run: Callable[..., Any], call: dict[str, Any], modules: set[nn.Module]) -> Remembered:
-        """One picture: from the memo, or run and noted."""
+        """One picture: from the memo, or run and noted, again where somebody listens to another module than before."""
         key = fingerprint(call["pixel_values"])
-        if key in self.known:
-            self.known.move_to_end(key)
+        known = self.known.pop(key, None)
+        if known is not None and modules <= known.listened:
+            self.known[key] = known
             self.replays += 1
-            return self.known[key]
+            return known
+        if known is not None:
+            modules, self.size = modules | known.listened, self.size - known.size
         self.runs += 1
         listen(self.hooks, modules)
         with under_way(Listener(self, dict.fromkeys(modules))) as listener:
             output = run(**{**call, "return_dict": True})
         heard = {module: record for module, record in listener.heard.items() if record is not None}
         features = output.pooler_output[0]
-        made = Remembered(type(output), features, heard, size_of([features, *heard.values()]))
+        made = Remembered(type(output), features, heard, modules, size_of([features, *heard.values()]))
         self.known[key] = made
         self.size += made.size
         while self.size > self.most and len(self.known) > 1:
