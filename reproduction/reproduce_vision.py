@@ -14,7 +14,8 @@ from sparsight.evaluation.compare import compare
 from sparsight.evaluation.evaluate import evaluate
 from sparsight.load import models
 from sparsight.load.models import Loaded
-from sparsight.load.zero_shot import OPEN_CLIP, Dual, load_dual
+from sparsight.load.open_clip import OPEN_CLIP
+from sparsight.load.zero_shot import Dual, load_dual
 from sparsight.look.analyse import analyse
 from sparsight.prune import family_of, plan_sites
 from sparsight.recipe import Recipe

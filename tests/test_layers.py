@@ -20,6 +20,7 @@ FLOORS = [
     ("prune",),
     ("demo", "data", "load"),
     ("runs",),
+    ("saving",),
     ("pages",),
     ("evaluation", "speed", "look", "train"),
     ("serve", "tune"),
@@ -29,7 +30,7 @@ FLOORS = [
 """Rooms from the ground up. A file imports from its own room and from lower floors; rooms of one floor know nothing of each other,
 except the nouns, `data` and `load`, and `evaluation`, `speed`, `look` and `train`, which only must not go in circles."""
 
-NEIGHBOURS = [3, 7, 10]
+NEIGHBOURS = [3, 7, 11]
 """Floors whose rooms may know each other."""
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .prune import families, prune
     from .recipe import Recipe
     from .registry import methods, parse, register_family
+    from .saving.hub import push_to_hub
+    from .saving.save import save_pretrained
     from .speed.compile import compile
     from .speed.macs import macs
     from .train.train import train
@@ -47,9 +49,11 @@ _HOMES = {
     "methods": "registry",
     "parse": "registry",
     "prune": "prune",
+    "push_to_hub": "saving.hub",
     "reduce": "apply",
     "register_family": "registry",
     "register_score": "ops.score",
+    "save_pretrained": "saving.save",
     "train": "train.train",
     "tune": "tune.tune",
     "unprune": "handle",
@@ -57,7 +61,8 @@ _HOMES = {
 
 __all__ = [
     "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load",
-    "load_vlm", "macs", "methods", "parse", "prune", "reduce", "register_family", "register_score", "train", "tune", "unprune",
+    "load_vlm", "macs", "methods", "parse", "prune", "push_to_hub", "reduce", "register_family", "register_score",
+    "save_pretrained", "train", "tune", "unprune",
 ]  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -30,6 +31,20 @@ class Engine(Protocol):
     def take_out(self, sites: list[Any]) -> None: ...
 
 
+class Given:
+    """The model that `prune` was given, which may hold the one whose tokens leave. A copy of the whole knows the copy; a copy of a part
+    alone, or a handle that was pickled, knows none."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.model = model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Given:
+        return Given(memo.get(id(self.model)))
+
+    def __reduce__(self) -> tuple[type[Given], tuple[()]]:
+        return Given, ()
+
+
 @dataclass(eq=False, repr=False)
 class Handle:
     """What `prune` returns: the outcome of the last forward, and the way back. Also a context manager.
@@ -46,6 +61,7 @@ class Handle:
     recipe: Recipe
     engine: Any
     sites: list[Any]
+    given: Given = field(default_factory=Given)
 
     def __post_init__(self) -> None:
         self.engine.handles.append(self)
@@ -127,6 +143,15 @@ class Handle:
         """For training a method that draws its tokens (DynamicViT): how far the shares kept in the last forward are from the budget,
         a scalar with a gradient. Add it to the task's loss (the authors' weight is 2)."""
         return ratio_loss(self.recipe, self.outcomes, len(self.sites))
+
+    def save(self, folder: str | Path, evidence: Any = None, **options: Any) -> Path:
+        """Write the model, pruned as it is now by all its handles, as a folder that `sparsight.load` or `load_vlm` gives back. See
+        `sparsight.save_pretrained` for evidence and options. Raises PruneError."""
+        from . import save_pretrained
+
+        if self.given.model is None:
+            raise PruneError("this handle does not know the whole model; call sparsight.save_pretrained(model, folder)")
+        return save_pretrained(self.given.model, folder, evidence, **options)
 
     def remove(self) -> None:
         """Give the model back as it was before this handle; other handles stay. Doing it twice does no harm."""

@@ -49,6 +49,13 @@ def prune(
     """
     recipe = resolve(recipe, options)
     check_arguments(model, recipe, visual, noise, weights)
+    made = installed(model, recipe, visual, noise, weights)
+    made.given.model = model
+    return made
+
+
+def installed(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> Handle:
+    """Put the recipe's sites where they belong."""
     if recipe.where == "decoder":
         from .vlms.in_llm import prune_decoder
 
@@ -73,7 +80,7 @@ def report_idle(recipe: Recipe, family: Family, sites: list[Site]) -> None:
     """Warn of a budget under which no token leaves an image of the model's own size."""
     entered = family.grid[0] * family.grid[1]
     if planned(entered, sites)[-1] == entered and recipe.params and not recipe.adaptive:
-        warnings.warn(f"{recipe} removes none of the {entered} patches of {type(family.model).__name__}", stacklevel=3)
+        warnings.warn(f"{recipe} removes none of the {entered} patches of {type(family.model).__name__}", stacklevel=4)
 
 
 def planned(entered: int, sites: list[Site]) -> list[int]:

@@ -58,9 +58,9 @@ def test_files(done, out):
 def test_load_gives_back_model_recipe_transform_and_classes(done, out, model):
     found = sparsight.load(str(out))
     assert found.classes == list(CLASSES)
-    assert str(found.recipe) == RECIPE
+    assert [str(recipe) for recipe in found.recipes] == [RECIPE]
     assert found.image_size == (SIDE, SIDE)
-    assert sparsight.handle(found.model).recipe == found.recipe
+    assert (sparsight.handle(found.model).recipe,) == found.recipes
     with torch.no_grad():
         logits = found.model(pictures())
         assert sparsight.handle(found.model).counts == [11, 8]
@@ -95,7 +95,7 @@ def test_other_tools_take_the_folder(done, out, others, tmp_path):
     found = evaluate(str(out), others, out=tmp_path / "e")
     assert found.scores[0].top1.value == pytest.approx(done.after.value)
     assert found.scores[0].macs == done.macs
-    assert f"the model is pruned in every row, as it was trained: {RECIPE}" in found.notes
+    assert f"the model is pruned in every row, as it was saved: {RECIPE}" in found.notes
 
 
 def test_training_goes_on_from_a_trained_model(done, out, images, tmp_path):
@@ -122,7 +122,7 @@ def test_the_unpruned_baseline(images, tmp_path):
     done = sparsight.train(tiny(), images, "unpruned", tmp_path / "x", **{**SHORT, "epochs": 1})
     assert done.macs == done.unpruned_macs
     found = sparsight.load(str(tmp_path / "x"))
-    assert found.recipe is None
+    assert found.recipes == ()
     assert sparsight.handles(found.model) == []
 
 

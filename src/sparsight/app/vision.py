@@ -103,7 +103,7 @@ class Vision:
         self.loaded, self.name = loaded, loaded.name
         self.reader = Reader(loaded.model, len(loaded.classes or ()))
         self.family = family_of(loaded.model)
-        self.first = str(loaded.recipe or within(read_recipe(FIRST), len(self.family.blocks)))
+        self.first = str(next(iter(loaded.recipes), None) or within(read_recipe(FIRST), len(self.family.blocks)))
         self.work: dict[str, int] = {}
 
     def cards(self) -> list[Card]:

@@ -25,6 +25,7 @@ from .methods import methods
 from .rank import rank
 from .reproduce import reproduce
 from .robustness import robustness
+from .save import save
 from .serve import serve
 from .show import show
 from .train import train
@@ -40,7 +41,7 @@ LONGEST = 1000
 # Plain help: drawing it with rich would cost a quarter of a second.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 VERBS = (
-    analyse, page, bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, families, macs, methods, rank, reproduce, serve, show,
+    analyse, page, bench, bench_vlm, calibrate, compare, evaluate, robustness, evaluate_vlm, export, families, macs, methods, rank, reproduce, save, serve, show,
     train, tune, vtc_split,
 )  # fmt: skip
 for verb in VERBS:

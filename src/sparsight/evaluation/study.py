@@ -135,7 +135,8 @@ def classify(loaded: Loaded, source: Source, preset: Preset | None) -> Study:
         assert logits is not None
         return ranked(logits if allowed is None else only(logits, allowed))
 
-    trained = f"the model is pruned in every row, as it was trained: {loaded.recipe}" if loaded.recipe is not None else ""
+    own = " + ".join(map(str, loaded.recipes))
+    trained = f"the model is pruned in every row, as it was saved: {own}" if own else ""
     notes = [
         trained,
         source.note,

@@ -22,7 +22,6 @@ from ..data.fingerprint import digest
 from ..data.reading import Transform
 from ..demo import ARCHITECTURE, IMAGE_SIZE, demo_images, demo_weights
 from ..errors import PruneError, shown
-from ..prune import prune
 from ..recipe import Recipe
 from . import demo_vlm
 from .checkpoint import (
@@ -38,7 +37,8 @@ from .checkpoint import (
     read_shapes,
     weight_files,
 )
-from .trained import MODEL, is_trained, read_trained
+from .open_clip import CONFIG, load_open_clip
+from .saved import fetch_saved, is_saved, read_saved
 
 HUB = ("hf_hub:", "hf-hub:")
 RANDOM = "random:"
@@ -52,7 +52,8 @@ class Loaded:
     """A model in eval mode and float32, with the preprocessing of its checkpoint.
 
     transform: PIL image -> [3, H, W]; classes: names in the order of the logits, None where the checkpoint has none;
-    image_size: (H, W) that the transform makes. recipe: under which the model was trained, and is pruned; None for any other model.
+    image_size: (H, W) that the transform makes. recipes: under which the model was saved or trained, and is pruned now;
+    evidence: what was measured of them.
     """
 
     name: str
@@ -60,7 +61,8 @@ class Loaded:
     transform: Transform = field(repr=False)
     classes: list[str] | None = field(repr=False)
     image_size: tuple[int, int]
-    recipe: Recipe | None = None
+    recipes: tuple[Recipe, ...] = ()
+    evidence: dict[str, Any] | None = field(default=None, repr=False)
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -95,10 +97,10 @@ def open_model(
         loaded.model.to(device, dtype)
     else:
         loaded = open_model(model.model, model.transform, model.classes, device, dtype)
-        loaded = replace(loaded, name=model.name, classes=model.classes, recipe=model.recipe)
+        loaded = replace(loaded, name=model.name, classes=model.classes, recipes=model.recipes, evidence=model.evidence)
     if transform is not None or classes is not None:
         names = list(classes) if classes is not None else loaded.classes
-        loaded = replace(finish(loaded.name, loaded.model, transform or loaded.transform, names), recipe=loaded.recipe)
+        loaded = replace(finish(loaded.name, loaded.model, transform or loaded.transform, names), recipes=loaded.recipes)
     return loaded
 
 
@@ -185,8 +187,9 @@ def load(name: str = "demo") -> Loaded:
 
     name: "demo" (embedded); "demo-vlm" (the vision tower of the embedded vision-language model; `load_vlm` has the whole); a timm
     name, also with .tag or as hf_hub:REPO; a local folder as written by transformers' `save_pretrained` (model and image processor)
-    or by timm's `save_for_hf`; what `sparsight train` wrote, pruned as it was trained; ARCH@FILE.safetensors with a timm architecture;
-    or random:ARCH for a timm architecture with random weights, whose speed is that of trained ones.
+    by timm's `save_for_hf` or by open_clip; what `save_pretrained` or `sparsight train` wrote, pruned as it was then;
+    ARCH@FILE.safetensors with a timm architecture; or random:ARCH for a timm architecture with random weights, whose speed is that of
+    trained ones.
     Raises PruneError, before any heavy work where the fault shows on disk, for everything that cannot be loaded.
     """
     path = Path(name.removeprefix("local-dir:")).expanduser()
@@ -201,9 +204,11 @@ def load(name: str = "demo") -> Loaded:
     if name.lower().endswith(PICKLED):
         raise pickled(name)
     if os.path.isdir(path):
-        return load_trained(path) if is_trained(path) else load_folder(path)
+        return load_saved(str(path), path) if is_saved(path) else load_folder(path)
     if name.startswith(HUB):
-        return load_timm(name)
+        need("timm", name)
+        fetched = fetch_saved(name[len(HUB[0]) :])
+        return load_timm(name) if fetched is None else load_saved(name, fetched)
     if name.startswith(RANDOM):
         return load_random(name.removeprefix(RANDOM))
     architecture, at, file = name.partition("@")
@@ -326,7 +331,10 @@ def load_timm_weights(name: str, architecture: str, path: Path, shapes: Shapes, 
 
 
 def load_folder(folder: Path) -> Loaded:
-    """A folder saved by timm or by transformers; which one, its config.json says."""
+    """A folder saved by open_clip, timm or transformers; which of the two, its config.json says."""
+    if (folder / CONFIG).is_file():
+        model, transform = load_open_clip(str(folder))
+        return finish(str(folder), model, transform, None)
     config = read_config(folder)
     if not ("architecture" in config or "model_type" in config):
         raise PruneError(f"{folder / 'config.json'} is neither timm's (architecture) nor transformers' (model_type)")
@@ -344,13 +352,12 @@ def load_folder(folder: Path) -> Loaded:
     return load_timm_weights(str(folder), f"local-dir:{folder}", files[0], headers[0], arguments)
 
 
-def load_trained(folder: Path) -> Loaded:
-    """A fine-tuned model, pruned by the recipe that it was trained under."""
-    found = read_trained(folder)
-    loaded = load_folder(folder / MODEL)
-    if found.recipe is not None:
-        prune(loaded.model, found.recipe, weights=found.weights)
-    return replace(loaded, name=str(folder), classes=found.classes or loaded.classes, recipe=found.recipe)
+def load_saved(name: str, place: Path) -> Loaded:
+    """A model that was saved with its recipes, pruned as it was then."""
+    saved = read_saved(place)
+    loaded = load_folder(saved.model)
+    saved.put_on(loaded.model)
+    return replace(loaded, name=name, classes=saved.classes or loaded.classes, recipes=saved.recipes, evidence=saved.evidence)
 
 
 def load_transformers(folder: Path, config: dict[str, Any]) -> Loaded:

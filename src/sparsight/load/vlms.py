@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from ..data.images import open_folder
 from ..data.reading import Transform, decode, name_below, reason
 from ..errors import PruneError, shown
 from ..prune import family_of
+from ..recipe import Recipe
 from . import demo_vlm
-from .checkpoint import check_reach, complain, one_line, read_config
+from .checkpoint import check_reach, complain, one_line, read_config, weight_files
 from .models import Loaded, need, open_model
+from .saved import fetch_saved, is_saved, read_saved
 from .shapes import IMAGE, cut, random_model, shape_config, skeleton
 
 Inputs = dict[str, Any]
@@ -63,6 +66,16 @@ class Source:
 def find_source(model: str | None, config: str | None, layers: int | None) -> Source:
     """Look at a checkpoint (a folder or a repository of the Hugging Face Hub) or at a shape. Raises PruneError for everything that
     no vision-language model can be made of."""
+    if model is not None and os.path.isdir(Path(model).expanduser()) and is_saved(Path(model).expanduser()):
+        warnings.warn(
+            f"{shown(model)} was saved with a recipe; here it is measured unpruned, and pruned by the recipes that are given",
+            stacklevel=3,
+        )
+    return source_of(model, config, layers)
+
+
+def source_of(model: str | None, config: str | None = None, layers: int | None = None) -> Source:
+    """The same, without a word about recipes that a folder was saved with."""
     if (model is None) == (config is None):
         raise PruneError(
             "give either a model (demo-vlm, a folder, a repository of the Hugging Face Hub) or a config (tiny, llava-7b-shape)"
@@ -80,18 +93,29 @@ def find_source(model: str | None, config: str | None, layers: int | None) -> So
 
 @dataclass(frozen=True, eq=False)
 class LoadedVlm:
-    """A vision-language model in evaluation mode with its processor."""
+    """A vision-language model in evaluation mode with its processor. recipes: under which it was saved, and is pruned now; evidence: what was
+    measured of them."""
 
     name: str
     model: nn.Module = field(repr=False)
     processor: Any = field(repr=False)
+    recipes: tuple[Recipe, ...] = ()
+    evidence: dict[str, Any] | None = field(default=None, repr=False)
 
 
 def load_vlm(name: str = demo_vlm.NAME, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedVlm:
     """Load a vision-language model with its processor: "demo-vlm" from the package, a folder, or OWNER/NAME on the Hugging Face Hub.
-    Raises PruneError for what cannot be loaded."""
-    source = find_source(name, None, None)
-    return LoadedVlm(name, source.load(device, dtype, 0), source.processor)
+    What `save_pretrained` wrote is pruned as it was then. Raises PruneError for what cannot be loaded."""
+    folder = Path(name).expanduser()
+    place = fetch_saved(name) if on_hub(name) and not os.path.isdir(folder) else folder if is_saved(folder) else None
+    if place is None:
+        source = source_of(name)
+        return LoadedVlm(name, source.load(device, dtype, 0), source.processor)
+    saved = read_saved(place)
+    source = source_of(str(saved.model))
+    model = source.load(device, dtype, 0)
+    saved.put_on(model)
+    return LoadedVlm(name, model, source.processor, saved.recipes, saved.evidence)
 
 
 def own_source(model: nn.Module, processor: Any) -> Source:
@@ -142,6 +166,8 @@ def load_weights(path: str, config: Any, device: str, dtype: torch.dtype) -> nn.
     from transformers import AutoModelForImageTextToText
 
     folder = Path(path).expanduser()
+    if folder.is_dir():
+        weight_files(folder)
     if folder.is_dir() and demo_vlm.is_compact(folder):
         return demo_vlm.load_compact(folder, config, device, dtype)
     try:
@@ -179,11 +205,16 @@ def speaks(name: str) -> bool:
     if name == demo_vlm.NAME:
         return True
     if not os.path.isdir(folder):
-        return name.count("/") == 1 and ":" not in name and "@" not in name and not name.startswith((".", "/", "~"))
+        return on_hub(name)
     try:
         return any("ForConditionalGeneration" in str(kind) for kind in read_config(folder).get("architectures") or [])
     except PruneError:  # said by who loads it
         return False
+
+
+def on_hub(name: str) -> bool:
+    """Whether a name is OWNER/NAME."""
+    return name.count("/") == 1 and ":" not in name and "@" not in name and not name.startswith((".", "/", "~"))
 
 
 # ---- prompts ----------------------------------------------------------------------------------------------------------

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import PruneError, shown
 from .answers import ranked
-from .checkpoint import check_reach, one_line, pickled, read_config
-from .models import Loaded, finish
+from .checkpoint import one_line, read_config
+from .models import Loaded, finish, need
+from .open_clip import CONFIG, OPEN_CLIP, load_open_clip, open_clip_tokenizer
+from .saved import is_saved, read_saved
 
 Template = str | Callable[[str], str]
 TEXTS_AT_ONCE = 256
-OPEN_CLIP = "open_clip:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +70,21 @@ def load_dual(name: str) -> Dual:
     """An image-text model by name: a folder of transformers' CLIP or SigLIP (model, tokenizer, image processor), a folder of
     open_clip (open_clip_config.json), or open_clip:ARCH@FILE.safetensors, open_clip:ARCH:TAG, open_clip:hf-hub:REPO.
 
-    Raises PruneError for everything that cannot be loaded.
+    What `save_pretrained` wrote is pruned as it was then. Raises PruneError for everything that cannot be loaded.
     """
     path = Path(name).expanduser()
-    if name.startswith(OPEN_CLIP) or os.path.isfile(path / "open_clip_config.json"):
-        return load_open_clip(name)
+    if not name.startswith(OPEN_CLIP) and is_saved(path):
+        saved = read_saved(path)
+        dual = plain_dual(str(saved.model), saved.model)
+        saved.put_on(dual.loaded.model)
+        return replace(dual, loaded=replace(dual.loaded, name=name, recipes=saved.recipes, evidence=saved.evidence))
+    return plain_dual(name, path)
+
+
+def plain_dual(name: str, path: Path) -> Dual:
+    """The model without recipes."""
+    if name.startswith(OPEN_CLIP) or os.path.isfile(path / CONFIG):
+        return open_clip_dual(name)
     if not os.path.isfile(path / "config.json"):
         raise PruneError(
             f"zero-shot needs a model of images and texts, and '{shown(name)}' is no folder of one; give a folder of transformers' CLIP or "
@@ -85,7 +95,7 @@ def load_dual(name: str) -> Dual:
 
 def load_transformers(folder: Path) -> Dual:
     """CLIP and SigLIP of transformers."""
-    transformers = need("transformers", "hf")
+    transformers = need("transformers", "zero-shot", "hf")
     kind = read_config(folder).get("model_type")
     if kind not in ("clip", "siglip"):
         raise PruneError(f"{folder} holds a {kind}; zero-shot takes transformers' clip and siglip, whole, with tokenizer")
@@ -119,27 +129,18 @@ def tensor_of(result: Any) -> Tensor:
     return found
 
 
-def load_open_clip(name: str) -> Dual:
+def open_clip_dual(name: str) -> Dual:
     """A model of open_clip."""
-    open_clip = need("open_clip", "open-clip")
-    architecture, pretrained = open_clip_name(name)
-    try:
-        if architecture.startswith("hf-hub:"):
-            check_reach(architecture.removeprefix("hf-hub:"))
-        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
-        tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:  # whatever the hub client, the network or the registry meets
-        raise PruneError(
-            f"open_clip cannot load {name} ({one_line(error)}); without network give open_clip:ARCH@FILE.safetensors"
-        ) from error
+    model, transform = load_open_clip(name)
+    tokenizer = open_clip_tokenizer(name)
 
     def text(sentences: list[str]) -> Tensor:
-        features: Tensor = model.encode_text(tokenizer(sentences).to(next(model.parameters()).device))
+        features: Tensor = model.encode_text(tokenizer(sentences).to(next(model.parameters()).device))  # type: ignore[operator]
         return features
 
-    bias = getattr(model, "logit_bias", None)
+    bias: Any = getattr(model, "logit_bias", None)
     loaded = finish(name, model, transform, None)
-    scale = float(model.logit_scale.detach().exp())
+    scale = float(model.logit_scale.detach().exp())  # type: ignore[operator]
     return Dual(loaded, encode_image, text, scale, 0.0 if bias is None else float(bias), bias is not None)
 
 
@@ -147,31 +148,3 @@ def encode_image(model: Any, pixels: Tensor) -> Tensor:
     """Features of a model of open_clip."""
     features: Tensor = model.encode_image(pixels)
     return features
-
-
-def open_clip_name(name: str) -> tuple[str, str | None]:
-    """Architecture and weights, as open_clip takes them."""
-    rest = name.removeprefix(OPEN_CLIP)
-    if not name.startswith(OPEN_CLIP):
-        return f"local-dir:{Path(name).expanduser()}", None
-    if rest.startswith("hf-hub:"):
-        return rest, None
-    architecture, at, file = rest.partition("@")
-    if at:
-        if not file.endswith(".safetensors"):
-            raise pickled(file)
-        if not os.path.isfile(Path(file).expanduser()):
-            raise PruneError(f"no checkpoint file {shown(file)}; expected {OPEN_CLIP}{architecture}@FILE.safetensors")
-        return architecture, str(Path(file).expanduser())
-    architecture, colon, tag = rest.partition(":")
-    if not colon:
-        raise PruneError(f"{name} says no weights; write {name}@FILE.safetensors or {name}:TAG")
-    return architecture, tag
-
-
-def need(module: str, extra: str) -> Any:
-    """Import a framework; a PruneError that names the extra to install where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PruneError(f"zero-shot needs {error.name or module}; pip install 'sparsight[{extra}]'") from None

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import PruneError, shown
 from ..load.checkpoint import one_line
 from ..runs.store import FULL
+from ..saving.forms import packed
 
 CHECKPOINTS = "checkpoints"
 HALF = ".half"
@@ -120,14 +121,6 @@ class Checkpoints:
                 f"checkpoint {place} cannot be read ({one_line(error)}); delete it to go on from the one before"
             ) from error
         return Checkpoint(step, weights, average, state)
-
-
-def packed(tensors: Tensors, note: dict[str, str]) -> bytes:
-    """A safetensors file. Tensors that share their memory get a copy each."""
-    from safetensors.torch import save
-
-    made: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata=note)
-    return made
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any], where: str = "") -> list[str]:

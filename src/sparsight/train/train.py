@@ -31,6 +31,7 @@ from ..runs.intervals import Interval, paired, share
 from ..runs.settings import device_name, versions_in_use
 from ..runs.store import UNPRUNED, claim, fingerprint_model, release, write_text
 from ..runs.sweep import Listener, Step, ignore
+from ..saving.forms import Form, form_of
 from ..speed.macs import macs, mean_counts, skeleton
 from .checkpoint import CHECKPOINTS, Checkpoints, first_does
 from .curves import draw_loss
@@ -43,7 +44,7 @@ from .memory import estimate
 from .optimise import make_optimiser
 from .presets import find_preset
 from .result import Training, TrainPlan
-from .saving import Form, form_of, try_saving, write_trained
+from .saving import try_saving, write_trained
 from .settings import TrainSettings, changed
 from .shrink import Shrink, check_shrink
 
@@ -322,8 +323,9 @@ class Job:
     def write(self, model: nn.Module, done: Training) -> None:
         """The files of a finished run; results.json comes last."""
         out = self.asked.out
-        about = {"name": self.loaded.name, "preset": self.asked.preset, "settings": done.settings, "steps": done.steps}
-        write_trained(out, model, self.form, self.recipe, self.loaded.classes, about)
+        about = {"preset": self.asked.preset, "settings": done.settings, "steps": done.steps}
+        evidence = None if done.after is None else done
+        write_trained(out, model, self.form, self.recipe, self.loaded, evidence, **about)
         draw_loss({done.recipe: done.log}, out / CURVE)
         write_text(out / PAGE, training_page(done))
         write_text(out / RESULTS, done.to_json())
@@ -448,7 +450,7 @@ def make_job(asked: Asked, settings: TrainSettings, pace: Pace, accelerator: Any
     job = Job(asked, settings, pace, accelerator, loaded, like, recipe, handle, form, source, test, order, teacher, notes)
     if not dry:
         first_does(accelerator, job.checkpoints.check)
-        first_does(accelerator, partial(try_saving, loaded, form, recipe, loaded.classes))
+        first_does(accelerator, partial(try_saving, loaded, form, recipe))
     return job
 
 

@@ -1,0 +1,93 @@
+"""Every method on one model of each kind: saved, loaded in a new process, the same answers to the bit."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import saved_models
+import torch
+from saved_models import KINDS
+
+import sparsight
+
+BUDGET = {
+    "pyramiddrop": "keep=0.5",
+    "sparsevlm": "tokens=8",
+    "agile": "tokens=8",
+    "ats": "keep=0.6,layers=1/2",
+    "tca": "keep=0.8,layers=1/2",
+}
+INSIDE = {
+    "fastv": "keep=0.6,layer=1",
+    "pyramiddrop": "keep=0.5,layers=1/2",
+    "sparsevlm": "tokens=8,layers=0/1",
+    "tome": "keep=0.6,proportional=false",
+}
+FEW = {"timm": ("tome", "sit"), "transformers": ("evit", "similarity"), "open_clip": ("col_ln",), "lvlm": ("divprune", "fastv")}
+
+
+def text_of(kind: str, name: str) -> str:
+    recipe = sparsight.parse(name)
+    own = {**BUDGET, "ats": "", "tca": "", **INSIDE} if kind == "lvlm" else BUDGET
+    if own.get(name):
+        return f"{name}:{own[name]}"
+    layers = ",layers=1/2" if "layers" in dict(recipe.params) and kind != "lvlm" else ""
+    return name if recipe.adaptive or recipe.schedule.word == "" else f"{name}:keep=0.6{layers}"
+
+
+def cases() -> list[Any]:
+    names = [method.name for method in sparsight.methods()]
+    return [
+        pytest.param(kind, name, marks=() if name in FEW[kind] else pytest.mark.product, id=f"{kind}-{name}")
+        for kind in KINDS
+        for name in names
+        if (sparsight.parse(name).where in ("attn", "block", "before", "image")) or kind == "lvlm"
+    ]
+
+
+@pytest.fixture(scope="module")
+def answered(request, tmp_path_factory) -> dict[tuple[str, str], Any]:
+    """(kind, method) -> answers before and after, or why the method does not fit. Loaded in one process for all that are asked here."""
+    wanted = {tuple(item.callspec.params.values()) for item in request.node.session.items if item.fspath == request.node.fspath}
+    root, found = tmp_path_factory.mktemp("saved"), {}
+    folders: dict[tuple[str, str], str] = {}
+    for kind in sorted({kind for kind, _ in wanted}):
+        pytest.importorskip({"lvlm": "transformers"}.get(kind, kind))
+        model, options = saved_models.made(kind, root)
+        for name in sorted(name for one, name in wanted if one == kind):
+            text = text_of(kind, name)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    handle = sparsight.prune(model, text, weights="random" if sparsight.parse(text).weights else None)
+            except sparsight.PruneError as error:
+                found[kind, name] = str(error)
+                continue
+            with handle:
+                before = saved_models.answers(kind, model)
+                folders[kind, name] = str(sparsight.save_pretrained(model, root / kind / name, **options))
+            found[kind, name] = (before, saved_models.answers(kind, model))
+    arguments = [f"{kind}={folder}" for (kind, _), folder in folders.items()]
+    path = os.pathsep.join([*sys.path])
+    done = subprocess.run(
+        [sys.executable, str(Path(saved_models.__file__)), str(root / "answers.pt"), *arguments],
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = torch.load(root / "answers.pt", weights_only=True)
+    return {key: (*value, after[f"{key[0]}={folders[key]}"]) if key in folders else value for key, value in found.items()}
+
+
+@pytest.mark.parametrize(("kind", "name"), cases())
+def test_saved_and_loaded_in_a_new_process(answered, kind, name):
+    found = answered[kind, name]
+    if isinstance(found, str):
+        assert f"{name} needs" in found or "images of its own size only" in found or "makes the image smaller" in found, found
+        pytest.skip(found)
+    before, unpruned, after = found
+    assert torch.equal(before, after)
+    assert not torch.equal(unpruned, after)
