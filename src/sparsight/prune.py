@@ -97,6 +97,8 @@ def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, w
         raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
     if recipe.fewer != "keep" and recipe.where != "decoder" and not family_of(model).language:
         raise PruneError("fewer= is for the images of a vision-language model; leave it out")
+    if recipe.separators != "keep" and (recipe.where == "decoder" or not family_of(model).language):
+        raise PruneError("separators= is for the images of a vision-language model, pruned before its language model; leave it out")
     if weights is not None and recipe.weights is None:
         raise PruneError(f"weights= is for learned methods, and {recipe.name} has no weights; leave it out")
     if recipe.where != "decoder" and (visual is not None or noise is not None):
@@ -167,7 +169,7 @@ def check_other_sizes(family: Family | LVLM, recipe: Recipe) -> None:
     """Raise PruneError for a model that takes images of its own size only, or tiles of them."""
     if not family.other_sizes and family.language:
         raise PruneError(
-            f"{recipe.name} makes the image smaller before the vision encoder, but {type(family.model).__name__} takes tiles of one size; "
+            f"{recipe.name} makes the image smaller before the vision encoder, but {type(family.model).__name__} takes images or tiles of one size; "
             "ask its processor for fewer of them (processor.image_processor.image_grid_pinpoints), or compare with pool"
         )
     if not family.other_sizes:

@@ -101,6 +101,8 @@ class Recipe:
     attention    in a vision-language model, of which encoder layer: "making" the features that the projector gets, or "consuming" them.
     per_tile     in a vision-language model, the budget is that of each tile or frame instead of the whole image's.
     fewer        in a vision-language model, an image with fewer tokens than `tokens` asks for: "keep" them all, or an "error".
+    separators   in a vision-language model, text inside an image's span (row breaks, tile marks): "keep" it, or "drop" it as soon as a
+                 token of the image leaves.
     adaptive     inside a vision model: images of a batch may keep different numbers of tokens (a Plan with `valid`).
     remembers    the weights hold a `cache` of class tokens; each site puts the one most like the image's into its block's attention.
     hides        in training no token leaves: `size` says 1 or 0, and later attention sees a token with 0 only from itself.
@@ -119,6 +121,7 @@ class Recipe:
     attention: Attention = "making"
     per_tile: bool = False
     fewer: Literal["keep", "error"] = "keep"
+    separators: Literal["keep", "drop"] = "keep"
     adaptive: bool = False
     hides: bool = False
     remembers: bool = False

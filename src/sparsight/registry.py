@@ -40,13 +40,14 @@ SHARED: dict[str, Any] = {
     "where": Literal["before", "attn", "block"],
     "per_tile": bool,
     "fewer": Literal["keep", "error"],
+    "separators": Literal["keep", "drop"],
     "weights": str,
 }
 """Parameters that methods accept without declaring them: the budget words, the place within a block for methods with layers,
 whether the budget is each tile's (images cut into tiles by a vision-language model), whether an image with fewer tokens than tokens=
-keeps them all or is an error there, and the file of a learned method's weights."""
+keeps them all or is an error there, whether text between an image's tokens stays, and the file of a learned method's weights."""
 
-USUAL: dict[str, Value] = {"per_tile": False, "fewer": "keep"}
+USUAL: dict[str, Value] = {"per_tile": False, "fewer": "keep", "separators": "keep"}
 """Values of those that say nothing."""
 
 LARGEST = 2**63
@@ -217,9 +218,8 @@ def build(entry: Method, values: dict[str, Value], words: list[str]) -> Recipe:
     if "weights" in values and recipe.weights is None:
         raise PruneError(f"{entry.name} has no learned weights with these parameters; leave weights= out")
     usual = {**USUAL, **values}
-    recipe = replace(
-        recipe, per_tile=bool(usual["per_tile"]), fewer=typing.cast(Any, usual["fewer"]), file=str(values.get("weights", ""))
-    )
+    words_of_images = {name: typing.cast(Any, usual[name]) for name in USUAL}
+    recipe = replace(recipe, **words_of_images, file=str(values.get("weights", "")))
     full = {
         key: value
         for key, value in {**declared, **values}.items()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGE, VIDEO, BREAK, PAD, VOCAB = 90, 91, 94, 0, 96
+IMAGE, VIDEO, BREAK, OVERVIEW, PAD, VOCAB = 90, 91, 94, 87, 0, 96
 TEXT = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": None, "max_position_embeddings": 512,
@@ -97,6 +97,11 @@ def grids(frames: int = 2, **more: Any) -> Callable[[list[list[tuple[int, int, i
 def run(side: int = 4) -> Callable[[int, int], list[int]]:
     """One placeholder for every `side` x `side` patch pixels."""
     return lambda h, w: [IMAGE] * ((h // side) * (w // side))
+
+
+def marked(h: int, w: int) -> list[int]:
+    """Placeholders behind the mark of an overview."""
+    return [OVERVIEW, *run(8)(h, w)]
 
 
 # ---- models -----------------------------------------------------------------------------------------------------------
@@ -351,7 +356,7 @@ def idefics(name: str) -> Kind:
     config = getattr(t, f"{name}Config")(
         vision_config={**VISION, "image_size": 32, "patch_size": 4}, text_config=text(), image_token_id=IMAGE, scale_factor=2
     )
-    return Kind(make(f"{name}ForConditionalGeneration", config), padded_rows, run(8))
+    return Kind(make(f"{name}ForConditionalGeneration", config), padded_rows, marked)
 
 
 @kind
@@ -453,7 +458,7 @@ def aya_vision() -> Kind:
     config = t.AyaVisionConfig(
         vision_config=SIGLIP, text_config=text("cohere2", sliding_window=64), image_token_index=IMAGE, downsample_factor=2
     )
-    return Kind(make("AyaVisionForConditionalGeneration", config), squares, run(8))
+    return Kind(make("AyaVisionForConditionalGeneration", config), squares, marked)
 
 
 @kind

@@ -74,7 +74,9 @@ def skeleton(config: Any) -> nn.Module:
             model: nn.Module = AutoModelForImageTextToText.from_config(config)
     except ValueError:
         kind = type(config).__name__.removesuffix("Config")
-        raise PruneError(f"{kind} is no vision-language model of transformers; sparsight takes LLaVA and Qwen-VL models") from None
+        raise PruneError(
+            f"{kind} is no vision-language model of transformers; sparsight takes LLaVA, Qwen, Gemma, InternVL and others"
+        ) from None
     return model
 
 

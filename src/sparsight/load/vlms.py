@@ -143,7 +143,7 @@ def read_checkpoint(name: str) -> tuple[Any, Any]:
         if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             kind = ", ".join(config.architectures or [type(config).__name__])
             raise PruneError(
-                f"{shown(name)} holds a {kind}, which is no vision-language model; sparsight takes LLaVA and Qwen-VL models"
+                f"{shown(name)} holds a {kind}, which is no vision-language model of transformers; sparsight takes LLaVA, Qwen, Gemma, InternVL and others"
             )
         return config, transformers.AutoProcessor.from_pretrained(str(folder if os.path.isdir(folder) else name), **local)
     except PruneError:

@@ -17,7 +17,7 @@ from ..models.site import IMAGE
 from ..ops.schedule import as_tuple, show
 from ..plan import Plan
 from ..recipe import Recipe, Step
-from ..signals import derive
+from ..signals import FROM_HEADS, SHALLOW, derive
 from . import averages
 from .family import LVLM
 from .prompt_handle import PromptHandle
@@ -145,6 +145,7 @@ def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
         shallow=recipe.shallow,
         consuming=recipe.attention == "consuming",
         per_tile=recipe.per_tile,
+        separators=recipe.separators == "keep",
         asked=int(max(as_tuple(recipe.schedule.tokens), default=0)),
         layer=IMAGE if recipe.where == "image" else -1,
     )
@@ -172,17 +173,17 @@ def run_site(recipe: Recipe, given: dict[str, Any]) -> Outcome:
 
 
 def received(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> dict[str, Any]:
-    """Attention that the finer patches received, summed over the patches of each token."""
-    names = [name for name in ("token_weight", "shallow_token_weight") if name in recipe.needs]
+    """Attention that the finer patches received, of all or of the class token, summed over the patches of each token."""
+    names = [ahead + name for ahead in ("", SHALLOW) for name in FROM_HEADS if ahead + name in recipe.needs]
     with full_precision(given["x"].device.type), torch.no_grad():
         fine = {name: derive(name, {**patches, "x": given["x"]}) for name in names}
-    return {name: value.view(*given["x"].shape[:2], -1).sum(dim=-1) for name, value in fine.items()}
+    return {name: value.view(*value.shape[:-1], given["x"].shape[1], -1).sum(dim=-1) for name, value in fine.items()}
 
 
 def with_patch_score(recipe: Recipe, given: dict[str, Any], patches: dict[str, Any]) -> Recipe:
     """The recipe with its score taken from finer patches and summed over the patches of each token."""
     first = recipe.steps[0]
-    if recipe.score is None or not {"q", "k", "class_attn"} & set(first.needs):
+    if recipe.score is None or not {"q", "k"} & set(first.needs):
         return recipe
     sources = {**patches, "x": given["x"]}
     with full_precision(given["x"].device.type), torch.no_grad():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,41 +38,42 @@ class Heard:
 
 @dataclass(eq=False)
 class EncoderCall:
-    """An encoder that runs while somebody listens: to one attention module, and to the output of the block that features are made of.
+    """An encoder that runs while somebody listens: to some attention modules, and to the output of the block that features are made of.
 
-    heard  the attention's calls.    hidden  that output [B, S, C] or [S, C], which the features' gradients reach.
+    heard  each module's calls.      hidden  that output [B, S, C] or [S, C], which the features' gradients reach.
     own    autograd records for the user as well.
     """
 
     owner: Any
-    attention: nn.Module
     block: nn.Module
-    heard: list[Heard] = field(default_factory=list)
+    heard: dict[nn.Module, list[Heard]]
     hidden: Tensor | None = None
     own: bool = False
 
 
 class EncoderListener:
-    """Stands in one model until `remove`: the attention module's copied configuration, and a hook on the block."""
+    """Stands in one model until `remove`: copied configurations of attention modules, by what their signals' names begin with ("" or
+    "shallow_"), and a hook on the block that features are made of."""
 
-    def __init__(self, attention: nn.Module, block: nn.Module) -> None:
-        self.attention: Any = attention
+    def __init__(self, modules: dict[str, Any], block: nn.Module) -> None:
+        self.modules = modules
         self.block = block
-        self.config: Any = None
         self.hook: Any = None
 
     def install(self) -> EncoderListener:
         register()
-        self.config = self.attention.config
-        self.attention.config = copy.copy(self.config)
-        self.attention.config._attn_implementation_internal = NAME
-        self.attention._sparsight_config = self.config
+        for module in self.modules.values():
+            if "_sparsight_config" not in module.__dict__:  # one module may be heard under both names
+                module._sparsight_config = module.config
+                module.config = copy.copy(module.config)
+                module.config._attn_implementation_internal = NAME
         self.hook = self.block.register_forward_hook(begin_gradients)
         return self
 
     def remove(self) -> None:
-        self.attention.config = self.config
-        del self.attention._sparsight_config
+        for module in self.modules.values():
+            if "_sparsight_config" in module.__dict__:
+                module.config = module.__dict__.pop("_sparsight_config")
         self.hook.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -91,12 +92,12 @@ def register() -> None:
 def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
     """The implementation `sparsight`: note what it is given for the call that listens to this module, and run the model's own."""
     for call in calls():
-        if isinstance(call, EncoderCall) and call.attention is module:
+        if isinstance(call, EncoderCall) and module in call.heard:
             groups = query.shape[1] // key.shape[1]
             k, v = (part if groups == 1 else part.repeat_interleave(groups, dim=1) for part in (key, value))
             scale = more.get("scaling")
             scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-            call.heard.append(Heard(query.detach(), k.detach(), v.detach(), attention_mask, scale))
+            call.heard[module].append(Heard(query.detach(), k.detach(), v.detach(), attention_mask, scale))
             break
     known = inspect.unwrap(type(module).forward).__globals__
     own = known["ALL_ATTENTION_FUNCTIONS"].get_interface(
@@ -180,17 +181,35 @@ def touched(features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Rows that attend to each other: their numbers [m] among all rows, q, k, v [H, m, D], factor of the logits."""
+    """Rows that attend to each other: their numbers [m] among all rows, q, k, v (and those of an earlier block) [H, m, D] by name, factor of
+    the logits."""
 
     rows: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    heads: dict[str, Tensor]
     scale: float
 
 
-def domains(heard: list[Heard], token: Tensor, kind: str) -> list[Domain]:
+def domains(heard: dict[str, list[Heard]], token: Tensor, kind: str) -> list[Domain]:
     """The domains that have tokens, in the order of the rows. A call's batch element is one, or each block of its mask."""
+    found = [domains_of(calls, token, kind, ahead) for ahead, calls in heard.items()]
+    if any([one.rows.tolist() for one in other] != [one.rows.tolist() for one in found[0]] for other in found[1:]):
+        raise PruneError(
+            f"in {kind} the rows of the earlier block attend in other groups than those of the scored one; leave the earlier one out"
+        )
+    return [
+        Domain(same[0].rows, {name: value for one in same for name, value in one.heads.items()}, same[0].scale)
+        for same in zip(*found, strict=True)
+    ]
+
+
+def domains_of(heard: list[Heard], token: Tensor, kind: str, ahead: str) -> list[Domain]:
+    """Those of one attention module, whose signals' names begin with `ahead`."""
+    count = sum(call.q.shape[0] * call.q.shape[2] for call in heard)
+    if count != token.shape[0]:
+        raise PruneError(
+            f"a block of the vision encoder of {kind} has {count} rows where pruning listens, but its tokens are made of {token.shape[0]}; "
+            "use a method that looks at tokens alone, or at the last block: divprune, fps, col_ln"
+        )
     found, first = [], 0
     for call in heard:
         batch, _, length, _ = call.q.shape
@@ -198,13 +217,9 @@ def domains(heard: list[Heard], token: Tensor, kind: str) -> list[Domain]:
             rows = torch.arange(first, first + length, device=token.device)
             for members in blocks_of(allowed(call.mask, element, length), token[rows] >= 0):
                 inside = slice(None) if members is None else members
-                q, k, v = (part[element][:, inside] for part in (call.q, call.k, call.v))
-                found.append(Domain(rows[inside], q, k, v, call.scale))
+                heads = {f"{ahead}{name}": part[element][:, inside] for name, part in (("q", call.q), ("k", call.k), ("v", call.v))}
+                found.append(Domain(rows[inside], heads, call.scale))
             first += length
-    if first != token.shape[0]:
-        raise PruneError(
-            f"the attention that pruning listens to in {kind} has {first} rows, but its tokens are made of {token.shape[0]}"
-        )
     return found
 
 
@@ -233,8 +248,8 @@ def blocks_of(seen: Tensor | None, useful: Tensor) -> list[Tensor | None]:
 def token_signals(domain: Domain, token: Tensor, class_last: bool = False) -> dict[str, Any] | None:
     """Signals of the tokens that are made of a domain's rows, by rising number; token [m]: that of each row, -1 for none.
 
-    q, k, v [H, P+n, D] begin with the rows that are of no token, as a prefix: they take part in attention, and the class token is the first
-    of them (or the last, `class_last`). Where a token is made of several rows, q, k, v are means over them, and those of the rows
+    Heads [H, P+n, D] begin with the rows that are of no token, as a prefix: they take part in attention, and the class token is the first
+    of them (or the last, `class_last`). Where a token is made of several rows, heads are means over them, and those of the rows
     themselves are under `patches`. None: rows are not shared out evenly.
     """
     order, prefix = token.argsort(stable=True), int((token < 0).sum())
@@ -242,7 +257,7 @@ def token_signals(domain: Domain, token: Tensor, class_last: bool = False) -> di
     counts = torch.unique_consecutive(token[order[prefix:]], return_counts=True)[1].tolist()
     if len(set(counts)) != 1:
         return None
-    ordered = {name: getattr(domain, name)[:, order] for name in ("q", "k", "v")}
+    ordered = {name: value[:, order] for name, value in domain.heads.items()}
     shared: dict[str, Any] = {"prefix": prefix, "scale": domain.scale}
     if counts[0] == 1:
         return {**ordered, **shared}

@@ -337,9 +337,10 @@ class LVLM(ABC):
         output, images, takes = self.look(kind, request.call, site)
         while site.once:
             site.once.pop()(images)
+        images = self.joined(kind, request, images)
         fresh = request.find(kind, self.token_id(kind), [image.tokens.shape[0] for image in images])
         kept = reduced(site, [images[i] for i in fresh], self.project() if site.where == "encoder" else None)
-        request.settle(kind, fresh, kept)
+        request.settle(kind, fresh, kept, site.separators)
         if kept:
             request.encoded[kind] = self.output(output, kept)
         request.drop(takes)
@@ -357,6 +358,10 @@ class LVLM(ABC):
             request.encoded[kind] = self.output(output, kept)
         request.smaller.update(smaller.arguments)
         request.drop(takes)
+
+    def joined(self, kind: str, request: VlmRequest, images: list[ImageTokens]) -> list[ImageTokens]:
+        """What the encoder took for images of their own, joined where the prompt says that they are tiles of one."""
+        return images
 
     def output(self, output: Any, kept: list[KeptTokens]) -> Any:
         """The encoder's output with what is left of each image."""

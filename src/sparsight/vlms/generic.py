@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
-from ..signals import square
+from ..ops import select
+from ..ops.schedule import earlier_block
+from ..signals import SHALLOW, heads_of, square
 from . import encoder_rows, mrope
 from .call_state import under_way
 from .family import LVLM
 from .request import VlmRequest
+from .smaller import FlatPatches, SmallerImages, cells
 from .special import Special, special
 from .tiles import ImageSite, ImageTokens, KeptTokens, Tile
 
@@ -30,7 +33,6 @@ GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 SHAPES = ("spatial_shapes", "target_sizes", "image_sizes")
 """Further arguments that say how high and wide an image is, in patches or in pixels."""
 CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
-ATTENTION = {"q", "k", "v", "class_attn", "token_weight"}
 
 
 class Generic(LVLM):
@@ -90,11 +92,20 @@ class Generic(LVLM):
         indices = [chosen] if isinstance(chosen, int) else chosen
         return max(index - (not self.special.blocks) if index >= 0 else depth + index for index in indices)
 
-    def scored(self, consuming: bool) -> int:
-        """The block whose attention is heard: the last in which every patch of an image sees every other, or the next one, which consumes
-        the features."""
-        full = getattr(self.core.get_encoder(modality="image"), "fullatt_block_indexes", None)
-        return max(full) if full else min(self.made + consuming, len(self.blocks) - 1)
+    @property
+    def full(self) -> list[int]:
+        """Blocks in which every patch of an image sees every other."""
+        return sorted(getattr(self.core.get_encoder(modality="image"), "fullatt_block_indexes", None) or range(len(self.blocks)))
+
+    def listened(self, site: ImageSite) -> dict[str, int]:
+        """Blocks whose attention a site asks for: under "" the last full one of those that make the features, or the next, which consumes them;
+        under "shallow_" the earlier one that the recipe names."""
+        wanted, full = heads_of(site.needs), self.full
+        last = self.made + site.consuming
+        found = {"": max((block for block in full if block <= last), default=full[-1])} if wanted & {"q", "k", "v"} else {}
+        if wanted & {"shallow_q", "shallow_k"} and site.shallow is not None:
+            found[SHALLOW] = earlier_block(site.shallow, len(self.blocks), full)
+        return found
 
     def check(self) -> None:
         kind = type(self.model).__name__
@@ -118,25 +129,41 @@ class Generic(LVLM):
         return "" if self.blocks else "its vision encoder does not use transformers' attention interface"
 
     def offers(self) -> tuple[str, ...]:
-        plain = ("x", "size", "position", "grid", "valid", "training")
-        attention = () if self.lacks else ("q", "k", "v", "prefix", "scale", "token_weight")
-        return plain + attention + (("class_attn",) if attention and self.class_token else ())
+        plain = ("x", "feats", "size", "position", "grid", "valid", "training", "depth")
+        heads = ("q", "k", "v", "prefix", "scale", "token_weight", "shallow_q", "shallow_k", "shallow_token_weight")
+        attention = () if self.lacks else heads
+        return plain + attention + (("class_attn", "shallow_class_attn") if attention and self.class_token else ())
 
     # ---- installation -------------------------------------------------------------------------------------------------
 
     def add(self, sites: list[ImageSite]) -> None:
         super().add(sites)
-        if ATTENTION & set(sites[0].needs):
-            block = self.blocks[self.scored(sites[0].consuming)]
-            attention = encoder_rows.attention_in(block)
-            assert attention is not None
-            self.listener = encoder_rows.EncoderListener(attention, self.blocks[self.made]).install()
+        if heads_of(sites[0].needs):
+            self.listen(sites[0])
 
     def take_out(self, sites: list[Any]) -> None:
         super().take_out(sites)
-        if not self.sites and self.listener is not None:
+        if not self.sites:
+            self.unlisten()
+
+    def listen(self, site: ImageSite) -> None:
+        """Let the encoder report the attention that a site asks for, until `unlisten`."""
+        modules = {ahead: encoder_rows.attention_in(self.blocks[block]) for ahead, block in self.listened(site).items()}
+        self.listener = encoder_rows.EncoderListener(modules, self.blocks[self.made]).install()
+
+    def unlisten(self) -> None:
+        if self.listener is not None:
             self.listener.remove()
             self.listener = None
+
+    def look(self, kind: str, call: dict[str, Any], site: ImageSite, **options: Any) -> tuple[Any, list[ImageTokens], list[str]]:
+        if self.listener is not None or not heads_of(site.needs):
+            return super().look(kind, call, site, **options)
+        self.listen(site)
+        try:
+            return super().look(kind, call, site, **options)
+        finally:
+            self.unlisten()
 
     @contextmanager
     def hearing(self, taps: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
@@ -144,9 +171,40 @@ class Generic(LVLM):
         if self.listener is None:
             yield {}
             return
-        call = encoder_rows.EncoderCall(self, self.listener.attention, self.listener.block)
+        call = encoder_rows.EncoderCall(self, self.listener.block, {module: [] for module in self.listener.modules.values()})
         with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), under_way(call):
             yield {"rows": call}
+
+    # ---- smaller images -----------------------------------------------------------------------------------------------
+
+    @property
+    def flat(self) -> FlatPatches | None:
+        """How pictures lie in flat patches with grids beside them, in the encoders of the Qwen-VL kind; None for others."""
+        encoder = self.core.get_encoder(modality="image")
+        embed, merge = getattr(encoder, "patch_embed", None), getattr(encoder, "spatial_merge_size", None)
+        patch, frames = getattr(embed, "patch_size", None), getattr(embed, "temporal_patch_size", None)
+        known = isinstance(patch, int) and isinstance(frames, int) and isinstance(merge, int)
+        return FlatPatches(patch, frames, merge) if known else None  # type: ignore[arg-type]
+
+    @property
+    def other_sizes(self) -> bool:
+        return self.flat is not None
+
+    def smaller(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
+        """Every frame of a video gets an even share of its budget."""
+        flat, pixels, grids = self.flat, call[self.pixels[kind]], call[GRIDS[kind]]
+        assert flat is not None
+        merge = flat.merge
+        made, sizes, plans, given = [], [], [], []
+        for rows, (t, h, w) in zip(pixels.split(grids.prod(dim=1).tolist()), grids.tolist(), strict=True):
+            grid = (h // merge, w // merge)
+            count = max(1, budget(t * grid[0] * grid[1]) // t)
+            side = select.smaller(grid, count)
+            made.append(rows if side == grid else flat.smaller(rows, (t, h, w), side))
+            sizes.append((t, side[0] * merge, side[1] * merge))
+            plans.append(cells(grid, count, pixels.device, frames=t))
+            given.append(grid)
+        return SmallerImages({self.pixels[kind]: torch.cat(made), GRIDS[kind]: grids.new_tensor(sizes)}, plans, given)
 
     # ---- images -------------------------------------------------------------------------------------------------------
 
@@ -163,7 +221,11 @@ class Generic(LVLM):
     def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         with torch.inference_mode(False), torch.set_grad_enabled("rows" in heard or torch.is_grad_enabled()):
             features = self.features(kind, output, call)
-        tiles = self.scored_tiles(features, heard["rows"]) if "rows" in heard else [[whole(tokens)] for tokens in features]
+        tiles = (
+            self.scored_tiles(features, heard["rows"])
+            if "rows" in heard
+            else [frames(tokens, t) for tokens, t in zip(features, self.frames(kind, call, features), strict=True)]
+        )
         if "rows" in heard and not heard["rows"].own:
             features = [tokens.detach() for tokens in features]
         extras = [self.split(layer, features) for layer in deepstack(output)]
@@ -184,7 +246,9 @@ class Generic(LVLM):
         first = torch.tensor([0, *(len(tokens) for tokens in features)]).cumsum(0).tolist()
         tiles: list[list[Tile]] = [[] for _ in features]
         seen = torch.zeros_like(image, dtype=torch.bool)
-        for domain in encoder_rows.domains(call.heard, token, kind):
+        assert self.listener is not None
+        heard = {ahead: call.heard[module] for ahead, module in self.listener.modules.items()}
+        for domain in encoder_rows.domains(heard, token, kind):
             own = token[domain.rows]
             numbers = torch.unique(own[own >= 0])
             signals = encoder_rows.token_signals(domain, own, self.special.class_last)
@@ -207,19 +271,25 @@ class Generic(LVLM):
         if not {"grid", "position"} & set(site.needs):
             return tile
         n = tile.columns.shape[0]
-        own = grid if n == total else square(n)
+        own = grid if grid is not None and n in (total, grid[0] * grid[1]) else square(n)
         if own is None:
             raise PruneError(
                 f"the grid of an image with {n} tokens is not known in {type(self.model).__name__}; use a method that needs none"
             )
         return replace(tile, signals={**tile.signals, "grid": own, "position": torch.arange(n, device=tile.columns.device)})
 
+    def frames(self, kind: str, call: dict[str, Any], features: list[Tensor]) -> list[int]:
+        """Frames of every video, as far as the call says so; 1 for images."""
+        grids = call.get(GRIDS[kind])
+        return [1] * len(features) if grids is None or len(grids) != len(features) else grids[:, 0].tolist()
+
     def grids(self, kind: str, call: dict[str, Any], features: list[Tensor]) -> list[tuple[int, int] | None]:
         """Grid (h, w) of every image's tokens: of its patches, as far as the call says so, with the same shape; else a square."""
         name = next((name for name in (GRIDS[kind], *SHAPES) if isinstance(call.get(name), Tensor)), None)
         if name is None or call[name].shape[0] != len(features):
             return [square(tokens.shape[0]) for tokens in features]
-        return [like_patches(h, w, tokens.shape[0]) for (h, w), tokens in zip(call[name][:, -2:].tolist(), features, strict=True)]
+        counts = [len(tokens) // t for tokens, t in zip(features, self.frames(kind, call, features), strict=True)]
+        return [like_patches(h, w, n) for (h, w), n in zip(call[name][:, -2:].tolist(), counts, strict=True)]
 
     def features(self, kind: str, output: Any, call: dict[str, Any]) -> list[Tensor]:
         """Tokens [n, D] of every image."""
@@ -240,6 +310,14 @@ class Generic(LVLM):
         if [part.shape[0] for part in parts] == [tokens.shape[0] for tokens in features]:
             return parts
         return list(torch.split(torch.cat(parts), [tokens.shape[0] for tokens in features]))
+
+    def joined(self, kind: str, request: VlmRequest, images: list[ImageTokens]) -> list[ImageTokens]:
+        if not self.special.tiles or kind != "image":
+            return images
+        places = request.places(kind, self.token_id(kind), [image.tokens.shape[0] for image in images])
+        ends = image_ends(self.special.tiles, request.ids, places)
+        starts = [0, *(i + 1 for i in ends[:-1])]
+        return [together(images[start : end + 1]) for start, end in zip(starts, ends, strict=True)]
 
     def output(self, output: Any, kept: list[KeptTokens]) -> Any:
         name = self.special.features
@@ -277,9 +355,35 @@ def detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def whole(tokens: Tensor) -> Tile:
-    """All tokens of an image as one tile."""
-    return Tile(torch.arange(tokens.shape[0], device=tokens.device), {})
+def frames(tokens: Tensor, count: int) -> list[Tile]:
+    """All tokens of an image as one tile; of a video those of each of its frames."""
+    return [Tile(columns, {}) for columns in torch.arange(tokens.shape[0], device=tokens.device).chunk(count)]
+
+
+def image_ends(tiles: str, ids: Tensor, places: list[tuple[int, Tensor]]) -> list[int]:
+    """Numbers of the tiles that are the last of their image, from their places in the prompt (`Special.tiles`)."""
+    spans = [(row, int(columns[0]), int(columns[-1])) for row, columns in places]
+    after = [*spans[1:], (-1, 0, 0)]
+    last = [row != other for (row, _, _), (other, _, _) in zip(spans, after, strict=True)]
+    if tiles == "overview":
+        mark = {row: int(ids[row, first - 1]) if first else -1 for (row, first, _), end in zip(spans, last, strict=True) if end}
+        ended = [end or int(ids[row, first - 1]) == mark[row] for (row, first, _), end in zip(spans, last, strict=True)]
+    else:
+        gap = 1 if tiles == "mark" else 0
+        ended = [end or first - stop > gap + 1 for end, (_, _, stop), (_, first, _) in zip(last, spans, after, strict=True)]
+    return [i for i, end in enumerate(ended) if end]
+
+
+def together(tiles: list[ImageTokens]) -> ImageTokens:
+    """One image from what was taken for images."""
+    if len(tiles) == 1:
+        return tiles[0]
+    first, parts = 0, []
+    for image in tiles:
+        parts += [replace(tile, columns=tile.columns + first) for tile in image.tiles]
+        first += image.tokens.shape[0]
+    extras = tuple(torch.cat(layer) for layer in zip(*(image.extras for image in tiles), strict=True))
+    return ImageTokens(torch.cat([image.tokens for image in tiles]), parts, extras)
 
 
 def like_patches(h: int, w: int, n: int) -> tuple[int, int] | None:

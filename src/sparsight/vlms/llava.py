@@ -36,6 +36,13 @@ class Llava(LVLM):
     one_row = True
     classes = ("LlavaForConditionalGeneration",)
 
+    @classmethod
+    def serves(cls, model: nn.Module) -> bool:
+        if not super().serves(model):
+            return False
+        tower = getattr(getattr(model, "model", None), "vision_tower", None)
+        return tower is None or any(family.serves(tower) for family in TOWERS)  # others (Pixtral) are the generic family's
+
     @property
     def tower(self) -> TransformersViT:
         """The vision tower, seen as a family of its own."""

@@ -21,11 +21,12 @@ PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq
 @dataclass(frozen=True, eq=False)
 class Span:
     """One image in a batch of prompts: its row, the columns [n] of its placeholders, and which of them (0..n-1) stand for the tokens
-    that stay, in the order of these tokens [K]."""
+    that stay, in the order of these tokens [K]. between: columns of text among them that leave as well."""
 
     row: int
     columns: Tensor
     anchors: Tensor
+    between: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,12 @@ def locate(marked: Tensor, sizes: list[int], kind: str) -> list[tuple[int, Tenso
     return found
 
 
+def between(columns: Tensor) -> Tensor:
+    """Columns among an image's columns [n] that are not its own."""
+    every = torch.arange(int(columns[0]), int(columns[-1]) + 1, device=columns.device)
+    return every[~torch.isin(every, columns)]
+
+
 def refuse_meta(tokens: Tensor | None) -> None:
     """Raise PruneError for a prompt without values."""
     if tokens is not None and tokens.is_meta:
@@ -107,6 +114,8 @@ def shortened(batch: int, width: int, spans: list[Span], mask: Tensor | None, de
         chosen, place = [], []
         for span in (span for span in spans if span.row == row):
             text[span.columns] = False
+            if span.between is not None:
+                text[span.between] = False
             chosen.append(span.columns[span.anchors])
             place.append(chosen[-1].sort().values)
         others = text.nonzero().squeeze(1)

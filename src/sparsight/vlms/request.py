@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import PruneError
 from ..latest import publish
 from ..plan import Plan
-from .prompt import FILL, PromptMap, Span, locate, refuse_packed, shortened, take
+from .prompt import FILL, PromptMap, Span, between, locate, refuse_packed, shortened, take
 from .sequence import lengthened
 from .tiles import KeptTokens
 
@@ -159,23 +159,27 @@ class VlmRequest:
 
     # ---- images -------------------------------------------------------------------------------------------------------
 
-    def find(self, kind: str, token: int | None, sizes: list[int]) -> list[int]:
-        """Which of the images have their placeholders among the new tokens; those of a cached part may be given again."""
+    def places(self, kind: str, token: int | None, sizes: list[int]) -> list[tuple[int, Tensor]]:
+        """Row and columns of every image's placeholders; those of a cached part may be given again."""
         marked = self.ids.eq(-1 if token is None else token)
         if self.start and int(marked.sum()) == sum(sizes):
-            places = locate(marked, sizes, kind)
-            fresh = [i for i, (_, columns) in enumerate(places) if int(columns[0]) >= self.start]
-            self.found[kind] = [(places[i][0], places[i][1] - self.start) for i in fresh]
-            return fresh
-        self.found[kind] = locate(marked[:, self.start :], sizes, kind)
-        return list(range(len(sizes)))
+            return locate(marked, sizes, kind)
+        return [(row, columns + self.start) for row, columns in locate(marked[:, self.start :], sizes, kind)]
 
-    def settle(self, kind: str, fresh: list[int], kept: list[KeptTokens]) -> None:
-        """Note which placeholders of each image stay."""
+    def find(self, kind: str, token: int | None, sizes: list[int]) -> list[int]:
+        """Which of the images have their placeholders among the new tokens."""
+        places = self.places(kind, token, sizes)
+        fresh = [i for i, (_, columns) in enumerate(places) if int(columns[0]) >= self.start]
+        self.found[kind] = [(places[i][0], places[i][1] - self.start) for i in fresh]
+        return fresh
+
+    def settle(self, kind: str, fresh: list[int], kept: list[KeptTokens], separators: bool = True) -> None:
+        """Note which placeholders of each image stay, and whether text among them does."""
         self.fresh[kind] = fresh
         self.kept += kept
-        places = zip(self.found[kind], kept, strict=True)
-        self.spans += [Span(row, columns, one.anchors.to(columns.device)) for (row, columns), one in places]
+        for (row, columns), one in zip(self.found[kind], kept, strict=True):
+            drop = not separators and kind == "image" and one.anchors.shape[0] < columns.shape[0]
+            self.spans.append(Span(row, columns, one.anchors.to(columns.device), between(columns) if drop else None))
 
     def chosen(self, kind: str, values: Tensor | None) -> Tensor | None:
         """Of something that has one entry per image, the entries of the new ones."""

@@ -23,6 +23,8 @@ class Special:
     features  where the encoder's output has the features that the language model gets.
     rows      features of all images of a batch row come as one: split by the encoder's tiles.
     video     what the configuration calls the placeholder of videos, where it is that of images.
+    tiles     how tiles of an image stand in the prompt: "run" side by side, "mark" with one token between them, "overview" the last one
+              behind a mark that all overviews have; "" if nothing is cut into tiles.
     attention   why no attention belongs to a token.
     class_last  the class token is the encoder's last row.
     blocks    vision_feature_layer counts blocks, not the states between them.
@@ -33,6 +35,7 @@ class Special:
     features: str = "pooler_output"
     rows: bool = False
     video: str = "video_token_id"
+    tiles: str = ""
     attention: str = ""
     class_last: bool = False
     blocks: bool = False
@@ -47,11 +50,18 @@ SPECIAL: dict[str, Special] = {
         refused="it writes whole blocks by diffusion, and its images go to an encoder that is asked again"
     ),
     "FuyuForCausalLM": Special(refused="it has no vision encoder: patches go to the language model as they are"),
+    "AyaVisionForConditionalGeneration": Special(tiles="overview"),
+    "Cohere2VisionForConditionalGeneration": Special(tiles="mark"),
+    "GotOcr2ForConditionalGeneration": Special(tiles="run"),
+    "InternVLForConditionalGeneration": Special(tiles="run"),
+    "Lfm2VlForConditionalGeneration": Special(tiles="mark"),
+    "Ovis2ForConditionalGeneration": Special(tiles="mark"),
+    "QianfanOCRForConditionalGeneration": Special(tiles="run"),
     "VideoLlavaForConditionalGeneration": Special(pixels="pixel_values_images"),
     "Idefics2ForConditionalGeneration": Special(rows=True, attention=RESAMPLED),
-    "Idefics3ForConditionalGeneration": Special(rows=True),
-    "SmolVLMForConditionalGeneration": Special(rows=True),
-    "Llama4ForConditionalGeneration": Special(features="last_hidden_state", class_last=True),
+    "Idefics3ForConditionalGeneration": Special(rows=True, tiles="overview"),
+    "SmolVLMForConditionalGeneration": Special(rows=True, tiles="overview"),
+    "Llama4ForConditionalGeneration": Special(features="last_hidden_state", class_last=True, tiles="overview"),
     "Glm4vForConditionalGeneration": Special(video="image_token_id"),
     "Glm4vMoeForConditionalGeneration": Special(video="image_token_id"),
     "Molmo2ForConditionalGeneration": Special(video="image_token_id", blocks=True),

@@ -36,6 +36,7 @@ class ImageSite:
     shallow    which earlier block the shallow signals are of, see `Recipe`.
     consuming  attention of the layer that consumes the selected features, instead of the one that makes them.
     per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
+    separators  whether text between an image's tokens stays where some of them leave.
     asked      tokens per image that the recipe asks for; 0 if it does not say.
     once       what looks at the images of the first call, and then goes.
     layer      as vision models count it: -1 before the first block, -2 for the image.
@@ -50,6 +51,7 @@ class ImageSite:
     shallow: tuple[int, int] | None = None
     consuming: bool = False
     per_tile: bool = False
+    separators: bool = True
     asked: int = 0
     once: list[Callable[[list[ImageTokens]], None]] = field(default_factory=list)
     layer: int = -1
