@@ -286,10 +286,13 @@ class Generic(LVLM):
     def grids(self, kind: str, call: dict[str, Any], features: list[Tensor]) -> list[tuple[int, int] | None]:
         """Grid (h, w) of every image's tokens: of its patches, as far as the call says so, with the same shape; else a square."""
         name = next((name for name in (GRIDS[kind], *SHAPES) if isinstance(call.get(name), Tensor)), None)
-        if name is None or call[name].shape[0] != len(features):
+        shapes = call[name] if name else None
+        if isinstance(places := call.get(f"{kind}_position_ids"), Tensor) and places.dim() == 3:
+            shapes = places.amax(dim=1).flip(-1) + 1  # Gemma 4: x and y of every patch
+        if shapes is None or shapes.shape[0] != len(features):
             return [square(tokens.shape[0]) for tokens in features]
         counts = [len(tokens) // t for tokens, t in zip(features, self.frames(kind, call, features), strict=True)]
-        return [like_patches(h, w, n) for (h, w), n in zip(call[name][:, -2:].tolist(), counts, strict=True)]
+        return [like_patches(h, w, n) for (h, w), n in zip(shapes[:, -2:].tolist(), counts, strict=True)]
 
     def features(self, kind: str, output: Any, call: dict[str, Any]) -> list[Tensor]:
         """Tokens [n, D] of every image."""
