@@ -62,7 +62,7 @@ def expected_counts(recipe: str, patches: int) -> list[int]:
     counts, n = [], patches
     for site in range(len(layers)):
         kept = made_recipe.schedule.count(n, site, len(layers), patches)
-        if made_recipe.name == "tome" or "bipartite" in recipe:
+        if made_recipe.name in ("tome", "pitome") or "bipartite" in recipe:
             n = max(kept, n - n // 2)
         elif made_recipe.name == "tca" and kept < n:
             n = kept - 2 * (n + 1 - kept) + dict(made_recipe.params)["centres"] + 1

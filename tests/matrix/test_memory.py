@@ -31,6 +31,7 @@ LIMITS = {
     "mix:diversity=bat": 2.5,
     "mix:diversity=fps": 2.3,
     "patch_merger": 1.7,
+    "pitome": 3.3,
     "prumerge": 0.5,
     "prumerge:score=col_ln": 0.5,
     "prumerge_plus": 1.2,
