@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .load.models import Loaded, load
     from .load.vlms import load_vlm
     from .look.calibrate import calibrate
+    from .look.show import show
     from .ops.score import register_score
     from .plan import Plan
     from .prune import families, prune
@@ -54,6 +55,7 @@ _HOMES = {
     "register_family": "registry",
     "register_score": "ops.score",
     "save_pretrained": "saving.save",
+    "show": "look.show",
     "train": "train.train",
     "tune": "tune.tune",
     "unprune": "handle",
@@ -62,7 +64,7 @@ _HOMES = {
 __all__ = [
     "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load",
     "load_vlm", "macs", "methods", "parse", "prune", "push_to_hub", "reduce", "register_family", "register_score",
-    "save_pretrained", "train", "tune", "unprune",
+    "save_pretrained", "show", "train", "tune", "unprune",
 ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """show() draws a sheet; the patches in it are those of the plans."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from PIL import Image
 
 from sparsight.errors import PruneError
 from sparsight.look.patches import FUSED, WHITE, look, pictures, tint
-from sparsight.look.show import font, lines, show
+from sparsight.look.sheet import Sheet, font, lines
+from sparsight.look.show import show
 from sparsight.plan import Plan
 from sparsight.prune import prune
 from sparsight.registry import parse
@@ -32,8 +35,9 @@ def test_a_sheet_is_drawn(loaded, image, tmp_path, recipe):
     with Image.open(tmp_path / "new" / "kept.png") as sheet:
         assert sheet.width > 600
         assert len(sheet.getcolors(1 << 24)) > 100
-    assert found.patches == 100
-    assert len(found.tokens) == len(found.layers)
+    (cell,) = found.rows[0]
+    assert cell.total == 100
+    assert len(cell.tokens) == len(cell.layers)
     assert "\n" not in str(found)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["kept.png"]
 
@@ -85,11 +89,13 @@ def test_bad_input(loaded, image, tmp_path):
         ((tmp_path / "none.png", loaded, "evit"), "no image file"),
         ((broken, loaded, "evit:layers=1"), "not an image"),
         ((image, loaded, "evit:layers=99"), "out of range"),
-        ((image, loaded, "evit:layers=1", tmp_path / "kept.bmp"), r"must end in \.png"),
+        ((image, loaded, "evit:layers=1", tmp_path / "kept.bmp"), r"must end in \.png, \.svg, \.gif or \.webp"),
         ((image, loaded, "evit:layers=1", broken / "kept.png"), "cannot be written"),
     ):
         with pytest.raises(PruneError, match=message):
             show(*arguments)
+    with pytest.raises(PruneError, match="a question needs a vision-language model"):
+        show(image, loaded, "evit:layers=1", question="what is it ?")
     assert [file.name for file in tmp_path.iterdir()] == ["broken.png"]
 
 
@@ -100,3 +106,65 @@ def test_long_names_are_broken_not_cut():
         assert "".join(found) == name
         assert all(font(24).getlength(line) <= width for line in found)
     assert len(found) == 1
+
+
+RECIPES = ["evit:keep=0.5,layers=1/3", "tome:remove=9,layers=1/2"]
+
+
+@pytest.fixture(scope="module")
+def table(loaded, image):
+    return show([image, Image.new("RGB", (80, 50), "navy")], loaded, RECIPES)
+
+
+def test_images_and_recipes_are_rows_and_columns(table):
+    assert [[(cell.image, cell.recipe) for cell in row] for row in table.rows] == [
+        [(name, str(parse(recipe))) for recipe in RECIPES] for name in (table.rows[0][0].image, "image")
+    ]
+    cell = table.rows[0][0]
+    assert cell.left == "27 of 100 tokens left, 27%"
+    assert "%" in cell.before
+    assert "%" in cell.after
+    assert len(str(table).splitlines()) == 4
+
+
+def test_an_svg_has_the_texts_of_the_picture(table, tmp_path):
+    from xml.etree import ElementTree
+
+    table.save(tmp_path / "kept.svg")
+    root = ElementTree.parse(tmp_path / "kept.svg").getroot()
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"27 of 100 tokens left, 27%", table.rows[0][0].before, *map(str, map(parse, RECIPES))} <= set(texts)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}image"))) == 2 * 3
+    assert root.get("width") == str(table.sheet.raster().width)
+
+
+def test_a_name_is_text_in_an_svg():
+    sheet = Sheet(200)
+    sheet.write(0, 0, ["<script>&\x00"], 12)
+    assert "&lt;script&gt;&amp;?</text>" in sheet.svg()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_layers_follow_each_other(table, tmp_path, suffix):
+    table.save(tmp_path / f"kept{suffix}")
+    with Image.open(tmp_path / f"kept{suffix}") as moving:
+        assert moving.n_frames == 1 + len({1, 2, 3})
+        frames = []
+        for place in range(moving.n_frames):
+            moving.seek(place)
+            frames.append(np.asarray(moving.convert("RGB")).astype(int))
+    assert all(np.abs(one - other).mean() > 1 for one, other in itertools.pairwise(frames))
+
+
+def test_a_notebook_shows_it(loaded, image, tmp_path):
+    table = show(image, loaded, RECIPES[0])
+    assert table._repr_png_().startswith(b"\x89PNG")
+    assert table._repr_html_() is None
+    assert 'src="data:image/gif;base64,' in table.save(tmp_path / "kept.gif")._repr_html_()
+
+
+def test_a_smaller_picture_is_shown_smaller(loaded, image):
+    from sparsight.look.overlay import EMPTY, kept
+
+    view = show(image, loaded, "resize:keep=0.25").rows[0][0].views[0]
+    assert kept(view.picture, view.sites[0]).getpixel((2, 2)) == EMPTY

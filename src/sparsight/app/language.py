@@ -6,7 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,8 @@ from ..data.questions import Question
 from ..errors import PruneError, shown
 from ..evaluation.asking import Asker
 from ..evaluation.vlm_entries import BASELINES, complete, grid_made, spelled, usual
-from ..evaluation.vlm_gallery import grid_of, model_picture, owners
 from ..load.vlms import LoadedVlm
-from ..look.patches import Look
+from ..look.prompt_patches import model_picture, prompt_looks
 from ..ops.schedule import BUDGET
 from ..pages.page import picture_uri
 from ..prune import family_of, prune
@@ -138,14 +137,11 @@ class Language:
             start = time.perf_counter()
             answer = self.asker.reply(asked)[0]
             took = 1000 * (time.perf_counter() - start)
-            plans = handle.plans if handle is not None else []
+            sites = [] if handle is None else prompt_looks(handle, self.family.views("image", asked.inputs)[0])
             left, kept = grid[0] * grid[1], None
-            if plans:
-                left, owner = int(plans[-1].slots), owners([plan.owner[0] for plan in plans])
-                fused = frozenset({plans[-1].slots - 1} if plans[-1].fused else ())
-                if grid_of(self.family, asked.inputs, owner):
-                    layer = -2 if recipe is not None and recipe.where == "image" else 0
-                    kept = site(Look(layer, left, owner.cpu().numpy().reshape(grid), fused, None))
+            if sites:
+                last = sites[-1][0]
+                left, kept = last.tokens, site(replace(last, layer=-2 if last.smaller else 0, score=None))
         if answer.text is None:
             raise PruneError(f"{self.name} gives no answer here: {answer.fault}")
         if recipe is None:

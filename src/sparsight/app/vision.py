@@ -16,8 +16,8 @@ from ..errors import PruneError
 from ..handle import handles, unprune
 from ..load.answers import Reader, check_finite
 from ..load.models import Loaded
+from ..look.overlay import level
 from ..look.patches import Look, looks, pictures
-from ..look.show import level
 from ..pages.page import picture_uri
 from ..prune import family_of
 from ..recipe import Recipe

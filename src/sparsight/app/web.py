@@ -15,8 +15,8 @@ from PIL import Image
 from starlette.datastructures import Headers, MutableHeaders
 
 from .. import __version__
+from ..look.overlay import HEAT
 from ..look.patches import FUSED, GROUPS
-from ..look.show import HEAT
 from ..serve.app import add_problems
 from ..serve.refusal import Refusal
 from .desk import Desk, described, need, sample_of

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..data.questions import Item
-from ..look.patches import Look, pictures, tint
+from ..look.patches import tint
+from ..look.prompt_patches import model_picture, prompt_looks
 from ..ops.select import smaller
 from ..pages.page import picture_uri
 from ..runs.sweep import pruned
@@ -106,46 +106,16 @@ def overlay(job: Job, entry: Entry, item: Item) -> tuple[str, int]:
     with pruned(model, entry.installed(0)) as handle:
         model.generate(**inputs, max_new_tokens=1, do_sample=False)  # type: ignore[operator]
         assert handle is not None
-        plans = handle.plans
-        if not plans:
-            return "", 0
-        owner = owners([plan.owner[0] for plan in plans])
-        left = int(plans[-1].slots)
-        fused = {plans[-1].slots - 1} if plans[-1].fused else set()
-        grid = grid_of(job.family, inputs, owner)
-    if grid is None:
-        return "", left
-    if entry.recipes[0].where == "image":
-        rows, columns = smaller(grid, left)
+        sites = prompt_looks(handle, job.family.views("image", inputs)[0])
+        left = handle.plans[-1].slots if handle.plans else 0
+    if not sites:
+        return "", 0
+    if not sites[-1]:
+        return "", int(left)
+    last = sites[-1][-1]  # of an image in tiles these, without the overview
+    if last.smaller:
+        (rows, columns), grid = smaller(last.owner.shape, last.tokens), last.owner.shape
         whole = model_picture(job.asker.processor, job.asker.prepared(item.load()[0]))
         small = whole.resize((whole.width * columns // grid[1], whole.height * rows // grid[0]), Image.Resampling.BICUBIC)
-        return picture_uri(small, "jpeg"), left
-    look = Look(0, left, owner.cpu().numpy().reshape(grid), frozenset(fused), None)
-    return picture_uri(Image.fromarray(np.ascontiguousarray(tint(look)), "RGBA")), left
-
-
-def owners(sites: list[Tensor]) -> Tensor:
-    """Slot after the last site of every token before the first one, -1 if it left on the way."""
-    owner = sites[0]
-    for later in sites[1:]:
-        owner = torch.where(owner < 0, -1, later[owner.clamp(min=0)])
-    return owner
-
-
-def grid_of(family: Any, inputs: Mapping[str, Tensor], owner: Tensor) -> tuple[int, int] | None:
-    """The patch grid of a picture whose tokens are one grid; None for pictures in tiles."""
-    if not family.one_row:
-        return None
-    grid: tuple[int, int] = family.grid_of(inputs)
-    return grid if grid[0] * grid[1] == owner.numel() else None
-
-
-def model_picture(processor: Any, picture: Image.Image) -> Image.Image:
-    """The picture as the model gets it."""
-
-    def transform(image: Image.Image) -> Tensor:
-        pixels: Tensor = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return pixels
-
-    pixels = transform(picture)
-    return pictures(pixels.reshape(-1, *pixels.shape[-3:])[:1], transform)[0] if pixels.dim() in (3, 4) else picture
+        return picture_uri(small, "jpeg"), last.tokens
+    return picture_uri(Image.fromarray(np.ascontiguousarray(tint(last)), "RGBA")), last.tokens

@@ -14,9 +14,10 @@ from ..pages.page import picture_uri
 from .analysis import Analysis
 from .analysis_figures import DARK, DPI, LIGHT, Palette
 from .block_probe import Probe, Sums
+from .overlay import colour_bar, inferno, level
 from .patches import pictures
 from .rank import table
-from .show import colour_bar, font, inferno, level, lines
+from .sheet import font, lines
 
 SIDE, GAP, MARGIN, LINE = 150, 8, 24, 32
 MOST = 12
@@ -71,7 +72,7 @@ def draw(picture: Image.Image, maps: dict[tuple[str, int], Sums], name: str, mod
     x = MARGIN + width + 2 * GAP
     pen.text((x, MARGIN - 4), words, palette.ink, font(22), spacing=7)
     bar = min(3 * width, beside)
-    colour_bar(pen, (x, MARGIN + head - 38), bar, ("lowest score", "highest, kept first"), palette.quiet, 20)
+    sheet.paste(colour_bar(bar, ("lowest score", "highest, kept first"), palette.quiet, palette.paper, 20), (x, MARGIN + head - 38))
     for column, layer in enumerate(layers):
         pen.text((MARGIN + column * (width + GAP), top - LINE), f"block {layer}", palette.quiet, font(20))
     for row, recipe in enumerate(recipes):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from ..prune import prune
 from ..recipe import Recipe
 
 Pixels = NDArray[np.uint8]
+Asked = TypeVar("Asked")
 
 WHITE = (255, 255, 255, 215)
 FUSED = (0, 114, 178)
@@ -29,8 +32,8 @@ STRENGTH = 165
 class Look:
     """What happened to one image at one site.
 
-    owner [h, w]: slot of every patch of the image, -1 if dropped; place: slots that hold fused tokens; score [h, w]: NaN where no
-    token was left, None for methods without a score.
+    owner [h, w]: slot of every patch of the image, -1 if dropped; fused: slots that hold fused tokens; score [h, w]: NaN where no
+    token was left, None for methods without a score. layer: -1 before the first block, -2 the image; place: what a layer is called here.
     """
 
     layer: int
@@ -38,10 +41,21 @@ class Look:
     owner: NDArray[np.int64]
     fused: frozenset[int]
     score: NDArray[np.float64] | None
+    place: str = "block"
 
     @property
     def title(self) -> str:
-        return "image" if self.layer < -1 else "input" if self.layer < 0 else f"block {self.layer}"
+        return "image" if self.layer < -1 else "input" if self.layer < 0 else f"{self.place} {self.layer}"
+
+    @property
+    def smaller(self) -> bool:
+        """Whether the picture itself was made smaller."""
+        return self.layer < -1
+
+    @property
+    def noun(self) -> str:
+        """What tokens are before anything has happened to them."""
+        return "patches" if self.place == "block" else "visual tokens"
 
     @property
     def shared(self) -> list[int]:
@@ -52,11 +66,18 @@ class Look:
 
 def look(model: nn.Module, recipe: Recipe, images: Tensor) -> list[list[Look]]:
     """Prune, run, and say for every image [B, 3, H, W] what happened at each site."""
+    return look_and_ask(model, recipe, images, model)[0]
+
+
+def look_and_ask(
+    model: nn.Module, recipe: Recipe, images: Tensor, ask: Callable[[Tensor], Asked]
+) -> tuple[list[list[Look]], Asked]:
+    """The same, and what `ask` makes of the images by the pruned model."""
     with torch.inference_mode(), prune(model, recipe) as handle:
-        check_finite(model(images), f"the model under {recipe}")
-        plans, scores, grid = handle.sources(), handle.scores, handle.grid
-        layers = handle.layers
-    return [looks(item, plans, scores, layers, grid) for item in range(len(images))]
+        found = ask(images)
+        check_finite(found, f"the model under {recipe}")
+        plans, scores, grid, layers = handle.sources(), handle.scores, handle.grid, handle.layers
+    return [looks(item, plans, scores, layers, grid) for item in range(len(images))], found
 
 
 def looks(item: int, plans: list[Plan], scores: list[Tensor | None], layers: list[int], grid: tuple[int, int]) -> list[Look]:

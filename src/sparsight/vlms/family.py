@@ -118,6 +118,11 @@ class LVLM(ABC):
     def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
         """Modules by name whose calls `images` needs to know."""
 
+    def views(self, kind: str, call: dict[str, Any]) -> list[list[Tensor]]:
+        """Where the tokens of the images ("image") or videos of a call lie. Of each its views (the whole, its tiles together, the frames of
+        a video), and of each view the grid [h, w] of places among the image's tokens, -1 where there is none. No views: it is not known."""
+        return [[]]
+
     def project(self) -> Callable[[Tensor], Tensor] | None:
         """From encoder features to tokens of the language model; None where tokens can only leave behind the projector."""
         return None

@@ -294,6 +294,12 @@ class Generic(LVLM):
         counts = [len(tokens) // t for tokens, t in zip(features, self.frames(kind, call, features), strict=True)]
         return [like_patches(h, w, n) for (h, w), n in zip(shapes[:, -2:].tolist(), counts, strict=True)]
 
+    def views(self, kind: str, call: dict[str, Any]) -> list[list[Tensor]]:
+        """The grid of one image, where as many tokens as it has stand in the prompt, and nothing between its rows."""
+        n = int((call["input_ids"] == self.token_id(kind)).sum())
+        (grid,) = self.grids(kind, call, [torch.empty(n, 0)])
+        return [[torch.arange(n).view(grid)]] if grid is not None else [[]]
+
     def features(self, kind: str, output: Any, call: dict[str, Any]) -> list[Tensor]:
         """Tokens [n, D] of every image."""
         found = output[self.special.features]

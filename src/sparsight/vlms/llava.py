@@ -76,6 +76,10 @@ class Llava(LVLM):
         tower, pixels = self.tower, call["pixel_values"]
         return int(pixels.shape[-2]) // tower.patch[0], int(pixels.shape[-1]) // tower.patch[1]
 
+    def views(self, kind: str, call: dict[str, Any]) -> list[list[Tensor]]:
+        h, w = self.grid_of(call)
+        return [[torch.arange(h * w).view(h, w) + self.registers] for _ in call["pixel_values"]]
+
     def check(self) -> None:
         super().check()
         config = self.config

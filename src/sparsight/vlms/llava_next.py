@@ -36,8 +36,8 @@ class LlavaNext(Llava):
         tiles = self.tiles(call, heard, site)
         counts = self.tile_counts(call)
         first, found = 0, []
-        for tokens, marks, count in zip(output.pooler_output, self.packed_places(call, counts, output), counts, strict=True):
-            found.append(self.tiled(tokens, self.places(marks, first), tiles))
+        for tokens, marks, count in zip(output.pooler_output, self.packed_places(call, counts), counts, strict=True):
+            found.append(self.tiled(tokens, self.places(marks.to(tokens.device), first), tiles))
             first += count
         return found
 
@@ -56,11 +56,10 @@ class LlavaNext(Llava):
         packed: list[Tensor] = self.core.pack_image_features(features, call["image_sizes"], strategy, image_newline=newline)[0]
         return packed
 
-    def packed_places(self, call: dict[str, Any], counts: list[int], output: Any) -> list[Tensor]:
+    def packed_places(self, call: dict[str, Any], counts: list[int]) -> list[Tensor]:
         """For every image [n, 3]: 1 in the overview and 0 in the tiles, row and column of the token's patch; -1 for newline vectors.
         Coordinates are packed in place of features, so that whatever the model cuts off or resizes is known."""
         h, w = self.grid
-        device = output.pooler_output[0].device
         rows, columns = (part.flatten() for part in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
         features = []
         for count, size in zip(counts, call["image_sizes"], strict=True):
@@ -71,7 +70,15 @@ class LlavaNext(Llava):
                 tiles.append(torch.stack([torch.zeros(h * w), rows + down * h, columns + right * w], dim=-1))
             features.append(torch.stack(tiles).float())
         packed = self.pack(features, call, torch.full((3,), -1.0))
-        return [one.round().long().to(device) for one in packed]
+        return [one.round().long() for one in packed]
+
+    def views(self, kind: str, call: dict[str, Any]) -> list[list[Tensor]]:
+        """The overview and all tiles together, without the padding that the model cuts off."""
+        found = []
+        for marks in self.packed_places(call, self.tile_counts(call)):
+            parts = [(marks[:, 0] == sign).nonzero().squeeze(1) for sign in (1, 0)]
+            found.append([laid_out(part, marks[part, 1:]) for part in parts if part.shape[0]])
+        return found
 
     def across(self, size: Any) -> int:
         """Tiles in a row of the image's grid."""
@@ -94,3 +101,11 @@ class LlavaNext(Llava):
             if columns.shape[0]:
                 found.append((columns, first + number, patch[columns]))
         return found
+
+
+def laid_out(tokens: Tensor, places: Tensor) -> Tensor:
+    """Tokens [n] at their places [n, 2] as a grid of as many rows and columns as there are, -1 where none lies."""
+    rows, columns = (torch.unique(places[:, axis], return_inverse=True)[1] for axis in (0, 1))
+    grid = tokens.new_full((int(rows.max()) + 1, int(columns.max()) + 1), -1)
+    grid[rows, columns] = tokens
+    return grid

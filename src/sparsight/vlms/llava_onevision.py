@@ -22,11 +22,12 @@ class LlavaOnevision(LlavaNext):
     classes = ("LlavaOnevisionForConditionalGeneration",)
 
     def taps(self, kind: str, call: dict[str, Any], site: ImageSite) -> dict[str, nn.Module]:
-        if kind == "video":
-            raise PruneError(
-                "videos of LLaVA-OneVision cannot be pruned; give frames as images, or remove the handle for this call"
-            )
+        refuse_videos(kind)
         return super().taps(kind, call, site)
+
+    def views(self, kind: str, call: dict[str, Any]) -> list[list[Tensor]]:
+        refuse_videos(kind)
+        return super().views(kind, call)
 
     def tile_counts(self, call: dict[str, Any]) -> list[int]:
         counts = super().tile_counts(call)
@@ -42,3 +43,9 @@ class LlavaOnevision(LlavaNext):
             features, call["image_sizes"], image_newline=newline, vision_aspect_ratio=ratio
         )[0]
         return packed
+
+
+def refuse_videos(kind: str) -> None:
+    """Raise PruneError for a video."""
+    if kind == "video":
+        raise PruneError("videos of LLaVA-OneVision cannot be pruned; give frames as images, or remove the handle for this call")
