@@ -295,10 +295,13 @@ class Generic(LVLM):
         return [like_patches(h, w, n) for (h, w), n in zip(shapes[:, -2:].tolist(), counts, strict=True)]
 
     def views(self, kind: str, call: dict[str, Any]) -> list[list[Tensor]]:
-        """The grid of one image, where as many tokens as it has stand in the prompt, and nothing between its rows."""
-        n = int((call["input_ids"] == self.token_id(kind)).sum())
-        (grid,) = self.grids(kind, call, [torch.empty(n, 0)])
-        return [[torch.arange(n).view(grid)]] if grid is not None else [[]]
+        """The grid of one image, or of each frame of a video; nothing where there is no grid of as many tokens as stand in the prompt,
+        or where tiles of one image look like images."""
+        if self.special.tiles and len(call[self.pixels[kind]]) > 1:
+            return [[]]
+        tokens = torch.empty(int((call["input_ids"] == self.token_id(kind)).sum()), 0)
+        (grid,), (count,) = self.grids(kind, call, [tokens]), self.frames(kind, call, [tokens])
+        return [[] if grid is None else [tile.columns.view(grid) for tile in frames(tokens, count)]]
 
     def features(self, kind: str, output: Any, call: dict[str, Any]) -> list[Tensor]:
         """Tokens [n, D] of every image."""
