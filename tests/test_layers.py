@@ -14,7 +14,7 @@ FLOORS = [
     ("errors",),
     ("plan",),
     ("ops",),
-    ("recipe", "registry", "signals", "apply", "learned", "handle", "dense", "latest"),
+    ("recipe", "registry", "signals", "apply", "learned", "handle", "stack", "dense", "latest"),
     ("methods", "models"),
     ("vlms",),
     ("prune",),

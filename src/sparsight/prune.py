@@ -6,8 +6,9 @@ import difflib
 import importlib
 import pkgutil
 import warnings
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
@@ -24,29 +25,45 @@ from .models.unwrap import unwrap
 from .ops.schedule import BUDGET, as_tuple, earlier_block
 from .recipe import IN_BLOCKS, Recipe, Weights
 from .signals import SHALLOW
+from .stack import Stack as Stack
+from .stack import stacked
 from .vlms.family import LVLM as LVLM
 
 TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
 
 
+@overload
+def prune(
+    model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: Any = None, weights: Given | None = None, **options: Any
+) -> Handle: ...
+@overload
+def prune(model: nn.Module, recipe: list[Recipe | str] | list[Recipe] | list[str] | tuple[Recipe | str, ...]) -> Stack: ...
 def prune(
     model: nn.Module,
-    recipe: Recipe | str,
+    recipe: Recipe | str | Sequence[Recipe | str],
     *,
     visual: Any = None,
     noise: Any = None,
     weights: Given | None = None,
     **options: Any,
-) -> Handle:
+) -> Handle | Stack:
     """Prune the model's visual tokens from now on, until `Handle.remove()`.
 
-    recipe: "name:key=value,..." or a Recipe; options override its parameters, as in `prune(model, "evit", keep=0.5)`.
+    recipe: "name:key=value,..." or a Recipe; options override its parameters, as in `prune(model, "evit", keep=0.5)`. A list of recipes
+    goes to work one after the other, and what comes back is a `Stack` of their handles. In a vision-language model the last one that is
+    not inside the language model chooses the tokens that the language model reads; those in front of it prune inside the vision tower.
     visual: for a bare language model (LlamaModel ...), which tokens of the prompt are visual: slice(start, stop), a bool mask [L] or
     [B, L], or the placeholder's token id. noise: one tensor per site that breaks ties in clustering (SparseVLM).
     weights: for learned methods (SiT ...): a mapping of tensors for all sites, a list with one mapping per site, a .safetensors file, or
     "random" to train from scratch; afterwards they are in `Handle.learned`.
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
+    if isinstance(recipe, Sequence) and not isinstance(recipe, str):
+        if options or visual is not None or noise is not None or weights is not None:
+            raise PruneError(
+                "options, visual=, noise= and weights= are for one recipe; write the numbers into the recipes of a list"
+            )
+        return prune_all(model, recipe)
     recipe = resolve(recipe, options)
     check_arguments(model, recipe, visual, noise, weights)
     made = installed(model, recipe, visual, noise, weights)
@@ -74,6 +91,23 @@ def installed(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights
     engine.add(sites)
     report_idle(recipe, family, sites)
     return Handle(recipe, engine, sites)
+
+
+def prune_all(model: nn.Module, recipes: Sequence[Recipe | str]) -> Stack:
+    """Several recipes: all of them, or none where one is refused."""
+    wanted = [resolve(recipe, {}) for recipe in recipes]
+    if not wanted:
+        raise PruneError("an empty list of recipes prunes nothing; give at least one")
+    inside = [recipe for recipe in wanted if recipe.where == "decoder"]
+    vision = [recipe for recipe in wanted if recipe.where != "decoder"]
+    family = family_of(model) if vision else None
+    if family is None or not family.language or len(vision) < 2:
+        return stacked([partial(prune, model, recipe) for recipe in wanted])
+    from .vlms.in_tower import check_behind, tower_for
+
+    places = [(tower_for(family, recipe), recipe) for recipe in vision[:-1]]
+    check_behind(vision[-1])
+    return stacked([partial(prune, place, recipe) for place, recipe in (*places, *((model, one) for one in (vision[-1], *inside)))])
 
 
 def report_idle(recipe: Recipe, family: Family, sites: list[Site]) -> None:

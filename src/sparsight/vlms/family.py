@@ -343,8 +343,9 @@ class LVLM(ABC):
         while site.once:
             site.once.pop()(images)
         images = self.joined(kind, request, images)
-        fresh = request.find(kind, self.token_id(kind), [image.tokens.shape[0] for image in images])
+        fresh = request.find(kind, self.token_id(kind), [image.total for image in images])
         kept = reduced(site, [images[i] for i in fresh], self.project() if site.where == "encoder" else None)
+        kept = [one.of(images[i].survivors) for i, one in zip(fresh, kept, strict=True)]
         request.settle(kind, fresh, kept, site.separators)
         if kept:
             request.encoded[kind] = self.output(output, kept)

@@ -20,8 +20,10 @@ from ..models.transformers_family import TransformersViT
 from ..ops import select
 from ..ops.picture import shrunk
 from ..ops.schedule import earlier_block
+from ..plan import Plan
 from ..signals import heads_of
 from .family import LVLM
+from .in_tower import left, row
 from .smaller import SmallerImages, cells
 from .tiles import ImageSite, ImageTokens, Tile
 
@@ -140,10 +142,20 @@ class Llava(LVLM):
 
     def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
         tiles, grid = self.tiles(call, heard, site), self.grid_of(call)
+        survivors = left(self, self.layer(call, consuming=False))
+        if survivors is not None:
+            return [self.survived(tokens, i, row(survivors, i), tiles) for i, tokens in enumerate(output.pooler_output)]
         place = torch.arange(grid[0] * grid[1], device=output.pooler_output[0].device)
         columns = place + self.registers
         found = [self.tiled(tokens, [(columns, i, place)], tiles) for i, tokens in enumerate(output.pooler_output)]
         return [replace(image, grid=grid) for image in found]
+
+    def survived(self, tokens: Tensor, number: int, survivors: Plan, tiles: dict[str, Any]) -> ImageTokens:
+        """An image whose tower is pruned itself: its tokens [K, D] and signals are those of the patches that are left."""
+        signals = {name: value[number] if isinstance(value, Tensor) else value for name, value in tiles.items()}
+        columns = torch.arange(tokens.shape[0], device=tokens.device)
+        only = Tile(columns, {**signals, "position": survivors.keep[0]})
+        return ImageTokens(tokens, [only], grid=tiles["grid"], survivors=survivors)
 
     def tiles(self, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> dict[str, Any]:
         """Signals of all tiles [T, ...] that went through the tower."""

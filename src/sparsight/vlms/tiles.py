@@ -75,13 +75,20 @@ class Tile:
 class ImageTokens:
     """One image (or video): tokens [n, D] as the language model would get them, newline vectors included, and its tiles.
 
-    extras  further tensors [n, ...] that follow the tokens (DeepStack features).    grid  patches (h, w) of the image, if it has one grid.
+    extras     further tensors [n, ...] that follow the tokens (DeepStack features).    grid  patches (h, w) of the image, if it has one grid.
+    survivors  where the vision tower is pruned itself: which of the image's patches the tokens are, a plan of one row.
     """
 
     tokens: Tensor
     tiles: list[Tile]
     extras: tuple[Tensor, ...] = ()
     grid: tuple[int, int] | None = None
+    survivors: Plan | None = None
+
+    @property
+    def total(self) -> int:
+        """Tokens that the image has in the prompt."""
+        return self.tokens.shape[0] if self.survivors is None else self.survivors.total
 
     def merged(self) -> ImageTokens:
         """The same image with all patches in one tile, in the order of the tokens."""
@@ -105,6 +112,12 @@ class KeptTokens:
     extras: tuple[Tensor, ...] = ()
     score: Tensor | None = None
     grid: tuple[int, int] | None = None
+
+    def of(self, survivors: Plan | None) -> KeptTokens:
+        """The same, seen from all patches of the image, where only some of them came out of the vision tower."""
+        if survivors is None:
+            return self
+        return replace(self, anchors=survivors.keep[0][self.anchors], plan=survivors.then(self.plan))
 
 
 @dataclass(frozen=True, eq=False)
