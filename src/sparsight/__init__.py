@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .saving.save import save_pretrained
     from .speed.compile import compile
     from .speed.macs import macs
+    from .stack import Stack
     from .train.train import train
     from .tune.tune import tune
 
@@ -39,6 +40,7 @@ _HOMES = {
     "PruneError": "errors",
     "Recipe": "recipe",
     "Reduced": "apply",
+    "Stack": "stack",
     "calibrate": "look.calibrate",
     "compile": "speed.compile",
     "families": "prune",

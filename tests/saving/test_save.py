@@ -250,3 +250,12 @@ def test_push(folder, monkeypatch):
     assert seen["files"] == {"README.md", "config.json", "model.safetensors", "sparsight.json"}
     with pytest.raises(PruneError, match="a repository is OWNER/NAME, got mine"):
         sparsight.push_to_hub(sparsight.load(str(folder)), "mine")
+
+
+def test_a_stack_goes_back_to_its_places(tmp_path):
+    model, options = made("lvlm", tmp_path)
+    stack = sparsight.prune(model, ["class_attention:keep=0.5,layers=0", "divprune:tokens=4", "fastv:keep=0.5,layer=1"])
+    found = sparsight.load_vlm(str(sparsight.save_pretrained(model, tmp_path / "m", **options)))
+    assert " + ".join(map(str, found.recipes)) == str(stack)
+    assert torch.equal(answers("lvlm", found.model), answers("lvlm", model))
+    assert [handle.counts for handle in sparsight.handles(found.model)] != []

@@ -59,6 +59,9 @@ class Saved:
         """Prune the model as it was pruned. Raises PruneError, and leaves the model unpruned, if a recipe does not fit."""
         made: list[Any] = []
         try:
+            if len(self.recipes) > 1 and not any(self.weights):
+                prune(model, list(self.recipes))
+                return
             for recipe, weights in zip(self.recipes, self.weights, strict=True):
                 made.append(prune(model, recipe, weights=weights))
         except PruneError as error:

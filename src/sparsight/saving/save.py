@@ -28,6 +28,7 @@ from ..recipe import Recipe
 from ..registry import find, make
 from ..runs.settings import versions_in_use
 from ..runs.store import write_text
+from ..vlms.prompt_handle import PromptHandle
 from .card import card
 from .evidence import read_evidence
 from .forms import Form, answers, bare, form_of, home, language_form, open_clip_form, packed
@@ -130,7 +131,7 @@ def place_of(model: nn.Module) -> tuple[str, torch.dtype]:
 def note_of(subject: Subject, evidence: Any, given: Savable) -> Note:
     """The recipes by which a model is pruned now; the evidence that it was loaded with stays, if they are the same. Raises PruneError if
     there are none, or one that has no name to be loaded by."""
-    found = handles(subject.model)
+    found = sorted(handles(subject.model), key=lambda handle: isinstance(handle, PromptHandle))  # inside the tower first: see prune
     if not found:
         raise PruneError(f"{subject.name} is not pruned, so there is no recipe to save; prune it first, as by sparsight.prune")
     recipes = tuple(portable(handle.recipe) for handle in found)
