@@ -64,7 +64,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "calibrate", "compile", "families", "handle", "handles", "load",
+    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "Stack", "calibrate", "compile", "families", "handle", "handles", "load",
     "load_vlm", "macs", "methods", "parse", "prune", "push_to_hub", "reduce", "register_family", "register_score",
     "save_pretrained", "show", "train", "tune", "unprune",
 ]  # fmt: skip
