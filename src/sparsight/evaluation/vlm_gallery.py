@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .compare_vlm import Job
     from .vlm_entries import Entry
 
-SIDE = 224
+SIDE = 336
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Talk:
 
 @dataclass(frozen=True)
 class VlmExhibit:
-    """One picture: its name and scene, the picture as a JPEG, for every recipe what is laid over it and how many tokens are left, its questions."""
+    """One picture: its name and scene, the picture as WebP, for every recipe what is laid over it and how many tokens are left, its questions."""
 
     name: str
     scene: str
@@ -91,7 +91,7 @@ def exhibit(job: Job, items: list[Item], answers: Mapping[str, Mapping[str, Answ
         for item in sorted(items, key=kind_of)
     ]
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return VlmExhibit(items[0].images[0].name, items[0].scene, picture_uri(picture, "jpeg"), overlays, talk)
+    return VlmExhibit(items[0].images[0].name, items[0].scene, picture_uri(picture, "webp"), overlays, talk)
 
 
 def said(item: Item, answer: Answer) -> Said:
@@ -117,5 +117,5 @@ def overlay(job: Job, entry: Entry, item: Item) -> tuple[str, int]:
         (rows, columns), grid = smaller(last.owner.shape, last.tokens), last.owner.shape
         whole = model_picture(job.asker.processor, job.asker.prepared(item.load()[0]))
         small = whole.resize((whole.width * columns // grid[1], whole.height * rows // grid[0]), Image.Resampling.BICUBIC)
-        return picture_uri(small, "jpeg"), last.tokens
+        return picture_uri(small, "webp"), last.tokens
     return picture_uri(Image.fromarray(np.ascontiguousarray(tint(last)), "RGBA")), last.tokens

@@ -16,7 +16,7 @@ from ..recipe import Recipe
 from ..runs.comparison import Comparison
 from .patches import Look, look, pictures, tint
 
-SIDE = 168
+SIDE = 336
 MOST_SITES = 4
 
 
@@ -35,7 +35,7 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image: its name and place in the comparison, the picture as a JPEG, and the sites of every recipe, by the recipe's string."""
+    """One image: its name and place in the comparison, the picture as WebP, and the sites of every recipe, by the recipe's string."""
 
     name: str
     picture: str
@@ -59,7 +59,7 @@ def gallery(
     for item, (name, picture) in enumerate(zip(tensors, pictures(batch, loaded.transform))):
         sites = {text: [thumb(site) for site in few(looks[item])] for text, looks in seen.items()}
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        exhibits.append(Exhibit(name, picture_uri(picture, "jpeg"), sites, done.images.index(name)))
+        exhibits.append(Exhibit(name, picture_uri(picture, "webp"), sites, done.images.index(name)))
     return exhibits
 
 

@@ -27,7 +27,7 @@ STRENGTH = 0.78
 
 
 def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> tuple[dict[str, bytes], dict[str, Figure]]:
-    """Each image's sheet as a PNG file by name, and what the page shows of it: a JPEG, a tenth of the bytes."""
+    """Each image's sheet as a PNG file by name, and what the page shows of it: a WebP, a tenth of the bytes."""
     files, shown = {}, {}
     for number, place in enumerate(places_of(probe)):
         tensor = load_image(folder.paths[place], loaded.transform)
@@ -44,7 +44,7 @@ def sheets(done: Analysis, loaded: Loaded, folder: Folder, probe: Probe) -> tupl
         buffer = io.BytesIO()
         light.save(buffer, "PNG", optimize=True)
         files[name := f"scores{number}.png"] = buffer.getvalue()
-        shown[name] = Figure(picture_uri(light, "jpeg"), picture_uri(dark, "jpeg"), round(light.width * 96 / DPI))
+        shown[name] = Figure(picture_uri(light, "webp"), picture_uri(dark, "webp"), round(light.width * 96 / DPI))
     return files, shown
 
 

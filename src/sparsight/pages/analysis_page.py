@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .page import TIMES, counted, render, signed
+from .page import TIMES, counted, fitting, render, signed
 
 if TYPE_CHECKING:
     from ..look.analysis import Analysis
@@ -27,6 +27,8 @@ class Figure:
 
 def analysis_page(done: Analysis, figures: Mapping[str, Figure]) -> str:
     """The page. figures: by the names of their files, those of heat maps beginning with "scores"."""
+    sheets = [name for name in figures if name.startswith("scores")]
+    room = fitting(len(figures[name].light) + len(figures[name].dark) for name in sheets)
     grid, patch = (f"{a:g} {TIMES} {b:g}" for a, b in (done.grid, done.patch))
     return render(
         "analysis.html",
@@ -34,7 +36,8 @@ def analysis_page(done: Analysis, figures: Mapping[str, Figure]) -> str:
         title=f"{done.model}: {counted(len(done.layers), 'block')} on {done.images} images",
         facts=(f"data {done.data}", f"{grid} patches of {patch} pixels", done.blocks, done.device, done.date[:10]),
         figures=figures,
-        sheets=[name for name in figures if name.startswith("scores")],
+        sheets=sheets[:room],
+        others=sheets[room:],
         reach=reach(done),
         agreement=agreement(done),
         ranks=ranks(done),

@@ -26,7 +26,7 @@ for (const table of document.querySelectorAll("table.rows")) {
   const show = () => {
     const seen = new Set();
     for (const row of rows) {
-      const name = (row.cells[0].textContent + " " + row.cells[0].title + " " + (row.cells[0].dataset.group || "")).toLowerCase();
+      const name = [row.textContent, row.cells[0].title, row.cells[0].dataset.group].join(" ").toLowerCase();
       const again = sign && seen.has(row.textContent);  // a baseline that stands in several groups
       row.hidden = again || !words.every(word => name.includes(word));
       seen.add(row.textContent);
@@ -59,7 +59,7 @@ for (const table of document.querySelectorAll("table.rows")) {
   });
   if (rows.length < 5) continue;
   const bar = Object.assign(document.createElement("p"), {className: "filter"});
-  const input = after(bar, "input", {type: "search", placeholder: "Filter rows by words of their names", ariaLabel: "Filter rows"});
+  const input = after(bar, "input", {type: "search", placeholder: "Filter rows by words in them", ariaLabel: "Filter rows"});
   count = after(bar, "span", {ariaLive: "polite"});
   input.addEventListener("input", () => { words = input.value.toLowerCase().split(/\s+/).filter(Boolean); show(); });
   table.closest(".scroll").before(bar);

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from ..runs.intervals import Interval, Spread
 
 TIMES, DASH, MINUS = "\u00d7", "\u2013", "\u2212"
+USUAL: dict[str, dict[str, Any]] = {"png": {"optimize": True}, "jpeg": {"quality": 82, "optimize": True}, "webp": {"quality": 80}}
+"""How pictures are written for a page."""
+ROOM = 2_000_000
+"""Characters of a page's pictures, so that the whole stays below 3 MB."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -70,8 +75,8 @@ def versions(found: Mapping[str, str]) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A long name that may be broken after its commas."""
-    return Markup(",<wbr>").join(escape(part) for part in name.split(","))
+    """A long name that may be broken after its commas and colons."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[,:])", name))
 
 
 def counted(number: int, noun: str) -> str:
@@ -83,8 +88,19 @@ def data_uri(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture_uri(picture: Image.Image, kind: str = "png") -> str:
-    """A picture as text for a page; kind: png or jpeg."""
+def picture_uri(picture: Image.Image, kind: str = "png", **options: Any) -> str:
+    """A picture as text for a page; kind: png, jpeg or webp, with options of Pillow's."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind.upper(), optimize=True, **({"quality": 82} if kind == "jpeg" else {}))
+    picture.save(buffer, kind.upper(), **USUAL[kind] | options)
     return data_uri(buffer.getvalue(), kind)
+
+
+def fitting(sizes: Iterable[int]) -> int:
+    """How many of these pictures a page has room for, by their characters; one at least."""
+    count = total = 0
+    for size in sizes:
+        total += size
+        if count and total > ROOM:
+            break
+        count += 1
+    return count

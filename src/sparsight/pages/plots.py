@@ -15,7 +15,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8629a", "#e69f00", "#3a9bd6", "#8
 """Okabe and Ito's, their yellow left out (too faint on white), purple and sky blue a little darker."""
 DASHES = ("", "6 4", "2 3")
 WIDTH, HEIGHT = 560, 380
-LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 54
+LEFT, RIGHT, TOP, BOTTOM = 72, 18, 14, 54
 
 
 Ends = tuple[float, float]

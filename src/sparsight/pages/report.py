@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .page import TIMES, counted, render
+from .page import TIMES, counted, fitting, render
 from .plots import Plot, Point, Series, around, ends
 
 if TYPE_CHECKING:
@@ -17,12 +17,17 @@ HEADS = ("Recipe", "Tokens", "Top-1 %", "Top-5 %", "Agreement %", "Cosine", "GMA
 LABELLED = ("Top-1 %", "Top-5 %")
 MOST = 12
 """Rows at a glance."""
+MARKUP = 260
+"""Characters around a thumbnail."""
 MARKED = ("top1", "top5", "agreement", "cosine", "speedup")
 
 
 def report(done: Comparison, exhibits: Sequence[Exhibit]) -> str:
     """The page, with every row of the comparison and the pictures of `gallery`."""
     h, w = done.image_size
+    room = fitting(
+        len(one.picture) + sum(len(thumb.overlay) + MARKUP for sites in one.sites.values() for thumb in sites) for one in exhibits
+    )
     facts = (
         f"data {done.data}", f"{h} {TIMES} {w} pixels", done.device, counted(done.threads, "thread"),
         done.precision, f"batch {done.batch_size}", done.date[:10],
@@ -36,7 +41,8 @@ def report(done: Comparison, exhibits: Sequence[Exhibit]) -> str:
         best={measure: done.best(measure) for measure in MARKED},
         groups=groups(done),
         plots=plots(done),
-        exhibits=exhibits,
+        exhibits=exhibits[:room],
+        others=len(exhibits) - room if exhibits else 0,
         glance=glance(done),
         headline=headline(done),
         measure=measure_of(done),

@@ -28,7 +28,7 @@ def robustness_page(done: Robustness) -> str:
         facts=facts,
         heads=HEADS,
         groups=[(f"severity {level}" if level else "clean", rows_of(done, level)) for level in (0, *done.severities)],
-        plots=[made for level in done.severities for name in MEASURES if (made := plot(done, level, name)).points],
+        plots=[made for name in MEASURES for level in done.severities if (made := plot(done, level, name)).points],
         averaged=AVERAGED,
         averages=[(recipe, severity, top1, *others) for _, severity, recipe, top1, _, *others in done.averages()],
     )

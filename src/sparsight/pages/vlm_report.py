@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runs.vlm_comparison import SPLITS
 from ..runs.vlm_counts import MEASURES
-from .page import DASH, counted, render
+from .page import DASH, counted, fitting, render
 from .plots import Plot, Point, Series, around
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ PLOTTED = ("accuracy", "yes_no", "name", "count", "place", "where", "chair_i", "
 
 def vlm_report(done: VlmComparison, exhibits: Sequence[Any]) -> str:
     """The page, with every row of the comparison. exhibits: the pictures of `evaluation.vlm_gallery`."""
+    room = fitting(len(one.picture) + sum(len(overlay) for overlay, _ in one.overlays.values()) for one in exhibits)
     facts = (
         f"data: {done.data}", counted(done.questions, "question"), counted(len(done.pictures), "picture"), f"{done.capacity} visual tokens a picture",
         done.device, counted(done.threads, "thread"), done.precision, done.date[:10],
@@ -31,7 +32,8 @@ def vlm_report(done: VlmComparison, exhibits: Sequence[Any]) -> str:
         measures=[(name, MEASURES[name].title if name in MEASURES else name) for name in done.measures],
         groups=groups(done),
         plots=[pair for name in PLOTTED if name in done.measures if (pair := plots(done, name))],
-        exhibits=exhibits,
+        exhibits=exhibits[:room],
+        others=len(exhibits) - room if exhibits else 0,
         written=written,
     )
 
