@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 DATA ?= ../shared/data/caltech101_pack
-.PHONY: help setup demo tune-demo test test-all lint docs lock clean
+.PHONY: help setup demo tune-demo test test-all lint docs site lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make lint   - ruff and mypy"
 	@echo "make docs   - regenerate docs/reference/methods.md and docs/reference/reproduce.md"
+	@echo "make site   - the documentation as a site in site/ (installs the docs extra)"
 	@echo "make lock   - resolve requirements.lock again"
 
 setup: $(STAMP)
@@ -59,9 +60,15 @@ docs: setup
 	$(BIN)/sparsight methods --markdown > docs/reference/methods.md
 	$(BIN)/sparsight reproduce --markdown > docs/reference/reproduce.md
 
+# PYTHONPATH: notebooks run in a process of their own.
+site: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/src $(BIN)/mkdocs build --quiet
+	@echo "open site/index.html, or $(BIN)/python -m http.server -d site"
+
 lock:
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

@@ -22,7 +22,7 @@ for recipe in ("col_ln:keep=0.5,layers=6", "col_ln:keep=0.8,layers=3/6/9", "tome
     alike = cosine_similarity(maps, whole, dim=1).mean()
     columns[f"{recipe}\n{handle.counts[-1]} of {maps[0, 0].numel()} tokens, cosine {alike:.2f}"] = maps
 
-figure, cells = plt.subplots(len(files), 5, figsize=(10, 2 * len(files)))
+figure, cells = plt.subplots(len(files), 5, figsize=(10, 2 * len(files)), layout="constrained")
 for row, picture in enumerate(pictures):
     cells[row, 0].imshow(picture)
     patches = whole[row].flatten(1).T
@@ -33,5 +33,4 @@ for row, picture in enumerate(pictures):
         cells[0, column].set_title(name, fontsize=7)
 for cell in cells.flat:
     cell.axis("off")
-figure.tight_layout()
 figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "feature_maps.png", dpi=100)

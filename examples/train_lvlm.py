@@ -27,9 +27,8 @@ def main(name, rows, out, recipe="vispruner:tokens=64", prompt="USER: <image>\n{
         given = processor(images=[[Image.open(row["image"])] for row in batch], text=texts, padding=True, return_tensors="pt")
         labels = given["input_ids"].clone()
         for row, line in zip(batch, labels):
-            line[
-                : -len(processor.tokenizer(row["answer"], add_special_tokens=False)["input_ids"])
-            ] = -100  # the answer alone counts
+            answer = len(processor.tokenizer(row["answer"], add_special_tokens=False)["input_ids"])
+            line[:-answer] = -100  # the answer alone counts
         return {**given, "labels": labels}
 
     data = [json.loads(line) for line in Path(rows).read_text(encoding="utf-8").splitlines()]

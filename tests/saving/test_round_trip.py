@@ -24,7 +24,7 @@ BUDGET = {
 INSIDE = {
     "fastv": "keep=0.6,layer=1",
     "pyramiddrop": "keep=0.5,layers=1/2",
-    "sparsevlm": "tokens=8,layers=0/1",
+    "sparsevlm": "count=rank,layers=0/1",
     "tome": "keep=0.6,proportional=false",
 }
 FEW = {"timm": ("tome", "sit"), "transformers": ("evit", "similarity"), "open_clip": ("col_ln",), "lvlm": ("divprune", "fastv")}
