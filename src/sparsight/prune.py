@@ -45,6 +45,8 @@ def prune(
     visual: Any = None,
     noise: Any = None,
     weights: Given | None = None,
+    processor: Any = None,
+    text_embeds: Any = None,
     **options: Any,
 ) -> Handle | Stack:
     """Prune the model's visual tokens from now on, until `Handle.remove()`.
@@ -56,6 +58,8 @@ def prune(
     [B, L], or the placeholder's token id. noise: one tensor per site that breaks ties in clustering (SparseVLM).
     weights: for learned methods (SiT ...): a mapping of tensors for all sites, a list with one mapping per site, a .safetensors file, or
     "random" to train from scratch; afterwards they are in `Handle.learned`.
+    processor: of a vision-language model, for methods that read the question (cdpruner): it tells the question from the chat template. Models
+    of `load_vlm` know theirs. text_embeds [M, D]: CLIP's text embeddings of the questions to come, for `cdpruner:text=clip`.
     The model keeps its class, its weights and its call. Raises PruneError before anything is changed.
     """
     if isinstance(recipe, Sequence) and not isinstance(recipe, str):
@@ -65,13 +69,15 @@ def prune(
             )
         return prune_all(model, recipe)
     recipe = resolve(recipe, options)
-    check_arguments(model, recipe, visual, noise, weights)
-    made = installed(model, recipe, visual, noise, weights)
+    check_arguments(model, recipe, visual, noise, weights, text_embeds)
+    made = installed(model, recipe, visual, noise, weights, processor, text_embeds)
     made.given.model = model
     return made
 
 
-def installed(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> Handle:
+def installed(
+    model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None, processor: Any, text_embeds: Any
+) -> Handle:
     """Put the recipe's sites where they belong."""
     if recipe.where == "decoder":
         from .vlms.in_llm import prune_decoder
@@ -80,10 +86,11 @@ def installed(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights
     family = family_of(model)
     if family.language:
         from .vlms.before_llm import prune_images
+        from .vlms.words import processor_of
 
         if recipe.where == "image":
             check_other_sizes(family, recipe)
-        return prune_images(family, recipe)
+        return prune_images(family, recipe, processor_of(model, processor), text_embeds)
     sites = plan_sites(family, recipe)
     if recipe.weights is not None:
         learn(recipe, recipe.weights, family, sites, recipe.file or None if weights is None else weights)
@@ -125,7 +132,9 @@ def planned(entered: int, sites: list[Site]) -> list[int]:
     return counts
 
 
-def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None) -> None:
+def check_arguments(
+    model: nn.Module, recipe: Recipe, visual: Any, noise: Any, weights: Given | None, text_embeds: Any = None
+) -> None:
     """Raise PruneError for an argument of `prune` that is for other methods or models."""
     if recipe.per_tile and (recipe.where == "decoder" or not family_of(model).language):
         raise PruneError("per_tile= is for the images of a vision-language model, pruned before its language model; leave it out")
@@ -133,6 +142,10 @@ def check_arguments(model: nn.Module, recipe: Recipe, visual: Any, noise: Any, w
         raise PruneError("fewer= is for the images of a vision-language model; leave it out")
     if recipe.separators != "keep" and (recipe.where == "decoder" or not family_of(model).language):
         raise PruneError("separators= is for the images of a vision-language model, pruned before its language model; leave it out")
+    if text_embeds is not None and (recipe.where == "decoder" or "text" not in needs(recipe)):
+        raise PruneError(
+            f"text_embeds= is for methods that compare images with CLIP's text, and {recipe.name} does not; leave it out"
+        )
     if weights is not None and recipe.weights is None:
         raise PruneError(f"weights= is for learned methods, and {recipe.name} has no weights; leave it out")
     if recipe.where != "decoder" and (visual is not None or noise is not None):

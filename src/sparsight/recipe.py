@@ -95,6 +95,8 @@ class Recipe:
     reduce       x, plan, size, ... -> (x', size').
     schedule     which blocks, how many tokens.
     where        one of `PLACES`.
+    text         what the signal `text` is in a vision-language model, before its language model: "llm" the embeddings of the question's words,
+                 "clip" CLIP's text embeddings that `prune` is given, "clip:NAME" those that this CLIP makes of the question ("": "llm").
     shallow      which earlier block the signals `shallow_q`, `shallow_k` and their kin are of: (8, 24) block 8 of 24, scaled to the encoder's
                  depth, (8, 0) block 8 itself; None for recipes that ask for none of them.
     proportional later attention adds log(size) to the keys of merged tokens.
@@ -116,6 +118,7 @@ class Recipe:
     reduce: Step | Callable[..., Any]
     schedule: Schedule
     where: str = "attn"
+    text: str = ""
     shallow: tuple[int, int] | None = None
     proportional: bool = False
     attention: Attention = "making"

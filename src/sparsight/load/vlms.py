@@ -60,7 +60,9 @@ class Source:
             return self.module
         if self.path is None:
             return random_model(self.config, device, dtype, seed)
-        return load_weights(self.path, self.config, device, dtype)
+        model = load_weights(self.path, self.config, device, dtype)
+        model.__dict__["_sparsight_processor"] = self.processor  # `vlms.words` asks it for the chat template
+        return model
 
 
 def find_source(model: str | None, config: str | None, layers: int | None) -> Source:
@@ -88,6 +90,7 @@ def source_of(model: str | None, config: str | None = None, layers: int | None =
     cut(found, layers)
     shell = skeleton(found)
     family_of(shell)
+    shell.__dict__["_sparsight_processor"] = processor
     return Source(str(model or config), found, shell, path, processor)
 
 

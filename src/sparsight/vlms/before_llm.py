@@ -23,6 +23,7 @@ from .family import LVLM
 from .prompt_handle import PromptHandle
 from .request import KeptImage
 from .tiles import ImageSite, Outcome
+from .words import Words
 
 ELSEWHERE = "score=column_mean or score=col_ln where the method takes it, or col_ln, divprune, fps, random"
 LEAST_TRIAL = 64
@@ -70,8 +71,8 @@ class ImageHandle(PromptHandle):
         return self.plans
 
 
-def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
-    """Put the recipe between the model's vision encoder and its language model, everything checked."""
+def prune_images(family: LVLM, recipe: Recipe, processor: Any = None, text_embeds: Any = None) -> ImageHandle:
+    """Put the recipe between the model's vision encoder and its language model, everything checked. processor, text_embeds: see `Words`."""
     recipe = averages.fitted(recipe, family.model)
     check_place(recipe)
     check_signals(family, recipe)
@@ -83,7 +84,8 @@ def prune_images(family: LVLM, recipe: Recipe) -> ImageHandle:
     if capacity is not None and asked == capacity:
         warnings.warn(f"{recipe}: an image of {type(family.model).__name__} has {capacity} tokens, so all are kept", stacklevel=4)
     try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * int(asked)))
-    sites = [make_site(family, recipe)]
+    words = Words(family, recipe.text or "llm", processor, text_embeds) if "text" in needs(recipe) else None
+    sites = [make_site(family, recipe, words)]
     averages.watch(recipe, family.model, sites[0])
     family.add(sites)
     return ImageHandle(recipe, family, sites)
@@ -128,11 +130,13 @@ def try_out(family: LVLM, recipe: Recipe, n: int) -> None:
     rng, prefix = torch.Generator().manual_seed(0), family.prefix
     given: dict[str, Any] = {"prefix": prefix, "scale": 0.5, "grid": (1, n)}
     given.update({name: torch.randn(1, 1, prefix + n, 4, generator=rng) for name in ("q", "k", "v", "shallow_q", "shallow_k")})
-    given.update({name: torch.randn(1, rows, 4, generator=rng) for name, rows in (("x", n), ("feats", n), ("class_token", 1))})
+    given.update(
+        {name: torch.randn(1, rows, 4, generator=rng) for name, rows in (("x", n), ("feats", n), ("class_token", 1), ("text", 2))}
+    )
     apply(recipe, recipe.schedule.count(n, 0, 1), given)
 
 
-def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
+def make_site(family: LVLM, recipe: Recipe, words: Words | None = None) -> ImageSite:
     """The one site, which runs the recipe on tiles or whole images."""
     made = max(0, int(recipe.steps[-2].bound.get(MADE, 0)))  # type: ignore[arg-type]
     return ImageSite(
@@ -143,6 +147,7 @@ def make_site(family: LVLM, recipe: Recipe) -> ImageSite:
         least=recipe.schedule.least - made,
         made=made,
         shallow=recipe.shallow,
+        words=words,
         consuming=recipe.attention == "consuming",
         per_tile=recipe.per_tile,
         separators=recipe.separators == "keep",

@@ -153,7 +153,7 @@ class LVLM(ABC):
         """Signals that recipes find between vision encoder and language model."""
         plain = (
             "x", "q", "k", "v", "prefix", "scale", "feats", "size", "position", "grid", "valid", "training", "token_weight",
-            "shallow_q", "shallow_k", "shallow_token_weight", "depth",
+            "shallow_q", "shallow_k", "shallow_token_weight", "depth", "text",
         )  # fmt: skip
         return plain + (("class_attn", "shallow_class_attn", "class_token") if self.class_token else ())
 
@@ -344,7 +344,10 @@ class LVLM(ABC):
             site.once.pop()(images)
         images = self.joined(kind, request, images)
         fresh = request.find(kind, self.token_id(kind), [image.total for image in images])
-        kept = reduced(site, [images[i] for i in fresh], self.project() if site.where == "encoder" else None)
+        chosen = [images[i] for i in fresh]
+        if site.words is not None:
+            chosen = site.words.joined(chosen, [row for row, _ in request.found[kind]], request)
+        kept = reduced(site, chosen, self.project() if site.where == "encoder" else None)
         kept = [one.of(images[i].survivors) for i, one in zip(fresh, kept, strict=True)]
         request.settle(kind, fresh, kept, site.separators)
         if kept:

@@ -129,7 +129,7 @@ class Generic(LVLM):
         return "" if self.blocks else "its vision encoder does not use transformers' attention interface"
 
     def offers(self) -> tuple[str, ...]:
-        plain = ("x", "feats", "size", "position", "grid", "valid", "training", "depth")
+        plain = ("x", "feats", "size", "position", "grid", "valid", "training", "depth", "text")
         heads = ("q", "k", "v", "prefix", "scale", "token_weight", "shallow_q", "shallow_k", "shallow_token_weight")
         attention = () if self.lacks else heads
         return plain + attention + (("class_attn", "shallow_class_attn") if attention and self.class_token else ())

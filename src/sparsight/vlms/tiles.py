@@ -38,6 +38,7 @@ class ImageSite:
     per_tile   the budget is each tile's own; a tile with fewer patches keeps them all.
     separators  whether text between an image's tokens stays where some of them leave.
     asked      tokens per image that the recipe asks for; 0 if it does not say.
+    words      what makes the signal `text` (see `words`), None where no recipe asks.
     once       what looks at the images of the first call, and then goes.
     layer      as vision models count it: -1 before the first block, -2 for the image.
     """
@@ -53,6 +54,7 @@ class ImageSite:
     per_tile: bool = False
     separators: bool = True
     asked: int = 0
+    words: Any = None
     once: list[Callable[[list[ImageTokens]], None]] = field(default_factory=list)
     layer: int = -1
     learned: None = None
@@ -77,6 +79,7 @@ class ImageTokens:
 
     extras     further tensors [n, ...] that follow the tokens (DeepStack features).    grid  patches (h, w) of the image, if it has one grid.
     survivors  where the vision tower is pruned itself: which of the image's patches the tokens are, a plan of one row.
+    text       what its prompt says about it, [T, C], where the recipe asks.
     """
 
     tokens: Tensor
@@ -84,6 +87,7 @@ class ImageTokens:
     extras: tuple[Tensor, ...] = ()
     grid: tuple[int, int] | None = None
     survivors: Plan | None = None
+    text: Tensor | None = None
 
     @property
     def total(self) -> int:
@@ -139,7 +143,8 @@ def reduced(site: ImageSite, images: list[ImageTokens], project: Callable[[Tenso
     for i, image in enumerate(images):
         for u, share in enumerate(shares_of(site, image)):
             if share is not None:
-                groups.setdefault((*share, shape(image.tiles[u])), []).append((i, u))
+                text = None if image.text is None else image.text.shape
+                groups.setdefault((*share, (text, shape(image.tiles[u]))), []).append((i, u))
     for (count, made, _), members in groups.items():
         for member, part in zip(members, run(site, images, members, count, made, project), strict=True):
             parts[member] = part
@@ -206,6 +211,9 @@ def run(
     """Reduce tiles of one shape as a batch."""
     tiles = [images[i].tiles[u] for i, u in members]
     given: dict[str, Any] = {name: stacked([tile.signals[name] for tile in tiles]) for name in tiles[0].signals}
+    text = [images[i].text for i, _ in members]
+    if text[0] is not None:
+        given["text"] = stacked(text)
     encoder = project is not None and "feats" in given
     given["x"] = given["feats"] if encoder else stacked([images[i].tokens[images[i].tiles[u].columns] for i, u in members])
     n = given["x"].shape[1]
