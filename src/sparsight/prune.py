@@ -34,10 +34,24 @@ TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
 
 @overload
 def prune(
-    model: nn.Module, recipe: Recipe | str, *, visual: Any = None, noise: Any = None, weights: Given | None = None, **options: Any
+    model: nn.Module,
+    recipe: Recipe | str,
+    *,
+    visual: Any = None,
+    noise: Any = None,
+    weights: Given | None = None,
+    processor: Any = None,
+    text_embeds: Any = None,
+    **options: Any,
 ) -> Handle: ...
 @overload
-def prune(model: nn.Module, recipe: list[Recipe | str] | list[Recipe] | list[str] | tuple[Recipe | str, ...]) -> Stack: ...
+def prune(
+    model: nn.Module,
+    recipe: list[Recipe | str] | list[Recipe] | list[str] | tuple[Recipe | str, ...],
+    *,
+    processor: Any = None,
+    text_embeds: Any = None,
+) -> Stack: ...
 def prune(
     model: nn.Module,
     recipe: Recipe | str | Sequence[Recipe | str],
@@ -67,7 +81,7 @@ def prune(
             raise PruneError(
                 "options, visual=, noise= and weights= are for one recipe; write the numbers into the recipes of a list"
             )
-        return prune_all(model, recipe)
+        return prune_all(model, recipe, processor, text_embeds)
     recipe = resolve(recipe, options)
     check_arguments(model, recipe, visual, noise, weights, text_embeds)
     made = installed(model, recipe, visual, noise, weights, processor, text_embeds)
@@ -100,8 +114,15 @@ def installed(
     return Handle(recipe, engine, sites)
 
 
-def prune_all(model: nn.Module, recipes: Sequence[Recipe | str]) -> Stack:
+def prune_all(model: nn.Module, recipes: Sequence[Recipe | str], processor: Any, text_embeds: Any) -> Stack:
     """Several recipes: all of them, or none where one is refused."""
+
+    def with_text(place: nn.Module, recipe: Recipe) -> partial[Any]:
+        """`prune`, which hands the text to the recipe that asks for it; where none does, it is refused."""
+        asks = recipe.where != "decoder" and "text" in needs(recipe)
+        given = text_embeds if asks or not any("text" in needs(one) for one in wanted) else None
+        return partial(prune, place, recipe, processor=processor, text_embeds=given)
+
     wanted = [resolve(recipe, {}) for recipe in recipes]
     if not wanted:
         raise PruneError("an empty list of recipes prunes nothing; give at least one")
@@ -109,12 +130,12 @@ def prune_all(model: nn.Module, recipes: Sequence[Recipe | str]) -> Stack:
     vision = [recipe for recipe in wanted if recipe.where != "decoder"]
     family = family_of(model) if vision else None
     if family is None or not family.language or len(vision) < 2:
-        return stacked([partial(prune, model, recipe) for recipe in wanted])
+        return stacked([with_text(model, recipe) for recipe in wanted])
     from .vlms.in_tower import check_behind, tower_for
 
     places = [(tower_for(family, recipe), recipe) for recipe in vision[:-1]]
     check_behind(vision[-1])
-    return stacked([partial(prune, place, recipe) for place, recipe in (*places, *((model, one) for one in (vision[-1], *inside)))])
+    return stacked([with_text(place, recipe) for place, recipe in (*places, *((model, one) for one in (vision[-1], *inside)))])
 
 
 def report_idle(recipe: Recipe, family: Family, sites: list[Site]) -> None:

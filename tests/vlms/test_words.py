@@ -119,9 +119,9 @@ def test_a_clip_by_its_name(tower, processor):
     with sparsight.prune(model, f"cdpruner:tokens=5,tower={tower}", text_embeds=text) as handle:
         model(**given)
         assert torch.equal(handle.plans[0].keep, want.keep)
-    with sparsight.prune(model, "cdpruner:tokens=5", text_embeds=torch.randn(2, 16)) as handle:
+    with sparsight.prune(model, ["cdpruner:tokens=5", "fastv:layer=1,keep=0.5"], text_embeds=torch.randn(2, 16)) as stack:
         model(**given)
-        assert handle.counts == [5]
+        assert [handle.counts for handle in stack.handles] == [[5], [2]]
 
 
 def test_what_cannot_be_compared_is_refused(tower):
