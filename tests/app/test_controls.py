@@ -40,11 +40,11 @@ def test_a_new_method_appears_with_its_own_parameters(model):
         del registry._methods["brightest"]
     assert (card.summary, card.source, card.word, card.budget, card.unfit) == ("keep what shines", "Nobody", "keep", "0.25", "")
     assert card.controls == (
-        Control("layers", "layers", "1"),
-        Control("glow", "number", "1.5"),
-        Control("deep", "flag", "true"),
-        Control("rounds", "whole", "3"),
-        Control("where", "choice", "attn", ("before", "attn", "block")),
+        Control("layers", "layers", "1", "1"),
+        Control("glow", "number", "1.5", "1.5"),
+        Control("deep", "flag", "true", "true"),
+        Control("rounds", "whole", "3", "3"),
+        Control("where", "choice", "attn", "attn", ("before", "attn", "block")),
     )
 
 

@@ -70,7 +70,7 @@ def test_a_model_that_was_trained_pruned(vision):
     loaded = make_vit()
     prune(loaded.model, "evit:keep=0.7,layers=1")
     found = Vision(dataclasses.replace(loaded, recipe=sparsight.parse("evit:keep=0.7,layers=1")))
-    assert found.first == "evit:keep=0.7,layers=1"
+    assert found.first[0] == "evit:keep=0.7,layers=1"
     assert not sparsight.handles(loaded.model)
     learned = make_vit()
     prune(learned.model, "sit:keep=0.5,layers=1", weights="random")

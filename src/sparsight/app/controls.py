@@ -27,11 +27,13 @@ Refuse = Callable[[Recipe], str]
 
 @dataclass(frozen=True)
 class Control:
-    """One parameter. kind: layers, choice, flag, whole, number or text; value: its default, spelled as in a recipe string."""
+    """One parameter. kind: layers, choice, flag, whole, number or text; value: what to begin with, usual: its default, which a recipe
+    need not say; both spelled as in a recipe string. They differ where a model is not as deep as the default layers."""
 
     name: str
     kind: str
     value: str
+    usual: str
     choices: tuple[str, ...] = ()
 
 
@@ -55,15 +57,16 @@ def card(entry: Method, recipe: Recipe, group: str, unfit: str, without: Sequenc
     types = accepted(entry)
     own = {parameter.name: parameter.default for parameter in entry.parameters}
     names = [name for name in own if name not in (*BUDGET, *SHARED, *without)] + ["where"] * ("where" in values)
-    controls = tuple(control(name, types[name], values.get(name, own.get(name))) for name in names)
+    usual = {"where": recipe.where, **own}
+    controls = tuple(control(name, types[name], values.get(name, usual[name]), usual[name]) for name in names)
     word = recipe.schedule.word
     budget = show(getattr(recipe.schedule, word)) if word else ""
     return Card(entry.name, entry.summary, entry.source, group, word, budget, controls, unfit)
 
 
-def control(name: str, hint: Any, value: Any) -> Control:
+def control(name: str, hint: Any, value: Any, usual: Any) -> Control:
     found = choices(hint)
-    return Control(name, "choice" if found else KINDS.get(hint, "text"), show(value), found)
+    return Control(name, "choice" if found else KINDS.get(hint, "text"), show(value), show(usual), found)
 
 
 def vision_cards(model: Any) -> list[Card]:

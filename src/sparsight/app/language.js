@@ -5,7 +5,6 @@ import { Sources } from "./sources.js";
 import { Stage } from "./stage.js";
 
 const WAIT = 250;
-const SECOND = "fastervlm:tokens=64";
 
 export class LanguageTab {
   constructor() {
@@ -13,7 +12,12 @@ export class LanguageTab {
     this.see = this.root.querySelector(".see");
     this.status = this.see.querySelector(".status");
     this.question = byId("question");
-    const again = settled(() => this.run(), WAIT);
+    const later = settled(() => this.run(), WAIT);
+    const again = () => {
+      this.asking?.abort();
+      this.busy(true);
+      later();
+    };
     this.sources = new Sources(byId("language-pictures"), "scenes", () => {
       this.suggest();
       again();
@@ -33,7 +37,7 @@ export class LanguageTab {
     this.about = await ask("language");
     const { grid, methods, depth, first, words } = this.about;
     this.sources.show(this.about.samples, limits, this.about.samples[0].name);
-    this.methods.show(methods, { depth, patches: grid[0] * grid[1], first: [first, SECOND] });
+    this.methods.show(methods, { depth, patches: grid[0] * grid[1], first });
     byId("words-title").textContent = `The ${words.length} words that the model knows`;
     byId("words").textContent = words.join(", ");
     this.suggest();
@@ -61,11 +65,11 @@ export class LanguageTab {
     const { signal } = (this.asking = new AbortController());
     const faults = this.methods.chosen.map((picker) => picker.fault);
     this.methods.complain(faults);
-    if (faults.some(Boolean)) return;
+    if (faults.some(Boolean)) return this.busy(false);
     const { query, body } = this.sources.chosen;
     const recipes = this.methods.recipes.map((recipe) => ["recipe", recipe]);
     const words = query.filter(([name]) => name === "sample");
-    this.see.setAttribute("aria-busy", "true");
+    this.busy(true);
     this.status.textContent = "Asking …";
     try {
       const talk = await ask("ask", { query: [["question", this.question.value], ...words, ...recipes], body, method: "POST", signal });
@@ -73,10 +77,15 @@ export class LanguageTab {
     } catch (error) {
       if (error.name === "AbortError") return;
       this.status.textContent = "";
+      this.see.classList.add("stale");
       alertUser(error.message);
     } finally {
-      if (!signal.aborted) this.see.setAttribute("aria-busy", "false");
+      if (!signal.aborted) this.busy(false);
     }
+  }
+
+  busy(on) {
+    this.see.setAttribute("aria-busy", String(on));
   }
 
   async show(talk, signal) {
@@ -85,6 +94,7 @@ export class LanguageTab {
     await image.decode();
     if (signal.aborted) return;
     alertUser();
+    this.see.classList.remove("stale");
     this.talk = talk;
     const [usual, ...others] = talk.replies;
     this.methods.complain(others.map((reply) => reply.error));

@@ -33,7 +33,7 @@ MOST_WORDS = 16
 """New tokens of an answer at most."""
 LONGEST = 200
 """Characters of a question at most."""
-FIRST = f"divprune:tokens={TOKENS}"
+FIRST = [f"divprune:tokens={TOKENS}", f"fastervlm:tokens={TOKENS}"]
 ATTENTION, DIVERSITY, BOTH = "by attention", "by diversity", "by attention and diversity"
 PROMPT, INSIDE, BASELINE = "by the question", "inside the language model", "baselines"
 GROUPS = (ATTENTION, DIVERSITY, BOTH, PROMPT, INSIDE, BASELINE)

@@ -133,7 +133,7 @@ class Picker {
       follow();
       this.changed();
     });
-    const root = make("div", { className: "budget", role: "group", "aria-label": "Budget" }, make("div", { className: "line" }, unit, text), range);
+    const root = make("div", { className: "budget", role: "group", "aria-label": "How many tokens stay" }, make("div", { className: "line" }, unit, text), range);
     return { root, read: () => (text.value.trim() ? `${unit.value}=${text.value.trim()}` : null) };
   }
 
@@ -143,14 +143,15 @@ class Picker {
     const read = control.kind === "flag" ? () => String(input.checked) : () => input.value.trim();
     input.addEventListener(control.kind === "choice" || control.kind === "flag" ? "change" : "input", this.changed);
     const row = control.kind === "flag" ? [input, make("span", {}, control.name)] : [make("span", {}, control.name), input];
-    return { root: make("label", { className: `field ${control.kind}` }, row), read, usual: control.value };
+    return { root: make("label", { className: `field ${control.kind}` }, row), read, usual: control.usual };
   }
 
   input(control, value) {
     if (control.kind === "choice") return make("select", { value }, control.choices.map((one) => make("option", { selected: one === value }, one)));
     if (control.kind === "flag") return make("input", { type: "checkbox", checked: value === "true" });
     const number = control.kind === "whole" || (control.kind === "number" && Number.isFinite(Number(value)));
-    return make("input", { type: number ? "number" : "text", step: control.kind === "whole" ? "1" : "any", value, autocomplete: "off" });
+    const step = control.kind === "whole" || Math.abs(value) >= 10 ? "1" : "0.1";
+    return make("input", { type: number ? "number" : "text", step: number ? step : null, value, autocomplete: "off" });
   }
 
   /** One box for each block, and one for the place before all of them. */

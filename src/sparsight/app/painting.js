@@ -3,6 +3,7 @@
 const DROPPED = -1;
 const FUSED = 1;
 const GROUP = 2;
+const THUMB = 200; // pixels of a picture too small for lines
 
 /** The site that has worked last once a block is through, null before the first one. Blocks count from 0; -1 is before them. */
 export function lastSite(sites, block) {
@@ -87,6 +88,7 @@ function fill(pen, grid, colourOf) {
 
 /** Lines where patches of one token, or patches that are left, end. */
 function outline(pen, grid, site) {
+  if (pen.canvas.width < THUMB) return;
   const { ys, xs } = edges(grid, pen.canvas);
   const differ = (a, b) => site.paint[a] !== site.paint[b] || (site.paint[a] > 0 && site.owner[a] !== site.owner[b]);
   pen.strokeStyle = style("--edge");

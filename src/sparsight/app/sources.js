@@ -25,6 +25,13 @@ export class Sources {
     const drop = make("label", { className: "drop" }, input, make("span", {}, make("b", {}, "Your own picture"), make("small", {}, "choose, drop or paste it")));
     this.root.append(this.list, drop);
     this.listen(drop);
+    this.reveal();
+  }
+
+  /** Scroll the samples, where they are one row, to the chosen one. */
+  reveal() {
+    const chosen = this.list.querySelector("label:has(input:checked)");
+    this.list.scrollLeft = chosen.offsetLeft - (this.list.clientWidth - chosen.offsetWidth) / 2;
   }
 
   option(name, label, address, checked) {
@@ -66,6 +73,7 @@ export class Sources {
     const own = this.option("", file.name, this.address, true);
     own.classList.add("own");
     this.list.prepend(own);
+    this.reveal();
     this.changed();
   }
 

@@ -7,14 +7,18 @@ import { Stage } from "./stage.js";
 
 const WAIT = 250;
 const STEP = 650;
-const SECOND = "evit:keep=0.5,layers=3/6/9";
 
 export class VisionTab {
   constructor() {
     this.root = byId("vision");
     this.see = this.root.querySelector(".see");
     this.status = this.root.querySelector(".status");
-    const again = settled(() => this.run(), WAIT);
+    const later = settled(() => this.run(), WAIT);
+    const again = () => {
+      this.asking?.abort(); // what was asked before is given up at once
+      this.busy(true);
+      later();
+    };
     this.sources = new Sources(byId("vision-pictures"), "photos", again);
     this.methods = new Methods(byId("vision-methods"), again);
     this.stage = new Stage(byId("vision-stage"), { scores: true });
@@ -45,7 +49,7 @@ export class VisionTab {
   equip() {
     const { methods, depth, grid, first } = this.chosenModel;
     this.block = null;
-    this.methods.show(methods, { depth, patches: grid[0] * grid[1], first: [first, SECOND] });
+    this.methods.show(methods, { depth, patches: grid[0] * grid[1], first });
   }
 
   /** Ask for everything anew; what was asked before is given up. */
@@ -74,6 +78,7 @@ export class VisionTab {
     } catch (error) {
       if (error.name === "AbortError") return;
       this.status.textContent = "";
+      this.see.classList.add("stale");
       alertUser(error.message);
     } finally {
       if (!signal.aborted) this.busy(false);
@@ -90,6 +95,7 @@ export class VisionTab {
     await image.decode();
     if (signal.aborted) return;
     alertUser();
+    this.see.classList.remove("stale");
     this.seen = seen;
     this.image = image;
     this.methods.complain(seen.sides.map((side) => side.error));
@@ -138,6 +144,7 @@ export class VisionTab {
     });
     const letters = this.fine.map((side) => make("b", { "data-letter": side.letter }, side.letter));
     byId("strip").replaceChildren(make("div", { className: "letters", "aria-hidden": "true" }, make("span"), letters), ...steps);
+    reveal(byId("strip").querySelector("label:has(input:checked)"));
   }
 
   get patches() {
@@ -152,9 +159,7 @@ export class VisionTab {
     const step = () => {
       const input = byId("strip").querySelectorAll("input")[block + 1];
       input.checked = true;
-      const { scrollLeft } = byId("strip");
-      const label = input.parentElement;
-      byId("strip").scrollLeft = Math.max(0, Math.min(scrollLeft, label.offsetLeft), label.offsetLeft + label.offsetWidth - byId("strip").clientWidth);
+      reveal(input.parentElement);
       this.showBlock(block);
       block += 1;
       if (block >= this.seen.depth) this.pause();
@@ -238,6 +243,12 @@ export class VisionTab {
     });
     byId("vision-code").replaceChildren(...blocks);
   }
+}
+
+/** Scroll the strip, and nothing else, until a step can be seen. */
+function reveal(step) {
+  const strip = step.parentElement;
+  strip.scrollLeft = Math.max(Math.min(strip.scrollLeft, step.offsetLeft - 30), step.offsetLeft + step.offsetWidth - strip.clientWidth + 6);
 }
 
 const nameOf = (side) => side.recipe.split(":")[0];

@@ -31,8 +31,8 @@ TOP = 5
 """Classes that the page shows."""
 ROUNDS, MOST_ROUNDS, SECONDS = 3, 15, 1.0
 """Timed runs of each way: at least, at most, and how long they may take in all beyond the least."""
-FIRST = "col_ln:keep=0.5,layers=3/6/9"
-"""What the page begins with, unless the model was trained under a recipe."""
+FIRST, SECOND = "col_ln:keep=0.5,layers=3/6/9", "evit:keep=0.5,layers=3/6/9"
+"""What the page begins with, unless the model was trained under a recipe, and what it puts beside that."""
 DROPPED, KEPT, FUSED, GROUP = -1, 0, 1, 2
 """How a patch is painted: groups that are merged count on from the last."""
 
@@ -103,7 +103,8 @@ class Vision:
         self.loaded, self.name = loaded, loaded.name
         self.reader = Reader(loaded.model, len(loaded.classes or ()))
         self.family = family_of(loaded.model)
-        self.first = str(next(iter(loaded.recipes), None) or within(read_recipe(FIRST), len(self.family.blocks)))
+        first, second = (within(read_recipe(text), len(self.family.blocks)) for text in (FIRST, SECOND))
+        self.first = [str(next(iter(loaded.recipes), first)), str(second)]
         self.work: dict[str, int] = {}
 
     def cards(self) -> list[Card]:

@@ -20,7 +20,7 @@ from ..look.patches import FUSED, GROUPS
 from ..serve.app import add_problems
 from ..serve.refusal import Refusal
 from .desk import Desk, described, need, sample_of
-from .language import FIRST, LONGEST, TOKENS
+from .language import FIRST, LONGEST
 from .samples import photos, scenes
 from .vision import TOP
 
@@ -117,7 +117,7 @@ def add_descriptions(app: FastAPI, desk: Desk) -> None:
         def describe(_picture: Image.Image | None) -> dict[str, Any]:
             model = desk.language()
             return {
-                "name": model.name, "depth": model.depth, "grid": model.grid, "first": FIRST, "tokens": TOKENS, "longest": LONGEST,
+                "name": model.name, "depth": model.depth, "grid": model.grid, "first": FIRST, "longest": LONGEST,
                 "words": model.words(), "methods": list(map(asdict, model.cards())), "samples": list(map(described, scenes().values())),
             }  # fmt: skip
 
