@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 DATA ?= ../shared/data/caltech101_pack
-.PHONY: help setup demo tune-demo test test-all lint docs site lock clean
+.PHONY: help setup demo tune-demo test test-all test-app lint docs site lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
@@ -13,6 +13,7 @@ help:
 	@echo "make tune-demo DATA=DIR - search a recipe for the embedded model on Caltech-101, into runs/tune-demo/ (about 20 minutes)"
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
+	@echo "make test-app - the web page, clicked through in a headless Chromium (Debian: apt-get install chromium)"
 	@echo "make lint   - ruff and mypy"
 	@echo "make docs   - regenerate docs/reference/methods.md and docs/reference/reproduce.md"
 	@echo "make site   - the documentation as a site in site/ (installs the docs extra)"
@@ -50,6 +51,9 @@ test: setup
 
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --random-order
+
+test-app: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 -rs tests/app tests/cli/test_app_verb.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ export async function ask(path, { query = [], body, signal, method } = {}) {
 export function alertUser(text = "") {
   const place = byId("alert");
   place.hidden = !text;
-  place.textContent = text && text[0].toUpperCase() + text.slice(1);
+  place.textContent = text;
 }
 
 /** Text to copy, under a heading, with a button that does it. */

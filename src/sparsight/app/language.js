@@ -78,7 +78,7 @@ export class LanguageTab {
       if (error.name === "AbortError") return;
       this.status.textContent = "";
       this.see.classList.add("stale");
-      alertUser(error.message);
+      alertUser(this.sources.blame(error.message));
     } finally {
       if (!signal.aborted) this.busy(false);
     }
@@ -127,7 +127,7 @@ export class LanguageTab {
       const verdict = right === null ? null : make("small", { className: right ? "same" : "other" }, right ? "✓ right" : "✗ wrong");
       const title = reply.letter ? [make("b", {}, reply.letter), ` ${nameOf(reply)}`] : "Unpruned";
       const facts = `${reply.tokens} of ${total} image tokens (${percent(reply.tokens / total, 0)}), ${reply.milliseconds.toFixed(0)} ms`;
-      return make("article", { "data-letter": reply.letter }, make("h3", {}, title), make("p", { className: "said" }, reply.text || "(nothing)"), verdict, make("p", { className: "note" }, facts));
+      return make("article", { "data-letter": reply.letter }, make("h2", {}, title), make("p", { className: "said" }, reply.text || "(nothing)"), verdict, make("p", { className: "note" }, facts));
     });
     const note = known === null ? "" : `The right answer: ${known}.`;
     byId("language-results").replaceChildren(make("div", { className: "answers" }, cards), make("p", { className: "note" }, note));

@@ -121,13 +121,14 @@ function shade(level, stops) {
 /** What the colours of the sites mean, as far as there are any. */
 export function legend(sites, view, colours) {
   const found = [];
-  const has = (test) => sites.some((site) => site && site.side === 1 && site.paint.some(test));
+  const painted = (site) => view === "kept" || !site.score;
+  const has = (test, shows = () => true) => sites.some((site) => site && site.side === 1 && shows(site) && site.paint.some(test));
   if (view === "score" && sites.some((site) => site?.score)) {
     found.push([`linear-gradient(90deg, ${colours.heat.join(",")})`, "score, from lowest to highest", "wide"]);
   }
   if (has((kind) => kind === DROPPED)) found.push(["var(--veil)", "dropped", "box"]);
-  if (view === "kept" && has((kind) => kind === FUSED)) found.push([colours.fused, "fused into one token", ""]);
-  if (view === "kept" && has((kind) => kind >= GROUP)) found.push([colours.groups[0], "merged with patches of the same colour", ""]);
+  if (has((kind) => kind === FUSED, painted)) found.push([colours.fused, "fused into one token", ""]);
+  if (has((kind) => kind >= GROUP, painted)) found.push([colours.groups[0], "merged with patches of the same colour", ""]);
   return found.map(([background, text, kind]) => {
     const item = document.createElement("li");
     const key = document.createElement("i");

@@ -38,6 +38,7 @@ export class Sources {
     const input = make("input", { type: "radio", name: this.group, value: name, checked });
     input.addEventListener("change", () => this.changed());
     const image = make("img", { src: address, alt: "", loading: "lazy", width: 64, height: 64 });
+    image.addEventListener("error", () => image.replaceWith(make("i", {}, label.split(".").pop().slice(0, 4))));
     return make("label", { className: "sample", title: label }, input, image, make("span", { className: "hidden" }, label));
   }
 
@@ -81,6 +82,11 @@ export class Sources {
   get chosen() {
     const name = this.list.querySelector("input:checked").value;
     return name ? { query: [["sample", name]], body: "" } : { query: [["file", this.file.name]], body: this.file };
+  }
+
+  /** A message about the picture, with the file's name if it is the user's own. */
+  blame(message) {
+    return this.sample || !/image|upload/.test(message) ? message : `${this.file.name}: ${message}`;
   }
 
   get sample() {

@@ -79,7 +79,7 @@ export class VisionTab {
       if (error.name === "AbortError") return;
       this.status.textContent = "";
       this.see.classList.add("stale");
-      alertUser(error.message);
+      alertUser(this.sources.blame(error.message));
     } finally {
       if (!signal.aborted) this.busy(false);
     }
