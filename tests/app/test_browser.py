@@ -9,7 +9,10 @@ from web import page, tiny_language
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright (extra dev)")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.product, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; on Debian: apt-get install chromium")]
+pytestmark = [
+    pytest.mark.product,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; on Debian: apt-get install chromium"),
+]
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -17,7 +20,20 @@ FLAGS = [
 ]  # fmt: skip
 SCREENS = {"large light": (1400, "light"), "large dark": (1400, "dark"), "phone light": (390, "light"), "phone dark": (390, "dark")}
 CONTROLS = "button:visible, input:visible, select:visible, summary:visible, pre:visible"
-NAMED = {"button", "textbox", "slider", "combobox", "checkbox", "radio", "switch", "tab", "image", "radiogroup", "tablist", "spinbutton"}
+NAMED = {
+    "button",
+    "textbox",
+    "slider",
+    "combobox",
+    "checkbox",
+    "radio",
+    "switch",
+    "tab",
+    "image",
+    "radiogroup",
+    "tablist",
+    "spinbutton",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +64,9 @@ class User:
         self.page.set_default_timeout(30_000)
         self.own, self.faults = f"http://127.0.0.1:{server.port}/", []
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("console", lambda word: self.faults.append(word.text) if word.type == "error" and "400" not in word.text else None)
+        self.page.on(
+            "console", lambda word: self.faults.append(word.text) if word.type == "error" and "400" not in word.text else None
+        )
         self.page.on("request", lambda request: self.faults.append(request.url) if self.foreign(request.url) else None)
         self.page.goto(self.own)
         self.settle()

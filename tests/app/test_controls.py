@@ -48,15 +48,11 @@ def test_a_new_method_appears_with_its_own_parameters(model):
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
+def test_refused():
+    for text, said in (
         ("sit:keep=0.5,weights=/etc/passwd", "weights= of sit is not for the page"),
         ("k_medoids:rounds=1000000000", "rounds=1000000000 is more than the 4096"),
         ("evit:kep=0.5", "did you mean 'keep'"),
-    ],
-    ids=["file", "for ever", "typo"],
-)
-def test_refused(text, said):
-    with pytest.raises(PruneError, match=said):
-        read_recipe(text)
+    ):
+        with pytest.raises(PruneError, match=said):
+            read_recipe(text)

@@ -46,12 +46,10 @@ def test_unknown_words_are_named(language, picture):
     assert language.ask(picture, "what is in the picture ?", []).unknown == []
 
 
-@pytest.mark.parametrize(
-    ("question", "said"), [("   ", "is empty"), ("what is <image> ?", "marks the picture"), ("x" * 201, "201 characters")]
-)
-def test_questions_that_cannot_be_asked(language, picture, question, said):
-    with pytest.raises(PruneError, match=said):
-        language.ask(picture, question, [])
+def test_questions_that_cannot_be_asked(language, picture):
+    for question, said in (("   ", "is empty"), ("what is <image> ?", "marks the picture"), ("x" * 201, "201 characters")):
+        with pytest.raises(PruneError, match=said):
+            language.ask(picture, question, [])
 
 
 def test_what_is_left(language, picture):

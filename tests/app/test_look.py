@@ -69,7 +69,7 @@ def test_measure(vision, image):
 def test_a_model_that_was_trained_pruned(vision):
     loaded = make_vit()
     prune(loaded.model, "evit:keep=0.7,layers=1")
-    found = Vision(dataclasses.replace(loaded, recipe=sparsight.parse("evit:keep=0.7,layers=1")))
+    found = Vision(dataclasses.replace(loaded, recipes=(sparsight.parse("evit:keep=0.7,layers=1"),)))
     assert found.first[0] == "evit:keep=0.7,layers=1"
     assert not sparsight.handles(loaded.model)
     learned = make_vit()

@@ -177,6 +177,18 @@ def test_serving_vit(run, tmp_path):
 
 
 @pytest.mark.product
+@pytest.mark.timeout(900)
+def test_app_load(run, tmp_path):
+    pytest.importorskip("fastapi")
+    out = tmp_path / "o.json"
+    run("app_load", f"--requests 30 --clients 4 --out {out}")
+    found = json.loads(out.read_text())
+    assert found["lost"] == found["wrong"] == []
+    assert found["exit code"] == 0
+    assert "| MB after |" in table(out)
+
+
+@pytest.mark.product
 def test_train_demo(run, tmp_path):
     from safetensors.torch import save_file
     from train_runs import draw, tiny
