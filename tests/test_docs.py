@@ -54,3 +54,35 @@ def test_the_tutorial_prints_what_it_says(capsys):
     page = (ROOT / "docs" / "tutorials" / "first-hour.md").read_text(encoding="utf-8").partition("## 3.")[2]
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {"__name__": "first_hour"})
     assert capsys.readouterr().out == "".join(re.findall(r"```\n\n```\n(.*?)```", page, re.DOTALL))
+
+
+@pytest.mark.product
+def test_the_arithmetic_of_serving_prints_its_table(capsys):
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code[1], {"__name__": "arithmetic"})
+    assert capsys.readouterr().out in page
+
+
+@pytest.mark.product
+def test_the_manifests_start_what_there_is():
+    """Every manifest has a container whose words the command line takes, a probe on a port that it opens, and a service that finds it."""
+    yaml = pytest.importorskip("yaml")
+    from typer.main import get_command
+
+    from sparsight.cli.main import app
+
+    for file in sorted((ROOT / "examples" / "kubernetes").glob("*.yaml")):
+        deployment, service = yaml.safe_load_all(file.read_text(encoding="utf-8"))
+        pod = deployment["spec"]["template"]
+        (container,) = pod["spec"]["containers"]
+        assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+        assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+        (port,) = container["ports"]
+        assert f"--port={port['containerPort']}" in container["args"]
+        assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": port["name"]}
+        assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+        if container["args"][0] == "serve":
+            verb = get_command(app).commands["serve"]
+            given = verb.make_context("serve", container["args"][1:], resilient_parsing=False).params
+            assert (given["host"], given["threads"], given["engine"], len(given["recipe"])) == ("0.0.0.0", 4, "openvino", 2)
