@@ -21,6 +21,7 @@ def bench_vlm(
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 16,
     layers: Annotated[int | None, typer.Option(help="Cut the language model to its first layers.")] = None,
     rounds: Annotated[int, typer.Option(help="Pairs of runs per recipe.")] = 6,
+    engine: Annotated[str, typer.Option(help="eager, or openvino (the CPU, LLaVA).")] = "eager",
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto is bf16 on CUDA, else fp32.")] = "auto",
     seed: Seed = 0,
@@ -34,6 +35,7 @@ def bench_vlm(
     Examples:
       sparsight bench-vlm --config tiny --recipe vispruner:tokens=64
       sparsight bench-vlm llava-hf/llava-1.5-7b-hf --data IMAGES --recipe fastv:layer=2,keep=0.5
+      sparsight bench-vlm demo-vlm --recipe fastervlm:tokens=64 --engine openvino
     """
     from ..speed.bench_vlm import bench_vlm as measure
     from .progress import Watch
@@ -42,6 +44,6 @@ def bench_vlm(
     with Watch(out) as watch:
         done = measure(
             one_model(word, model, "") or None, recipe or (), out, config=config, images=data, prompt=prompt, batch_size=batch_size, new_tokens=new_tokens,
-            layers=layers, rounds=rounds, device=device, precision=precision, seed=seed, listen=watch,
+            layers=layers, rounds=rounds, device=device, precision=precision, seed=seed, engine=engine, listen=watch,
         )  # fmt: skip
     print_stages(done, out)

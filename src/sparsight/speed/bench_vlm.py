@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from ..load.shapes import check_memory
 from ..load.vlms import Inputs, Prompts, Source, find_source, make_prompts
 from ..prune import Handle, prune, resolve
@@ -23,9 +23,16 @@ from ..runs.comparison import UNPRUNED
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
 from ..runs.store import ResultStore, claim, digest, release, write_text
 from ..runs.sweep import Listener, RowJob, ignore, run_rows
+from .engines import need_module, on_cpu
+from .export_vlm import facts_of
+from .openvino_stages import MEMORY, STAGES, rise, time_openvino
+from .openvino_vlm import OpenVinoVlm
 from .stage_result import StageBench, StageRow
 from .stages import Footprint, Times, count_macs, peak_memory, time_stages, vision_language
 from .timing import memory_method
+from .vlm_tracing import check_traceable, embedding_graph, language_graph, vision_graph
+
+ENGINES = ("eager", "openvino")
 
 LOOKING = 0.3
 """Share of a row's work that is counting, for the progress bar; the rest is the paired runs."""
@@ -46,6 +53,7 @@ def bench_vlm(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    engine: str = "eager",
     listen: Listener | None = None,
 ) -> StageBench:
     """Time every stage of `generate` under every recipe, in turn with the unpruned model; write results and report into `out`.
@@ -53,20 +61,24 @@ def bench_vlm(
     model: a folder or a Hub repository of LLaVA, LLaVA-NeXT, LLaVA-OneVision or Qwen-VL; config: a shape with random weights instead
     ("tiny", "llava-7b-shape"). images: a folder, by default noise; prompt: the text beside each image. layers: cut the language model
     to its first layers. precision "auto" is bf16 on CUDA and fp32 elsewhere. rounds: pairs of runs per row, after one to warm up.
+    engine: "eager" (PyTorch) or "openvino" (the CPU, fp32, LLaVA), for the unpruned model and the recipes alike.
     Called again with the same arguments it goes on after the last finished row. Raises PruneError before any heavy work.
     """
     wanted = spell(recipes, new_tokens, rounds)
     settings = settle(batch_size, precision, device, seed)
+    settings = check_engine(engine, settings, device)
     made = claim(folder := Path(out).expanduser())
     try:
         source = find_source(model, config, layers)
         for recipe in wanted:
+            if engine == "openvino":
+                check_traceable(source.shell, recipe)
             prune(source.shell, recipe).remove()
         prompts = make_prompts(source, images, prompt, batch_size, seed)
         check_memory(
             source.shell, source.config, settings.device, PRECISIONS[settings.precision], batch_size, prompts.length + new_tokens
         )
-        job = Job.make(source, prompts, wanted, settings, new_tokens, rounds, folder)
+        job = Job.make(source, prompts, wanted, settings, new_tokens, rounds, folder, engine)
     except PruneError:
         release(made)
         raise
@@ -93,6 +105,18 @@ def settle(batch_size: int, precision: str, device: str, seed: int) -> Settings:
     return Settings(batch_size, "bf16", found.device, seed) if bf16 else found
 
 
+def check_engine(engine: str, settings: Settings, device: str) -> Settings:
+    """The settings for the engine; a PruneError for an engine that is not known, and for settings that it cannot have."""
+    if engine not in ENGINES:
+        raise PruneError(f"engine={shown(engine)!r} is not known; choose {', '.join(ENGINES)}")
+    if engine == "eager":
+        return settings
+    need_module(engine)
+    if device not in ("auto", "cpu") or settings.precision != "fp32":
+        raise PruneError(f"engine {engine} runs on the CPU in fp32; leave device and precision out")
+    return replace(settings, device="cpu")
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A measurement whose parts have all been checked. The model is loaded when the first row has to be measured."""
@@ -105,17 +129,25 @@ class Job:
     rounds: int
     out: Path
     store: ResultStore
+    engine: str = "eager"
 
     @staticmethod
     def make(
-        source: Source, prompts: Prompts, recipes: list[Recipe], settings: Settings, new_tokens: int, rounds: int, out: Path
+        source: Source,
+        prompts: Prompts,
+        recipes: list[Recipe],
+        settings: Settings,
+        new_tokens: int,
+        rounds: int,
+        out: Path,
+        engine: str,
     ) -> Job:
         """The job, with the key that all its rows share."""
         ids = prompts.inputs["input_ids"]
         facts = [source.name, source.config.to_json_string(), weights_on_disk(source.path), prompts.images, ids.tolist()]
         versions = [sorted(versions_in_use(source.shell).items()), device_name(settings.device), torch.get_num_threads()]
-        key = digest(*facts, repr(settings), new_tokens, rounds, versions)
-        return Job(source, prompts, recipes, settings, new_tokens, rounds, out, ResultStore(out / "rows", key))
+        key = digest(*facts, repr(settings), new_tokens, rounds, versions, engine)
+        return Job(source, prompts, recipes, settings, new_tokens, rounds, out, ResultStore(out / "rows", key), engine)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -136,7 +168,11 @@ class Job:
     def load(self) -> Bench:
         """The model and the prompts on the device."""
         model = self.source.load(self.settings.device, self.dtype, self.settings.seed)
-        return Bench.make(model, self.prompts.to(self.settings.device, self.dtype), self.new_tokens, self.rounds)
+        inputs = self.prompts.to(self.settings.device, self.dtype)
+        parts = (model, vision_language(model), inputs, self.new_tokens, self.rounds)
+        if self.engine == "eager":
+            return Bench(*parts)
+        return OpenVinoBench(*parts, self.source, on_cpu(embedding_graph(model)), on_cpu(language_graph(model)))
 
     def measure(self, recipe: Recipe | None, bench: Callable[[], Bench], step: Callable[[float], object]) -> StageRow:
         """One row."""
@@ -158,14 +194,22 @@ class Job:
             device=device_name(settings.device),
             threads=torch.get_num_threads(),
             precision=settings.precision,
-            attention=str(getattr(source.config.get_text_config(), "_attn_implementation", None) or "sdpa"),
+            attention=self.attention,
             seed=settings.seed,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=versions_in_use(source.shell),
-            memory_method=memory_method(settings.device).replace("one forward", "one generate"),
-            notes=self.prompts.notes,
+            memory_method=MEMORY
+            if self.engine == "openvino"
+            else memory_method(settings.device).replace("one forward", "one generate"),
+            notes=[*self.prompts.notes, *([STAGES] if self.engine == "openvino" else [])],
             rows=rows,
         )
+
+    @property
+    def attention(self) -> str:
+        """The implementation that runs."""
+        own = str(getattr(self.source.config.get_text_config(), "_attn_implementation", None) or "sdpa")
+        return own if self.engine == "eager" else self.engine
 
     def publish(self, done: StageBench) -> None:
         """Write results.json and report.html."""
@@ -185,11 +229,6 @@ class Bench:
     new_tokens: int
     rounds: int
 
-    @staticmethod
-    def make(model: nn.Module, inputs: Inputs, new_tokens: int, rounds: int) -> Bench:
-        """Raises PruneError if the model is no vision-language model."""
-        return Bench(model, vision_language(model), inputs, new_tokens, rounds)
-
     def pruned(self, recipe: Recipe | None) -> AbstractContextManager[Handle | None]:
         return nullcontext() if recipe is None else prune(self.model, recipe)
 
@@ -200,7 +239,7 @@ class Bench:
             macs, lengths, cache = count_macs(self.model, self.family, handle, self.inputs)
             left = [] if handle is None else tokens_left(handle)
             step(LOOKING / 2)
-            peak = peak_memory(self.model, self.inputs, self.new_tokens)
+            peak = self.peak(recipe, handle)
         step(LOOKING)
         runs: list[Times] = []
         beside: list[Times] = []
@@ -223,9 +262,39 @@ class Bench:
             beside=beside,
         )
 
+    def peak(self, recipe: Recipe | None, handle: Handle | None) -> int:
+        """Bytes at the highest point of one `generate` of the model, which is pruned already."""
+        return peak_memory(self.model, self.inputs, self.new_tokens)
+
     def time(self, recipe: Recipe | None) -> Times:
         with self.pruned(recipe) as handle:
             return time_stages(self.model, self.family, handle, self.inputs, self.new_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenVinoBench(Bench):
+    """The same in OpenVINO; what is counted is counted in PyTorch. embeddings, language: compiled, for all recipes; ready: by recipe."""
+
+    source: Source
+    embeddings: Any
+    language: Any
+    ready: dict[Recipe | None, OpenVinoVlm] = field(default_factory=dict)
+
+    def peak(self, recipe: Recipe | None, handle: Handle | None) -> int:
+        given = [value for value in self.inputs.values() if isinstance(value, torch.Tensor)]
+        resting = sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers(), *given))
+        return resting + rise(self.made(recipe, handle), self.inputs, self.new_tokens)
+
+    def time(self, recipe: Recipe | None) -> Times:
+        return time_openvino(self.made(recipe, None), self.inputs, self.new_tokens)
+
+    def made(self, recipe: Recipe | None, handle: Handle | None) -> OpenVinoVlm:
+        """The model in OpenVINO under the recipe, traced and compiled the first time, when its handle is at work."""
+        if recipe not in self.ready:
+            vision = vision_graph(self.model, handle, self.inputs["pixel_values"][:1])
+            facts = facts_of(self.source, self.model, recipe, self.inputs)
+            self.ready[recipe] = OpenVinoVlm(facts, on_cpu(vision), self.embeddings, self.language)
+        return self.ready[recipe]
 
 
 def tokens_left(handle: Handle) -> list[int]:

@@ -131,26 +131,18 @@ class OpenVINO:
     def __init__(self, model: Any, batch_sizes: Iterable[int] = (), precision: str = "f32", threads: int = 0) -> None:
         self.model = model
         self.batch_sizes = frozenset(batch_sizes)
-        # on CPUs with AMX the default would be bf16, which changes kept tokens
-        self.settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-        }
+        self.precision, self.threads = precision, threads
         self.graphs: dict[int, tuple[Any, list[Any]]] = {}
         self.lock = threading.Lock()
 
     def graph(self, batch: int) -> tuple[Any, list[Any]]:
         """The compiled graph for a batch size, and its requests that nobody is using."""
-        import openvino
-
         batch = batch if batch in self.batch_sizes else -1
         with self.lock:
             if batch not in self.graphs:
                 model = self.model.clone()
                 model.reshape([batch, *list(model.inputs[0].partial_shape)[1:]])
-                with own_signal_stack():
-                    self.graphs[batch] = openvino.Core().compile_model(model, "CPU", self.settings), []
+                self.graphs[batch] = on_cpu(model, self.precision, self.threads), []
             return self.graphs[batch]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -164,6 +156,21 @@ class OpenVINO:
             return [torch.from_numpy(found[index]) for index in range(len(graph.outputs))]
         finally:
             idle.append(request)
+
+
+def on_cpu(model: Any, precision: str = "f32", threads: int = 0) -> Any:
+    """A model of OpenVINO's, compiled for the CPU. threads 0 = as many as torch uses."""
+    import openvino
+
+    # on CPUs with AMX the default would be bf16, which changes kept tokens; keys and values would be kept in 8 bits
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "KV_CACHE_PRECISION": "f32",
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+    }
+    with own_signal_stack():
+        return openvino.Core().compile_model(model, "CPU", settings)
 
 
 class SignalStack(ctypes.Structure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import warnings
@@ -38,17 +39,20 @@ def pair(example: Tensor) -> Tensor:
 
 
 class complaint:
-    """Turns whatever an exporter meets into one PruneError, and keeps it from printing warnings."""
+    """Turns whatever an exporter meets into one PruneError, and keeps it from printing warnings and, where it fails, its graphs."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.warnings = warnings.catch_warnings()
+        self.logged = logging.root.manager.disable
 
     def __enter__(self) -> None:
         self.warnings.__enter__()
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        logging.disable(self.logged)
         self.warnings.__exit__(kind, error, trace)
         if isinstance(error, Exception) and not isinstance(error, (PruneError, OSError)):
             raise PruneError(f"{self.text}: {reason(error)}") from error
@@ -138,8 +142,6 @@ def openvino_rules() -> list[Any]:
 
 def quantise(file: Path) -> None:
     """Replace an ONNX file by one whose matrix products have int8 weights."""
-    import logging
-
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
