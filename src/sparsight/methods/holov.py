@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import PruneError
 from ..ops import reduce, schedule, select
-from ..ops.portable import stable_order
+from ..ops.portable import diagonal, stable_order
 from ..ops.score import Importance
 from ..plan import Plan
 from ..recipe import Recipe, Step, attention_score
@@ -35,7 +35,7 @@ def crop_score(a: Tensor, x: Tensor, alpha: float) -> Tensor:
         return a[:, 0]
     unit = x / (x.norm(dim=-1, keepdim=True) + EPS)
     likeness = unit @ unit.transpose(-2, -1)
-    likeness = likeness.masked_fill(torch.eye(n, dtype=torch.bool, device=a.device), 0)
+    likeness = likeness.masked_fill(diagonal(n, a.device), 0)
     mean = likeness.sum(dim=-1, keepdim=True) / (n - 1)
     variance = (likeness - mean).square().sum(dim=-1) / (n - 1)
     scaled = FACTOR * a

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.portable import diagonal
 from .state import SiteOutcome
 
 HIDDEN = 1e-12
@@ -19,7 +20,7 @@ def key_bias(before: SiteOutcome | None, proportional: bool, prefix: int, x: Ten
     if hides(before):
         assert before.size is not None
         log = torch.nn.functional.pad((before.size.squeeze(-1) + HIDDEN).log(), (prefix, 0))[:, None, None]
-        itself = torch.eye(log.shape[-1], dtype=torch.bool, device=log.device)
+        itself = diagonal(log.shape[-1], log.device)
         return log.masked_fill(itself, 0).to(x.dtype)
     weight = before.weight(proportional)
     if weight is None:

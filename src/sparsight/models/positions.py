@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.portable import diagonal
+
 
 def take_rows(table: Tensor, place: Tensor, blank: float | Tensor) -> Tensor:
     """Rows of a rotary table for the tokens that are left; a token without a place gets `blank`, which rotates nothing.
@@ -70,5 +72,5 @@ def with_columns(found: dict[str, Tensor], bias: Tensor | None, scale: float) ->
     q, k = found["q"], found["k"]
     exact = torch.promote_types(q.dtype, torch.float32)
     more = (bias.to(exact) / scale).expand(q.shape[0], q.shape[1], -1, -1)
-    unit = torch.eye(k.shape[2], dtype=exact, device=k.device).expand(*k.shape[:2], -1, -1)
+    unit = diagonal(k.shape[2], k.device).to(exact).expand(*k.shape[:2], -1, -1)
     return {**found, "q": torch.cat([q.to(exact), more], dim=-1), "k": torch.cat([k.to(exact), unit], dim=-1)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .portable import stable_order, tracing
+from .portable import diagonal, lower, stable_order, tracing
 from .rank import wide
 
 STRIP = 128
@@ -51,7 +51,7 @@ def distance(x: Tensor) -> Tensor:
         strip = (
             gram.mul_(-2).add_(length[:, here].unsqueeze(-1)).add_(length[:, upto].unsqueeze(-2)).clamp_(min=0).sqrt_().to(x.dtype)
         )
-        itself = torch.eye(here.stop - here.start, dtype=torch.bool, device=x.device)
+        itself = diagonal(here.stop - here.start, x.device)
         corner = triangle(strip[..., here]).masked_fill(itself, 0)
         if out is None:
             return corner
@@ -77,7 +77,7 @@ def mirrored(matrix: Tensor) -> Tensor:
 
 def triangle(matrix: Tensor) -> Tensor:
     """The lower triangle and its mirror image. [B, N, N] -> [B, N, N]."""
-    return matrix.tril() + matrix.tril(-1).transpose(-2, -1)
+    return torch.where(lower(matrix.shape[-1], matrix.device), matrix, matrix.transpose(-2, -1))
 
 
 def strips(n: int) -> list[slice]:
@@ -88,7 +88,7 @@ def strips(n: int) -> list[slice]:
 
 def loneliest(similarity: Tensor) -> Tensor:
     """Index of the token whose nearest neighbour is farthest. [B, N, N] -> [B, 1]."""
-    itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
+    itself = diagonal(similarity.shape[-1], similarity.device)
     return similarity.masked_fill(itself, float("-inf")).amax(dim=-1).argmin(dim=-1, keepdim=True)
 
 

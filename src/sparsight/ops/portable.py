@@ -27,3 +27,18 @@ def cdist(a: Tensor, b: Tensor) -> Tensor:
         lengths = a.square().sum(dim=-1).unsqueeze(-1) + b.square().sum(dim=-1).unsqueeze(-2)
         return (lengths - 2 * a @ b.transpose(-2, -1)).clamp(min=0).sqrt()
     return torch.cdist(a, b)
+
+
+def diagonal(n: int, device: torch.device) -> Tensor:
+    """True where row and column are the same, [n, n].
+
+    In graphs torch makes `eye`, and `tril` as well, of numbers in uint16 where there are 256 or more, which OpenVINO's reader does not know.
+    """
+    place = torch.arange(n, device=device)
+    return place.unsqueeze(1) == place
+
+
+def lower(n: int, device: torch.device) -> Tensor:
+    """True on the diagonal and below, [n, n]; see `diagonal`."""
+    place = torch.arange(n, device=device)
+    return place.unsqueeze(1) >= place

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import PruneError
 from ..plan import Plan
 from .attention_torch import exact
+from .portable import diagonal
 from .score import register_score
 
 Heads = Literal["mean", "max", "min"]
@@ -65,7 +66,7 @@ def mixing(attn: Tensor, heads: Heads, discard: float, residual: bool, normalise
         smallest = flat.topk(gone, dim=1, largest=False).indices
         fused = torch.cat([flat[:, :1], flat.scatter(1, smallest, 0)[:, 1:]], dim=1).view_as(fused)
     if residual:
-        fused = fused + torch.eye(length, dtype=fused.dtype, device=fused.device)
+        fused = fused + diagonal(length, fused.device).to(fused.dtype)
     total = fused.sum(dim=-1)
     return fused / (total.unsqueeze(-1) if normalise == "rows" else total.unsqueeze(1))
 
