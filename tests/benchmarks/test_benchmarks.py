@@ -166,13 +166,18 @@ def test_selection(run, tmp_path):
 
 
 @pytest.mark.product
+@pytest.mark.timeout(1800)
 def test_serving_vit(run, tmp_path):
+    """A thousand good and bad requests of eight clients: no answer is lost or wrong, and memory stays flat."""
     out = tmp_path / "o.json"
-    run("serving_vit", f"--requests 40 --clients 4 --starts 2 --out {out}", WARM=8, PER_RECIPE=8)
+    run("serving_vit", f"--requests 1000 --clients 8 --starts 4 --at-once 2 --out {out}", WARM=8, PER_RECIPE=8, TURNS=1)
     found = json.loads(out.read_text())
     assert found["lost"] == found["wrong"] == []
+    assert sum(found["storm"]["answers"].values()) == found["storm"]["requests"] == 1000
+    assert found["storm"]["MB after"] < found["storm"]["MB half way"] * 1.05
     assert found["exit code"] == 0
-    assert found["starts"]["answered after the start"] == 2
+    assert found["starts"]["answered after the start"] == 4
+    assert (found["starts"]["killed"], found["starts"]["failed"]) == (2, [])
     assert "| unpruned |" in table(out)
 
 
