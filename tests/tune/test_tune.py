@@ -94,9 +94,9 @@ def test_search_and_report_are_different_images(done):
 def test_results_read_back_and_the_page_has_them(done, out):
     again = Tuning.load(out)
     assert again == done
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text().replace("<wbr>", "")
     for row in done.rows[1:]:
-        assert all(recipe.replace(",", ",<wbr>") in page for recipe in row.recipes)
+        assert all(recipe in page for recipe in row.recipes)
 
 
 def test_the_same_call_again_measures_nothing(done, out, loaded, folder, monkeypatch):
