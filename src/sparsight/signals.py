@@ -24,6 +24,7 @@ SIGNALS: dict[str, str] = {
     "shallow_k": "[B, H, P+N, D] keys of that block",
     "shallow_class_attn": "[B, H, N] class token's softmax row there, patch columns (derived from shallow_q, shallow_k)",
     "shallow_token_weight": "[B, N] attention that each token received there, as token_weight (derived from shallow_q, shallow_k)",
+    "frames": "T, the number of frames that the tokens are of, one after the other (derived: 1)",
     "depth": "share of the encoder's blocks that are in front of the site, 0 to 1 (derived: 0)",
     "feats": "[B, N, D'] features that similarity compares (derived: x)",
     "class_token": "[B, 1, D'] the class token's feature, from where feats comes",
@@ -59,6 +60,7 @@ USUAL: dict[str, Callable[[Tensor], Any]] = {
     "feats": exact,
     "training": lambda x: False,
     "depth": lambda x: 0.0,
+    "frames": lambda x: 1,
     **dict.fromkeys(("size", "moves", "valid", "attended"), lambda x: None),
     "first": lambda x: torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device),
     "position": lambda x: torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1),
@@ -197,6 +199,9 @@ def check_shapes(signals: dict[str, Any]) -> None:
     for name in ("q", "k", "v", "attn", "shallow_q", "shallow_k"):
         if name in signals and (not isinstance(signals[name], Tensor) or signals[name].dim() != 4):
             raise PruneError(f"{name} must be {SIGNALS[name]}, got {shape_of(signals[name])}")
+    frames = signals.get("frames", 1)
+    if not isinstance(frames, int) or frames < 1 or n % frames:
+        raise PruneError(f"frames must be {SIGNALS['frames']}: {n} tokens are not {frames} frames of equal size")
     prefix = prefix_of(signals)
     expected: dict[str, tuple[int | None, ...]] = {
         **dict.fromkeys("qkv", (b, None, prefix + n, None)),

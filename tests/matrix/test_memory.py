@@ -43,6 +43,7 @@ LIMITS = {
     "sit": 1.6,
     "tca": 1.0,
     "vispruner": 3.1,
+    "vidcom2": 0.5,
     "vscan": 2.3,
 }
 """What methods that compare patches or mix them may take beside their signals, in [N, N] matrices of float32: the attention

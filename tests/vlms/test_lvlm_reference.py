@@ -64,6 +64,24 @@ def test_video_frames(name):
         assert torch.equal(answer(model, given), no_cache(model, given))
 
 
+@torch.no_grad()
+def test_methods_for_video_know_the_frames():
+    """EVS and VidCom2 on a video of three frames as `reduce` on its tokens; a picture is one frame; LLaVA has none."""
+    model = build("qwen2.5")
+    given = inputs("qwen2.5", model, [VIDEO_SAMPLE])
+    tokens = model.model.get_video_features(given["pixel_values_videos"], given["video_grid_thw"]).pooler_output[0]
+    for recipe in ("evs:keep=0.6", "vidcom2:keep=0.5"):
+        want = sparsight.reduce(recipe, x=tokens.unsqueeze(0), frames=3).plan
+        with sparsight.prune(model, recipe) as handle:
+            got = model(**given).logits
+            assert torch.equal(handle.plans[0].keep, want.keep)
+            model(**inputs("qwen2.5", model, [SAMPLE]))
+            assert handle.counts == ([8, 8] if "evs" in recipe else [4, 4])
+        assert torch.allclose(got, by_hand("qwen2.5", model, given, [want.keep[0]]), atol=1e-10)
+    with pytest.raises(sparsight.PruneError, match="evs needs frames"):
+        sparsight.prune(build("llava"), "evs")
+
+
 def no_cache(model, given, new: int = 6):
     """Greedy answer, each token from a forward over everything before it."""
     given = {**given}

@@ -1,7 +1,9 @@
 """The signal `text` before the language model: the question's words, as the language model embeds them and as a CLIP does."""
 
+import generic_models
 import pytest
 import torch
+from generic_models import KINDS
 from lvlms import IMAGE, Size, answer, build, inputs
 
 import sparsight
@@ -69,6 +71,17 @@ def test_cdpruner_by_the_language_models_words():
             assert torch.equal(handle.plans[0].keep, want.plan.keep)
             kept.append(handle.plans[0].keep.tolist())
     assert kept[0] != kept[1]
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_every_family_offers_the_questions_words(name):
+    model = generic_models.build(name)
+    given = generic_models.inputs(name, [generic_models.prompt(name, 3, "image", 5), generic_models.prompt(name, "image", 9)])
+    with sparsight.prune(model, "cdpruner:keep=0.5,text=llm") as handle:
+        model(**given)
+        assert all(2 * count == plan.total for count, plan in zip(handle.counts, handle.plans, strict=True))
 
 
 def test_the_templates_words_are_left_out(processor):

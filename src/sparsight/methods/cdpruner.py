@@ -59,8 +59,9 @@ def kernel_of(x: Tensor, relevance: Tensor, kernel: Kernel, theta: float) -> Ten
     """The kernel [B, N, N] of tokens x [B, N, C] and their relevance [B, N]."""
     alike = diversity.cosine(x)
     weight = (relevance * (theta / (2 * (1 - theta)))).exp() if kernel == "exp" else relevance
-    weighed = alike * weight.unsqueeze(-1) * weight.unsqueeze(-2)
-    return (1 - theta) * alike + theta * weighed if kernel == "blend" else weighed
+    if kernel == "blend":
+        return alike.mul_(1 - theta + theta * weight.unsqueeze(-1) * weight.unsqueeze(-2))
+    return alike.mul_(weight.unsqueeze(-1)).mul_(weight.unsqueeze(-2))
 
 
 def likeliest(kernel: Tensor, relevance: Tensor, count: int) -> Tensor:

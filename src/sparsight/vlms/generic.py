@@ -129,7 +129,7 @@ class Generic(LVLM):
         return "" if self.blocks else "its vision encoder does not use transformers' attention interface"
 
     def offers(self) -> tuple[str, ...]:
-        plain = ("x", "feats", "size", "position", "grid", "valid", "training", "depth", "text")
+        plain = ("x", "feats", "size", "position", "grid", "valid", "training", "depth", "text", "frames")
         heads = ("q", "k", "v", "prefix", "scale", "token_weight", "shallow_q", "shallow_k", "shallow_token_weight")
         attention = () if self.lacks else heads
         return plain + attention + (("class_attn", "shallow_class_attn") if attention and self.class_token else ())
@@ -230,9 +230,15 @@ class Generic(LVLM):
             features = [tokens.detach() for tokens in features]
         extras = [self.split(layer, features) for layer in deepstack(output)]
         found = []
+        counts = self.frames(kind, call, features)
+        uneven = call.get(GRIDS[kind]) is None or any(len(x) % t for x, t in zip(features, counts, strict=True))
+        if kind == "video" and "frames" in site.needs and uneven:
+            raise PruneError(
+                f"{type(self.model).__name__} does not say which tokens of a video are of which frame, which this recipe asks for"
+            )
         for i, (tokens, own, grid) in enumerate(zip(features, tiles, self.grids(kind, call, features), strict=True)):
             placed = [self.placed(tile, grid, tokens.shape[0], site) for tile in own]
-            found.append(ImageTokens(tokens, placed, tuple(layer[i] for layer in extras), grid))
+            found.append(ImageTokens(tokens, placed, tuple(layer[i] for layer in extras), grid, frames=counts[i]))
         return found
 
     def scored_tiles(self, features: list[Tensor], call: encoder_rows.EncoderCall) -> list[list[Tile]]:

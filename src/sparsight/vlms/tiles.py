@@ -79,6 +79,7 @@ class ImageTokens:
 
     extras     further tensors [n, ...] that follow the tokens (DeepStack features).    grid  patches (h, w) of the image, if it has one grid.
     survivors  where the vision tower is pruned itself: which of the image's patches the tokens are, a plan of one row.
+    frames     temporal slices of a video.
     text       what its prompt says about it, [T, C], where the recipe asks.
     """
 
@@ -88,6 +89,7 @@ class ImageTokens:
     grid: tuple[int, int] | None = None
     survivors: Plan | None = None
     text: Tensor | None = None
+    frames: int = 1
 
     @property
     def total(self) -> int:
@@ -144,7 +146,7 @@ def reduced(site: ImageSite, images: list[ImageTokens], project: Callable[[Tenso
         for u, share in enumerate(shares_of(site, image)):
             if share is not None:
                 text = None if image.text is None else image.text.shape
-                groups.setdefault((*share, (text, shape(image.tiles[u]))), []).append((i, u))
+                groups.setdefault((*share, (text, image.frames, shape(image.tiles[u]))), []).append((i, u))
     for (count, made, _), members in groups.items():
         for member, part in zip(members, run(site, images, members, count, made, project), strict=True):
             parts[member] = part
@@ -211,6 +213,7 @@ def run(
     """Reduce tiles of one shape as a batch."""
     tiles = [images[i].tiles[u] for i, u in members]
     given: dict[str, Any] = {name: stacked([tile.signals[name] for tile in tiles]) for name in tiles[0].signals}
+    given["frames"] = images[members[0][0]].frames
     text = [images[i].text for i, _ in members]
     if text[0] is not None:
         given["text"] = stacked(text)
