@@ -235,14 +235,14 @@ def crowd(clients: int, total: int, work: Callable[[random.Random], None]) -> fl
     return time.perf_counter() - start
 
 
-def throughput(client: Client, clients: int) -> list[dict[str, Any]]:
-    """Images per second of every recipe alone; all in turn, so that what else the machine does meets them alike."""
+def throughput(client: Client, clients: int, turns: int, each: int) -> list[dict[str, Any]]:
+    """Images per second of every recipe alone, of `each` requests a turn; all in turn, so that what else the machine does meets them alike."""
     log: dict[str, tuple[list[float], list[float]]] = {recipe: ([], []) for recipe in (UNPRUNED, *RECIPES)}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for recipe, (rates, waits) in log.items():
             client.tally.seconds.clear()
             work = partial(client.good, recipe=recipe)
-            rates.append(PER_RECIPE / crowd(clients, PER_RECIPE, work))
+            rates.append(each / crowd(clients, each, work))
             waits += client.tally.seconds
     rows = []
     for recipe, (rates, waits) in log.items():
@@ -359,6 +359,10 @@ def main() -> None:
     parser.add_argument("--engine", default="eager")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument(
+        "--per-recipe", type=int, default=PER_RECIPE, help="good requests for the throughput of each recipe, in each turn"
+    )
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--starts", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=1, help="servers that start and stop at the same time")
     parser.add_argument("--note", default="", help="what else the reader should know, such as what the machine did meanwhile")
@@ -370,7 +374,8 @@ def main() -> None:
         client = Client(server.port, files, expected, tally)
         found: dict[str, Any] = {
             "machine": platform.machine(), "torch": torch.__version__, "engine": given.engine, "threads": os.cpu_count(),
-            "throughput": throughput(client, given.clients), "storm": storm(server, client, given.clients, given.requests),
+            "turns": given.turns, "requests a turn": given.per_recipe,
+            "throughput": throughput(client, given.clients, given.turns, given.per_recipe), "storm": storm(server, client, given.clients, given.requests),
         }  # fmt: skip
         found["exit code"], found["seconds to stop"] = server.stop()
     finally:

@@ -170,7 +170,7 @@ def test_selection(run, tmp_path):
 def test_serving_vit(run, tmp_path):
     """A thousand good and bad requests of eight clients: no answer is lost or wrong, and memory stays flat."""
     out = tmp_path / "o.json"
-    run("serving_vit", f"--requests 1000 --clients 8 --starts 4 --at-once 2 --out {out}", WARM=8, PER_RECIPE=8, TURNS=1)
+    run("serving_vit", f"--requests 1000 --clients 8 --starts 4 --at-once 2 --per-recipe 8 --turns 1 --out {out}", WARM=8)
     found = json.loads(out.read_text())
     assert found["lost"] == found["wrong"] == []
     assert sum(found["storm"]["answers"].values()) == found["storm"]["requests"] == 1000
