@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 DATA ?= ../shared/data/caltech101_pack
-.PHONY: help setup demo tune-demo test test-all test-app lint docs site lock clean
+.PHONY: help setup demo tune-demo test test-all test-app lint docs site release-check test-versions lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
@@ -17,6 +17,8 @@ help:
 	@echo "make lint   - ruff and mypy"
 	@echo "make docs   - regenerate docs/reference/methods.md and docs/reference/reproduce.md"
 	@echo "make site   - the documentation as a site in site/ (installs the docs extra)"
+	@echo "make release-check - build wheel and sdist, install the wheel elsewhere, try the first commands there"
+	@echo "make test-versions - Python 3.10 with the lowest versions allowed, 3.13 with the newest"
 	@echo "make lock   - resolve requirements.lock again"
 
 setup: $(STAMP)
@@ -69,6 +71,12 @@ site: setup
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/src $(BIN)/mkdocs build --quiet
 	@echo "open site/index.html, or $(BIN)/python -m http.server -d site"
+
+release-check: setup
+	UV=$(BIN)/uv .ci/release-check
+
+test-versions: setup
+	UV=$(BIN)/uv .ci/test-versions
 
 lock:
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --generate-hashes --no-emit-index-url \

@@ -17,6 +17,7 @@ sparsight reproduce                                    # all of them
 sparsight reproduce colln_table02                      # its numbers, and what has to be brought to run it
 sparsight reproduce colln_table02 --data IMAGENET/val  # published / measured (difference)
 sparsight reproduce colln_table02 --only ViT-S --model demo --data DIR --limit 100   # a stand-in; the output says so
+sparsight reproduce --page runs/leaderboard.html       # everything measured on the demo models, the published numbers beside it
 sparsight reproduce --macs                             # the GFLOPs of every table that has them, counted without weights
 ```
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 SHELF = "repository"
 """Where files of the repository are in the site."""
 
-PYTHON, SHELL = "reference/python.md", "reference/cli.md"
+PYTHON, SHELL, BOARD = "reference/python.md", "reference/cli.md", "leaderboard.html"
 
 
 def on_config(config: Any) -> Any:
@@ -34,6 +35,8 @@ def on_config(config: Any) -> Any:
             menu.append({line[3:]: section})
             if line == "## Reference":
                 section += [{"Python": PYTHON}, {"Command line": SHELL}]
+            if line == "## Measurements":
+                section.append({"Leaderboard": BOARD})
         for title, target in re.findall(r"\[([^]]+)\]\(([\w./-]+\.(?:md|py))\)", line):
             if not target.startswith(".."):
                 section.append({title[0].upper() + title[1:]: target} if target.endswith(".py") else target)
@@ -44,6 +47,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add what is made here."""
     files.append(File.generated(config, PYTHON, content=python_reference()))
+    files.append(File.generated(config, BOARD, content=leaderboard()))
     files.append(File.generated(config, SHELL, content=shell_reference()))
     for path in sorted(outside(files)):
         files.append(shelved(path, config))
@@ -116,6 +120,14 @@ def python_reference() -> str:
     names = list(sparsight.__all__)
     entries = [f"::: sparsight.{sparsight._HOMES[name]}.{name}" for name in names]
     return "\n\n".join(["# Python", "`import sparsight` loads none of this before it is used.", *entries]) + "\n"
+
+
+def leaderboard() -> str:
+    """Measured and published numbers on one page."""
+    sys.path.insert(0, str(ROOT))
+    from reproduction.leaderboard import page
+
+    return page()
 
 
 def shell_reference() -> str:

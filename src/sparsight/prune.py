@@ -8,7 +8,7 @@ import pkgutil
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, get_origin, overload
 
 from torch import nn
 
@@ -333,6 +333,7 @@ def families() -> list[Any]:
                 kind
                 for kind in vars(content).values()
                 if isinstance(kind, type)
+                and get_origin(kind) is None  # a list[int] is a type in Python 3.10
                 and issubclass(kind, (Family, LVLM))
                 and kind.__module__ == content.__name__
                 and hasattr(kind, "name")

@@ -27,6 +27,9 @@ def reproduce(
     precision: Precision = "fp32",
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON instead of a table.")] = False,
+    page: Annotated[
+        Path | None, typer.Option(help="Write one page of all measured results with the published ones beside them.")
+    ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/reference/reproduce.md.")] = False,
 ) -> None:
     """List the published tables and figures of the papers, or run one: published against measured, and what is missing.
@@ -36,9 +39,14 @@ def reproduce(
       sparsight reproduce
       sparsight reproduce colln_table02 --data imagenet=FOLDER
       sparsight reproduce entropy_table03 --macs
+      sparsight reproduce --page runs/leaderboard.html
     """
     show = part("printing")
-    if as_markdown:
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(part("leaderboard").page(), encoding="utf-8")
+        typer.echo(f"wrote {page}")
+    elif as_markdown:
         typer.echo(part("published_page").markdown(), nl=False)
     elif macs:
         show.counts(name, only, as_json)
