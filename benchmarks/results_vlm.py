@@ -73,7 +73,7 @@ def questions(given: argparse.Namespace) -> Path:
 def measure_methods(given: argparse.Namespace, data: Path) -> VlmComparison:
     """All methods."""
     recipes = [text.format(n=n) for n in given.tokens for text in INSIDE] if given.methods is None else []
-    methods = given.methods or [name for name in usual() if name != "cdpruner"] + ["cdpruner:text=none"]
+    methods = given.methods or [name for name in usual() if name != "cdpruner"] + ["cdpruner:text=none", "cdpruner:text=llm"]
     with Watch(given.work / "methods") as watch:
         return compare_vlm(
             given.model, data, methods, given.tokens, given.work / "methods", recipes=recipes, seeds=given.seeds, batch_size=given.batch_size,

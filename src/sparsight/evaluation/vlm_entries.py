@@ -78,8 +78,9 @@ def entries_of(
 
 
 def usual() -> list[str]:
-    """All methods that choose a language model's image tokens, and Col-Ln, which does so as well."""
-    return [entry.name for entry in all_methods() if resolve(entry.name, {}).where in PLACES] + ["col_ln"]
+    """All methods that choose a language model's image tokens, and Col-Ln, which does so as well. Those for videos need frames."""
+    recipes = [resolve(entry.name, {}) for entry in all_methods()]
+    return [recipe.name for recipe in recipes if recipe.where in PLACES and "frames" not in recipe.needs] + ["col_ln"]
 
 
 def complete(text: str, tokens: int | None, depth: int) -> Recipe:
