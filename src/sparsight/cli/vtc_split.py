@@ -19,9 +19,7 @@ def vtc_split(
 
     Most questions are as easy about a smaller picture; methods differ on the others (VTC-Bench, arXiv:2510.07143).
 
-    \b
-    Example:
-      sparsight compare --model demo-vlm --tokens 64 --out runs/vlm && sparsight vtc-split runs/vlm
+    Example: sparsight vtc-split runs/vlm --small resize:tokens=64
     """
     from ..evaluation.vtc_split import vtc_split as split
     from ..runs.store import write_text
