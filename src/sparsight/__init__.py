@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .look.show import show
     from .ops.score import register_score
     from .plan import Plan
-    from .prune import families, prune
+    from .prune import families, fits, prune
     from .recipe import Recipe
     from .registry import methods, parse, register_family
     from .saving.hub import push_to_hub
@@ -44,6 +44,7 @@ _HOMES = {
     "calibrate": "look.calibrate",
     "compile": "speed.compile",
     "families": "prune",
+    "fits": "prune",
     "handle": "handle",
     "handles": "handle",
     "load": "load.models",
@@ -64,8 +65,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "Stack", "calibrate", "compile", "families", "handle", "handles", "load",
-    "load_vlm", "macs", "methods", "parse", "prune", "push_to_hub", "reduce", "register_family", "register_score",
+    "Handle", "Loaded", "Plan", "PruneError", "Recipe", "Reduced", "Stack", "calibrate", "compile", "families", "fits", "handle", "handles",
+    "load", "load_vlm", "macs", "methods", "parse", "prune", "push_to_hub", "reduce", "register_family", "register_score",
     "save_pretrained", "show", "train", "tune", "unprune",
 ]  # fmt: skip
 

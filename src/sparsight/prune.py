@@ -316,6 +316,28 @@ def unknown(model: nn.Module) -> str:
     return f"{name} is no known family; supported: {', '.join(family.name for family in families())}{hint}"
 
 
+def fits(model: nn.Module) -> dict[str, str]:
+    """For every method why it cannot prune this model, by its defaults; "" where it can. The model must not be pruned already.
+
+    What only images can tell is not known here: a vision encoder may still refuse a method in a call, with its reason.
+    """
+    handles = (getattr(part, "_sparsight", None) or getattr(part, "_sparsight_decoder", None) for part in model.modules())
+    if any(handle is not None for handle in handles):
+        raise PruneError("the model is pruned already, so nothing else fits beside that; remove the handle first")
+    return {method.name: against(model, registry.make(method.name)) for method in registry.methods()}
+
+
+def against(model: nn.Module, recipe: Recipe) -> str:
+    """Why `prune` refuses a recipe; "" if it does not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            prune(model, recipe, weights=None if recipe.weights is None else "random").remove()
+        except PruneError as error:
+            return str(error)
+    return ""
+
+
 def engine_of(family: Family) -> Engine:
     """The engine at work in the family's model, or a new one."""
     working = family.model.__dict__.get("_sparsight")

@@ -535,6 +535,122 @@ def qianfan_ocr() -> Kind:
     return Kind(make("QianfanOCRForConditionalGeneration", config), squares, run(8))
 
 
+@kind
+def glm4v_moe() -> Kind:
+    experts = {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "head_dim": 8,
+    }
+    words = {**TEXT, **experts, "rope_parameters": {**MROPE, "mrope_section": [1, 1, 0]}}
+    return of_qwen("Glm4vMoeForConditionalGeneration", "Glm4vMoeConfig", words, glm_vision(), **GLM_IDS)
+
+
+@kind
+def ernie() -> Kind:
+    import transformers as t
+
+    experts = {
+        "moe_intermediate_size": [16, 16],
+        "moe_k": 2,
+        "moe_num_experts": 4,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    }
+    words = {**TEXT, **experts, "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2]}}
+    vision = {
+        k: v
+        for k, v in qwen_vision().items()
+        if k in ("depth", "num_heads", "patch_size", "spatial_merge_size", "hidden_size", "intermediate_size")
+    }
+    config = t.Ernie4_5_VLMoeConfig(text_config=words, vision_config=vision, **IDS, image_start_token_id=92, image_end_token_id=93,
+                                    video_start_token_id=88, video_end_token_id=89)  # fmt: skip
+    types = {"mm_token_type_ids": marks, "moe_mm_token_type_ids": lambda ids: (ids == IMAGE).long()}
+    return Kind(make("Ernie4_5_VLMoeForConditionalGeneration", config), grids(1), run(8), ANY, types)
+
+
+@kind
+def exaone() -> Kind:
+    import transformers as t
+
+    vision = qwen_vision(window_size=16, fullatt_block_indexes=[1], num_key_value_heads=1)
+    del vision["num_position_embeddings"]
+    config = t.Exaone4_5_Config(
+        text_config=text("exaone4", sliding_window=None, layer_types=["full_attention"] * 3), vision_config=vision, **IDS
+    )
+    return Kind(make("Exaone4_5_ForConditionalGeneration", config), grids(), run(8), ANY)
+
+
+@kind
+def idefics2() -> Kind:
+    import transformers as t
+
+    perceiver = {"hidden_size": 32, "resampler_n_latents": 9, "resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 16,
+                 "num_key_value_heads": 1}  # fmt: skip
+    config = t.Idefics2Config(
+        vision_config={**VISION, "image_size": 32, "patch_size": 4},
+        perceiver_config=perceiver,
+        text_config=text("mistral"),
+        image_token_id=IMAGE,
+    )
+    return Kind(make("Idefics2ForConditionalGeneration", config), padded_rows, lambda h, w: [IMAGE] * 9)
+
+
+@kind
+def got_ocr2() -> Kind:
+    import transformers as t
+
+    vision = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 128, "patch_size": 4,
+              "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 48}  # fmt: skip
+    config = t.GotOcr2Config(vision_config=vision, text_config=text("qwen2"), image_token_index=IMAGE, image_seq_length=64)
+    return Kind(make("GotOcr2ForConditionalGeneration", config), squares, lambda h, w: [IMAGE] * 64, [(128, 128)])
+
+
+@kind
+def video_llava() -> Kind:
+    import transformers as t
+
+    def pixels(rows: list[list[tuple[int, int, int]]]) -> dict[str, Tensor]:
+        return {"pixel_values_images": squares(rows)["pixel_values"]}
+
+    config = t.VideoLlavaConfig(vision_config=CLIP, text_config=text(), image_token_index=IMAGE, video_token_index=VIDEO)
+    return Kind(
+        make("VideoLlavaForConditionalGeneration", config),
+        pixels,
+        run(4),
+        [(16, 16)],
+    )
+
+
+@kind
+def llava_pixtral() -> Kind:
+    import transformers as t
+
+    vision = {"model_type": "pixtral", **VISION, "image_size": 32, "patch_size": 4}
+    config = t.LlavaConfig(
+        vision_config=vision,
+        text_config=text("mistral"),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return Kind(make("LlavaForConditionalGeneration", config), sized, row_breaks(4), ANY)
+
+
+@kind
+def llama4() -> Kind:
+    import transformers as t
+
+    vision = {**VISION, "image_size": 32, "patch_size": 4, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
+              "intermediate_size": 128}  # fmt: skip
+    words = {**TEXT, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 64}
+    config = t.Llama4Config(
+        vision_config=vision, text_config=words, image_token_index=IMAGE, boi_token_index=92, eoi_token_index=93
+    )
+    return Kind(make("Llama4ForConditionalGeneration", config), squares, marked)
+
+
 # ---- building ---------------------------------------------------------------------------------------------------------
 
 

@@ -99,10 +99,10 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
             scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
             call.heard[module].append(Heard(query.detach(), k.detach(), v.detach(), attention_mask, scale))
             break
-    known = inspect.unwrap(type(module).forward).__globals__
-    own = known["ALL_ATTENTION_FUNCTIONS"].get_interface(
-        module._sparsight_config._attn_implementation, known.get("eager_attention_forward")
-    )
+    forward: Any = inspect.unwrap(type(module).forward)
+    eager = next((name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")), "")
+    known = forward.__globals__
+    own = known["ALL_ATTENTION_FUNCTIONS"].get_interface(module._sparsight_config._attn_implementation, known.get(eager))
     return own(module, query, key, value, attention_mask, **more)
 
 

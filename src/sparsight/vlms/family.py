@@ -86,11 +86,6 @@ class LVLM(ABC):
         return self.model.config
 
     @property
-    def pixels(self) -> dict[str, str]:
-        """Arguments with the pixels of images and of videos."""
-        return PIXELS
-
-    @property
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """Blocks of the vision encoder in order."""
@@ -270,7 +265,7 @@ class LVLM(ABC):
 
     def prepare(self, call: dict[str, Any], generating: bool) -> VlmRequest | None:
         """Encode, reduce and shorten; None if there is nothing to prune in this call."""
-        kinds = [kind for kind, name in self.pixels.items() if call.get(name) is not None]
+        kinds = [kind for kind, name in PIXELS.items() if call.get(name) is not None]
         if call.get("inputs_embeds") is not None:
             raise PruneError("pruning finds the images' places in input_ids; call the model with input_ids, not inputs_embeds")
         if call.get("mm_encoder_outputs"):
@@ -282,7 +277,7 @@ class LVLM(ABC):
             return None
         refuse_meta(request.ids)
         given = {self.token_id(kind) for kind in kinds}
-        for kind, name in self.pixels.items():
+        for kind, name in PIXELS.items():
             if self.token_id(kind) not in given and request.has_new(self.token_id(kind)):
                 raise PruneError(f"the prompt has placeholders for {kind}s, but {name} are not given")
         if not kinds and request.known is None:
@@ -302,8 +297,8 @@ class LVLM(ABC):
 
     def check_images(self, kind: str, call: dict[str, Any]) -> None:
         """Raise PruneError for images that the encoder could not take."""
-        if len(call[self.pixels[kind]]) == 0:
-            raise PruneError(f"{self.pixels[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
+        if len(call[PIXELS[kind]]) == 0:
+            raise PruneError(f"{PIXELS[kind]} is empty: an empty list of {kind}s; leave it out for a prompt of text alone")
 
     def look(self, kind: str, call: dict[str, Any], site: ImageSite, **options: Any) -> tuple[Any, list[ImageTokens], list[str]]:
         """Run the model's own encoder on a call's images: its output, the images, and the names of the arguments it took. options: more

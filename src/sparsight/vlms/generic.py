@@ -23,11 +23,11 @@ from ..ops.schedule import earlier_block
 from ..signals import SHALLOW, heads_of, square
 from . import encoder_rows, mrope
 from .call_state import under_way
-from .family import LVLM
+from .family import LVLM, PIXELS
 from .request import VlmRequest
 from .smaller import FlatPatches, SmallerImages, cells
 from .special import Special, special
-from .tiles import ImageSite, ImageTokens, KeptTokens, Tile
+from .tiles import ATTENTION, ImageSite, ImageTokens, KeptTokens, Tile
 
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 SHAPES = ("spatial_shapes", "target_sizes", "image_sizes")
@@ -61,10 +61,6 @@ class Generic(LVLM):
     @property
     def language_model(self) -> Any:
         return self.core.get_decoder()
-
-    @property
-    def pixels(self) -> dict[str, str]:
-        return {**super().pixels, "image": self.special.pixels}
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -129,10 +125,9 @@ class Generic(LVLM):
         return "" if self.blocks else "its vision encoder does not use transformers' attention interface"
 
     def offers(self) -> tuple[str, ...]:
-        plain = ("x", "feats", "size", "position", "grid", "valid", "training", "depth", "text", "frames")
-        heads = ("q", "k", "v", "prefix", "scale", "token_weight", "shallow_q", "shallow_k", "shallow_token_weight")
-        attention = () if self.lacks else heads
-        return plain + attention + (("class_attn", "shallow_class_attn") if attention and self.class_token else ())
+        attention = {name for name in ATTENTION if name not in ("position", "grid")}  # those of `tiles`
+        gone = attention if self.lacks else {"class_token"}  # a class token is not projected
+        return tuple(name for name in super().offers() if name not in gone)
 
     # ---- installation -------------------------------------------------------------------------------------------------
 
@@ -155,6 +150,11 @@ class Generic(LVLM):
         if self.listener is not None:
             self.listener.remove()
             self.listener = None
+
+    def prepare(self, call: dict[str, Any], generating: bool) -> VlmRequest | None:
+        if call.get(self.special.renamed) is not None:
+            call["pixel_values"] = call.pop(self.special.renamed)
+        return super().prepare(call, generating)
 
     def look(self, kind: str, call: dict[str, Any], site: ImageSite, **options: Any) -> tuple[Any, list[ImageTokens], list[str]]:
         if self.listener is not None or not heads_of(site.needs):
@@ -192,7 +192,7 @@ class Generic(LVLM):
 
     def smaller(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
         """Every frame of a video gets an even share of its budget."""
-        flat, pixels, grids = self.flat, call[self.pixels[kind]], call[GRIDS[kind]]
+        flat, pixels, grids = self.flat, call[PIXELS[kind]], call[GRIDS[kind]]
         assert flat is not None
         merge = flat.merge
         made, sizes, plans, given = [], [], [], []
@@ -204,7 +204,7 @@ class Generic(LVLM):
             sizes.append((t, side[0] * merge, side[1] * merge))
             plans.append(cells(grid, count, pixels.device, frames=t))
             given.append(grid)
-        return SmallerImages({self.pixels[kind]: torch.cat(made), GRIDS[kind]: grids.new_tensor(sizes)}, plans, given)
+        return SmallerImages({PIXELS[kind]: torch.cat(made), GRIDS[kind]: grids.new_tensor(sizes)}, plans, given)
 
     # ---- images -------------------------------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class Generic(LVLM):
     def views(self, kind: str, call: dict[str, Any]) -> list[list[Tensor]]:
         """The grid of one image, or of each frame of a video; nothing where there is no grid of as many tokens as stand in the prompt,
         or where tiles of one image look like images."""
-        if self.special.tiles and len(call[self.pixels[kind]]) > 1:
+        if self.special.tiles and len(call[PIXELS[kind]]) > 1:
             return [[]]
         tokens = torch.empty(int((call["input_ids"] == self.token_id(kind)).sum()), 0)
         (grid,), (count,) = self.grids(kind, call, [tokens]), self.frames(kind, call, [tokens])

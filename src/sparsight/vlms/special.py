@@ -19,7 +19,7 @@ class Special:
     """One class.
 
     refused   why no token can leave it.
-    pixels    what the model calls the images' pixels.
+    renamed   an older name of pixel_values that the model still takes.
     features  where the encoder's output has the features that the language model gets.
     rows      features of all images of a batch row come as one: split by the encoder's tiles.
     video     what the configuration calls the placeholder of videos, where it is that of images.
@@ -31,7 +31,7 @@ class Special:
     """
 
     refused: str = ""
-    pixels: str = "pixel_values"
+    renamed: str = ""
     features: str = "pooler_output"
     rows: bool = False
     video: str = "video_token_id"
@@ -57,7 +57,7 @@ SPECIAL: dict[str, Special] = {
     "Lfm2VlForConditionalGeneration": Special(tiles="mark"),
     "Ovis2ForConditionalGeneration": Special(tiles="mark"),
     "QianfanOCRForConditionalGeneration": Special(tiles="run"),
-    "VideoLlavaForConditionalGeneration": Special(pixels="pixel_values_images"),
+    "VideoLlavaForConditionalGeneration": Special(renamed="pixel_values_images"),
     "Idefics2ForConditionalGeneration": Special(rows=True, attention=RESAMPLED),
     "Idefics3ForConditionalGeneration": Special(rows=True, tiles="overview"),
     "SmolVLMForConditionalGeneration": Special(rows=True, tiles="overview"),
