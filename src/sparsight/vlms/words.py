@@ -64,7 +64,7 @@ class Words:
         ids, mask = request.new[row], None if request.mask is None else request.along(request.mask)[row]
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         visual = torch.isin(
-            ids, ids.new_tensor([token for kind in self.family.pixels if (token := self.family.token_id(kind)) is not None])
+            ids, ids.new_tensor([token for kind in ("image", "video") if (token := self.family.token_id(kind)) is not None])
         )
         place = torch.arange(ids.shape[0], device=ids.device)
         behind = place > place.where(visual, -1).amax()
