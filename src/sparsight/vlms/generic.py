@@ -127,7 +127,7 @@ class Generic(LVLM):
     def offers(self) -> tuple[str, ...]:
         attention = {name for name in ATTENTION if name not in ("position", "grid")}  # those of `tiles`
         gone = attention if self.lacks else {"class_token"}  # a class token is not projected
-        return tuple(name for name in super().offers() if name not in gone)
+        return (*(name for name in super().offers() if name not in gone), "frames")
 
     # ---- installation -------------------------------------------------------------------------------------------------
 
