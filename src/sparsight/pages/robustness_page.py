@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..evaluation.corruption_rows import CorruptionRow, Robustness
 
 MEASURES = {"top1": "Top-1, %", "rank_relative": "Effective rank, change %", "kept": "Kept again, %"}
-NAMES = 76
+NAMES = 92
 """Room for the names of corruptions, in the units of a plot."""
 HEADS = ("Recipe", "Corruption", "Top-1 %", "Change", "Rank", "Rank change", "Of rank, %", "Kept again %")
 AVERAGED = ("Recipe", "Severity", "Top-1 %", "Rank", "Rank change", "Of rank, %", "Kept again %")
