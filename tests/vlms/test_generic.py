@@ -76,7 +76,7 @@ def test_keeping_all_is_the_untouched_model(name):
     assert torch.equal(model(**given).logits, expected)
 
 
-@pytest.mark.parametrize("name", product(list(KINDS), usual))
+@pytest.mark.parametrize("name", product(list(KINDS), lambda name: name in ("gemma3", "qwen3_vl_moe")))
 @torch.no_grad()
 def test_half_is_what_is_done_by_hand(name):
     model = build(name)
@@ -106,7 +106,7 @@ def test_what_does_not_follow_is_seen(name, without):
     assert (got - by_hand(model, given, keeps, without)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", product(list(KINDS), usual))
+@pytest.mark.parametrize("name", product(list(KINDS), lambda name: name in ("gemma3", "qwen3_vl_moe")))
 @torch.no_grad()
 def test_a_batch_equals_each_alone(name):
     model = build(name)
@@ -128,7 +128,9 @@ def test_a_batch_equals_each_alone(name):
                 assert torch.equal(answer(model, given, **several), beams[each * i : each * (i + 1)])
 
 
-@pytest.mark.parametrize("name", product([name for name in KINDS if name != "ernie"], usual))  # fails unpruned without a cache
+@pytest.mark.parametrize(
+    "name", product([name for name in KINDS if name != "ernie"], lambda name: name in ("smolvlm",))
+)  # fails unpruned without a cache
 @torch.no_grad()
 def test_generation_with_cache_equals_without(name):
     model = build(name)
@@ -151,7 +153,7 @@ def extended(given, ids, more):
     return out
 
 
-@pytest.mark.parametrize("name", product([name for name in KINDS if name != "paligemma"], usual))
+@pytest.mark.parametrize("name", product([name for name in KINDS if name != "paligemma"], lambda name: name in ("qwen3_vl_moe",)))
 @torch.no_grad()
 def test_a_chat_with_a_new_image_equals_one_from_the_start(name):
     """The second turn over the first one's cache, with the new picture alone; a prefix mask (PaliGemma) has no second turn."""
