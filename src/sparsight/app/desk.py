@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -70,8 +71,16 @@ class Desk:
             self.found_language = Language(self.load_language())
         return self.found_language
 
-    async def answer(self, request: Request, work: Callable[..., Found], sample: Sample | None = None) -> Found:
-        """What the work makes of the picture that was sent, or of the sample; run in the models' thread. Raises Refusal."""
+    async def describe(self, request: Request, work: Callable[[], Found]) -> Found:
+        """What the work finds, without a picture. Raises Refusal."""
+        return await self.serve(request, lambda _content: self.in_turn(work))
+
+    async def answer(self, request: Request, work: Callable[[Image.Image], Found], sample: Sample | None = None) -> Found:
+        """What the work makes of the picture that was sent, or of the sample. Raises Refusal."""
+        return await self.serve(request, lambda content: self.on_picture(work, content, sample))
+
+    async def serve(self, request: Request, job: Callable[[bytes], Awaitable[Found]]) -> Found:
+        """What the job makes of the request's body, unless too many are under way, it takes too long or the client hangs up."""
         self.active += 1
         try:
             if self.active > self.limits.queue:
@@ -79,7 +88,7 @@ class Desk:
                     503, f"{self.limits.queue} requests are under way; try again in a moment", headers={"Retry-After": "1"}
                 )
             content = await self.upload(request)
-            return await attended(request, self.run(work, content, sample), ANSWER)
+            return await attended(request, job(content), ANSWER)
         except ClientDisconnect:
             raise Refusal(GONE, "the client has hung up") from None
         except PruneError as error:
@@ -95,16 +104,22 @@ class Desk:
         except asyncio.TimeoutError:
             raise Refusal(408, f"the upload took longer than {self.limits.timeout:g} s") from None
 
-    async def run(self, work: Callable[..., Found], content: bytes, sample: Sample | None) -> Found:
+    async def on_picture(self, work: Callable[[Image.Image], Found], content: bytes, sample: Sample | None) -> Found:
         loop = asyncio.get_running_loop()
         picture = await loop.run_in_executor(self.decoders, self.picture, content, sample)
-        return await loop.run_in_executor(self.models, work, picture)
+        return await self.in_turn(partial(work, picture))
 
-    def picture(self, content: bytes, sample: Sample | None) -> Image.Image | None:
-        """The picture of a request, None for one without."""
+    async def in_turn(self, work: Callable[[], Found]) -> Found:
+        """What the work finds in the models' thread, once it is its turn."""
+        return await asyncio.get_running_loop().run_in_executor(self.models, work)
+
+    def picture(self, content: bytes, sample: Sample | None) -> Image.Image:
+        """The picture of a request."""
         if sample is not None:
             content = sample.path.read_bytes()
-        return to_picture(content, int(self.limits.max_pixels)) if content else None
+        if not content:
+            raise PruneError("no picture was sent; choose a sample, or drop one on the page")
+        return to_picture(content, int(self.limits.max_pixels))
 
 
 def sample_of(kind: str, name: str) -> Sample:
@@ -114,12 +129,6 @@ def sample_of(kind: str, name: str) -> Sample:
     if found is None:
         raise Refusal(404, f"no sample picture {shown(name)}")
     return found
-
-
-def need(picture: Image.Image | None) -> Image.Image:
-    if picture is None:
-        raise PruneError("no picture was sent; choose a sample, or drop one on the page")
-    return picture
 
 
 def described(sample: Sample) -> dict[str, Any]:

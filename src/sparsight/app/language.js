@@ -36,7 +36,7 @@ export class LanguageTab {
     this.status.textContent = "Loading the language model; the first time this takes some seconds …";
     this.about = await ask("language");
     const { grid, methods, depth, first, words } = this.about;
-    this.sources.show(this.about.samples, limits, this.about.samples[0].name);
+    this.sources.show(this.about.samples, limits, this.about.sample);
     this.methods.show(methods, { depth, patches: grid[0] * grid[1], first });
     byId("words-title").textContent = `The ${words.length} words that the model knows`;
     byId("words").textContent = words.join(", ");

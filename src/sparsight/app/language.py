@@ -31,6 +31,7 @@ TOKENS = 64
 """Image tokens that recipes keep to begin with, of the demo model's 256."""
 MOST_WORDS = 16
 """New tokens of an answer at most."""
+NO_QUESTION = "the question is empty; ask something such as: what is in the picture ?"
 LONGEST = 200
 """Characters of a question at most."""
 FIRST = [f"divprune:tokens={TOKENS}", f"fastervlm:tokens={TOKENS}"]
@@ -101,7 +102,7 @@ class Language:
         """The question as the model was taught to read it, and the words that it does not know. Raises PruneError for no question."""
         text = " ".join(re.sub(r"([?,.:])", r" \1 ", question.lower()).split())
         if not text:
-            raise PruneError("the question is empty; ask something such as: what is in the picture ?")
+            raise PruneError(NO_QUESTION)
         if len(text) > LONGEST:
             raise PruneError(f"the question has {len(text)} characters; ask one of at most {LONGEST}")
         tokenizer = self.processor.tokenizer

@@ -23,7 +23,8 @@ async function open(name) {
     await (name === "vision" ? opened.vision : (opened.language ??= opened.vision.then(() => language.open(vision.about))));
   } catch (error) {
     delete opened[name];
-    byId(name).querySelector(".status").textContent = "";
+    tabs[name].busy(false);
+    tabs[name].status.textContent = "";
     alertUser(error.message);
   }
 }

@@ -19,9 +19,9 @@ from ..look.overlay import HEAT
 from ..look.patches import FUSED, GROUPS
 from ..serve.app import add_problems
 from ..serve.refusal import Refusal
-from .desk import Desk, described, need, sample_of
-from .language import FIRST, LONGEST
-from .samples import photos, scenes
+from .desk import Desk, described, sample_of
+from .language import FIRST, LONGEST, NO_QUESTION
+from .samples import FIRST_SCENE, photos, scenes
 from .vision import TOP
 
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ def add_descriptions(app: FastAPI, desk: Desk) -> None:
     async def vision(request: Request) -> Response:
         """Models with their methods, samples, colours and limits."""
 
-        def describe(_picture: Image.Image | None) -> dict[str, Any]:
+        def describe() -> dict[str, Any]:
             models = [
                 {
                     "name": one.name,
@@ -108,20 +108,20 @@ def add_descriptions(app: FastAPI, desk: Desk) -> None:
                 "version": __version__, "models": models, "samples": samples, "colours": colours, "limits": limits, "top": TOP
             }  # fmt: skip
 
-        return JSONResponse(await desk.answer(request, describe))
+        return JSONResponse(await desk.describe(request, describe))
 
     @app.get("/language")
     async def language(request: Request) -> Response:
         """The vision-language model, which is loaded now if it was not, with its methods and samples."""
 
-        def describe(_picture: Image.Image | None) -> dict[str, Any]:
+        def describe() -> dict[str, Any]:
             model = desk.language()
             return {
-                "name": model.name, "depth": model.depth, "grid": model.grid, "first": FIRST, "longest": LONGEST,
+                "name": model.name, "depth": model.depth, "grid": model.grid, "first": FIRST, "sample": FIRST_SCENE, "longest": LONGEST,
                 "words": model.words(), "methods": list(map(asdict, model.cards())), "samples": list(map(described, scenes().values())),
             }  # fmt: skip
 
-        return JSONResponse(await desk.answer(request, describe))
+        return JSONResponse(await desk.describe(request, describe))
 
 
 def add_answers(app: FastAPI, desk: Desk) -> None:
@@ -133,8 +133,8 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
         vision, chosen = desk.vision(model), sample_of("photos", sample) if sample else None
         path = str(chosen.path) if chosen else file
 
-        def work(picture: Image.Image | None) -> dict[str, Any]:
-            return asdict(vision.look(vision.loaded.transform(need(picture)), recipe or [], path))
+        def work(picture: Image.Image) -> dict[str, Any]:
+            return asdict(vision.look(vision.loaded.transform(picture), recipe or [], path))
 
         return JSONResponse(await desk.answer(request, work, chosen))
 
@@ -143,8 +143,8 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
         """Multiply-accumulates and milliseconds, unpruned and under every recipe."""
         vision, chosen = desk.vision(model), sample_of("photos", sample) if sample else None
 
-        def work(picture: Image.Image | None) -> list[dict[str, Any]]:
-            return list(map(asdict, vision.measure(vision.loaded.transform(need(picture)), recipe or [])))
+        def work(picture: Image.Image) -> list[dict[str, Any]]:
+            return list(map(asdict, vision.measure(vision.loaded.transform(picture), recipe or [])))
 
         return JSONResponse(await desk.answer(request, work, chosen))
 
@@ -154,9 +154,11 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
     ) -> Response:
         """Answers to a question, unpruned and under every recipe."""
         chosen = sample_of("scenes", sample) if sample else None
+        if not question.strip():
+            raise Refusal(400, NO_QUESTION)
 
-        def work(picture: Image.Image | None) -> dict[str, Any]:
-            return asdict(desk.language().ask(need(picture), question, recipe or []))
+        def work(picture: Image.Image) -> dict[str, Any]:
+            return asdict(desk.language().ask(picture, question, recipe or []))
 
         return JSONResponse(await desk.answer(request, work, chosen))
 
