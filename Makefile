@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 DATA ?= ../shared/data/caltech101_pack
-.PHONY: help setup demo tune-demo test test-all test-app lint docs site release-check test-versions lock clean
+.PHONY: help setup demo tune-demo test test-all test-vllm test-app lint docs site release-check test-versions lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make test-app - the web page, clicked through in a headless Chromium (Debian: apt-get install chromium)"
+	@echo "make test-vllm - the vLLM plug-in in $(VENV)-vllm, an environment of its own (6 GB): engines, and a server on loopback"
 	@echo "make lint   - ruff and mypy"
 	@echo "make docs   - regenerate docs/reference/methods.md and docs/reference/reproduce.md"
 	@echo "make site   - the documentation as a site in site/ (installs the docs extra)"
@@ -57,6 +58,19 @@ test-all: setup
 test-app: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 -rs tests/app tests/cli/test_app_verb.py
 
+# vLLM needs other versions than the lock has. One engine at a time, each with a tiny random model.
+VLLM := $(VENV)-vllm
+
+$(VLLM)/.ready: tests_vllm/requirements.txt tests_vllm/overrides.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VLLM)/bin/uv pip install --quiet --python $(VLLM)/bin/python --override tests_vllm/overrides.txt -r tests_vllm/requirements.txt
+	$(VLLM)/bin/uv pip install --quiet --python $(VLLM)/bin/python --no-deps -e .
+	@touch $@
+
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest -q tests_vllm
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,4 +97,4 @@ lock:
 	  --no-annotate --no-header pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-vllm runs site .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ FLOORS = [
     ("saving",),
     ("pages",),
     ("evaluation", "speed", "look", "train"),
-    ("serve", "tune"),
+    ("serve", "tune", "vllm_plugin"),
     ("app",),
     ("cli",),
 ]

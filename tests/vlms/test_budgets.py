@@ -18,6 +18,16 @@ def test_a_video_with_fewer_tokens_than_frames_keeps_frames_all_along():
         assert (handle.plans[0].keep[0] // 4).tolist() == [0, 2, 4, 6]
 
 
+@torch.no_grad()
+def test_weights_of_tokens_are_heard_where_no_score_asks_for_attention():
+    """k_medoids weighs by the attention that tokens receive, and asks for neither q nor k."""
+    for name in ("llava", "llava-next", "qwen2.5"):
+        model = build(name)
+        with sparsight.prune(model, "k_medoids:tokens=3") as handle:
+            model(**inputs(name, model, [[3, Size(16, 16), 4]]))
+            assert handle.counts == [3]
+
+
 def test_leftovers_are_spread_evenly_largest_remainder_first():
     cases = [
         (32, [4] * 64, [1, 0] * 32),

@@ -58,6 +58,8 @@ def relevance_to_words(x: Tensor, text: Tensor, sign: Sign, shared: bool) -> Ten
 def kernel_of(x: Tensor, relevance: Tensor, kernel: Kernel, theta: float) -> Tensor:
     """The kernel [B, N, N] of tokens x [B, N, C] and their relevance [B, N]."""
     alike = diversity.cosine(x)
+    itself = alike.diagonal(dim1=-2, dim2=-1)
+    itself.copy_(itself > 0)  # 1, whose rounding must not choose where all relevances are equal
     weight = (relevance * (theta / (2 * (1 - theta)))).exp() if kernel == "exp" else relevance
     if kernel == "blend":
         return alike.mul_(1 - theta + theta * weight.unsqueeze(-1) * weight.unsqueeze(-2))

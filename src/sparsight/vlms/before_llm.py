@@ -73,22 +73,34 @@ class ImageHandle(PromptHandle):
 
 def prune_images(family: LVLM, recipe: Recipe, processor: Any = None, text_embeds: Any = None) -> ImageHandle:
     """Put the recipe between the model's vision encoder and its language model, everything checked. processor, text_embeds: see `Words`."""
-    recipe = averages.fitted(recipe, family.model)
-    check_place(recipe)
-    check_signals(family, recipe)
-    capacity, asked = family.capacity(), max(as_tuple(recipe.schedule.tokens), default=0)
-    if capacity is not None and asked > capacity:
-        raise PruneError(
-            f"{recipe.name}: tokens={int(asked)} is more than the {capacity} tokens of an image in {type(family.model).__name__}"
-        )
-    if capacity is not None and asked == capacity:
+    recipe = checked(family, recipe)
+    capacity = family.capacity()
+    if capacity is not None and asked_for(recipe) == capacity:
         warnings.warn(f"{recipe}: an image of {type(family.model).__name__} has {capacity} tokens, so all are kept", stacklevel=4)
-    try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * int(asked)))
+    try_out(family, recipe, capacity or max(LEAST_TRIAL, 2 * asked_for(recipe)))
     words = Words(family, recipe.text or "llm", processor, text_embeds) if "text" in needs(recipe) else None
     sites = [make_site(family, recipe, words)]
     averages.watch(recipe, family.model, sites[0])
     family.add(sites)
     return ImageHandle(recipe, family, sites)
+
+
+def checked(family: LVLM, recipe: Recipe) -> Recipe:
+    """The recipe with this model's averages, if it can work in front of the language model; else a PruneError."""
+    recipe = averages.fitted(recipe, family.model)
+    check_place(recipe)
+    check_signals(family, recipe)
+    capacity = family.capacity()
+    if capacity is not None and asked_for(recipe) > capacity:
+        raise PruneError(
+            f"{recipe.name}: tokens={asked_for(recipe)} is more than the {capacity} tokens of an image in {type(family.model).__name__}"
+        )
+    return recipe
+
+
+def asked_for(recipe: Recipe) -> int:
+    """Tokens of an image that the recipe asks for; 0 if it does not say."""
+    return int(max(as_tuple(recipe.schedule.tokens), default=0))
 
 
 def check_place(recipe: Recipe) -> None:
@@ -127,13 +139,18 @@ def check_signals(family: LVLM, recipe: Recipe) -> None:
 
 def try_out(family: LVLM, recipe: Recipe, n: int) -> None:
     """Run the recipe once on small random signals, so that what it refuses is known now and not in the first forward."""
-    rng, prefix = torch.Generator().manual_seed(0), family.prefix
-    given: dict[str, Any] = {"prefix": prefix, "scale": 0.5, "grid": (1, n)}
+    apply(recipe, recipe.schedule.count(n, 0, 1), random_signals(family, (1, n)))
+
+
+def random_signals(family: LVLM, grid: tuple[int, int]) -> dict[str, Any]:
+    """Signals of one image of that grid, of one head and four channels."""
+    rng, prefix, n = torch.Generator().manual_seed(0), family.prefix, grid[0] * grid[1]
+    given: dict[str, Any] = {"prefix": prefix, "scale": 0.5, "grid": grid}
     given.update({name: torch.randn(1, 1, prefix + n, 4, generator=rng) for name in ("q", "k", "v", "shallow_q", "shallow_k")})
     given.update(
         {name: torch.randn(1, rows, 4, generator=rng) for name, rows in (("x", n), ("feats", n), ("class_token", 1), ("text", 2))}
     )
-    apply(recipe, recipe.schedule.count(n, 0, 1), given)
+    return given
 
 
 def make_site(family: LVLM, recipe: Recipe, words: Words | None = None) -> ImageSite:
@@ -151,14 +168,14 @@ def make_site(family: LVLM, recipe: Recipe, words: Words | None = None) -> Image
         consuming=recipe.attention == "consuming",
         per_tile=recipe.per_tile,
         separators=recipe.separators == "keep",
-        asked=int(max(as_tuple(recipe.schedule.tokens), default=0)),
+        asked=asked_for(recipe),
         layer=IMAGE if recipe.where == "image" else -1,
     )
 
 
 def budget(recipe: Recipe, n: int) -> int:
     """Tokens to keep of an image's (or tile's) n tokens: all of them where there are fewer than asked for."""
-    asked = int(max(as_tuple(recipe.schedule.tokens), default=0))
+    asked = asked_for(recipe)
     if asked > n and not recipe.per_tile and recipe.fewer == "error":
         raise PruneError(f"{recipe.name}: tokens={asked} is more than the {n} tokens of an image; ask for fewer, or use keep=")
     return recipe.schedule.count(n, 0, 1)
