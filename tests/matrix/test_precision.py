@@ -100,7 +100,8 @@ def offered(recipe, dtype):
 
     given = {name: tensor(3, 257, 16) for name in "qkv"} | {"x": tensor(256, 32), "feats": tensor(256, 24)}
     given |= {"class_token": tensor(1, 32), "text_attn": tensor(5, 256).softmax(-1), "grid": (16, 16)}
-    given["text"] = tensor(3, 24)
+    given |= {"text": tensor(3, 24), "text_k": tensor(3, 3, 16), "depth": 24}
+    given |= {f"shallow_{name}": tensor(3, 257, 16) for name in "qk"}
     if "attns" in needs(str(recipe)):
         given["attns"] = [tensor(3, 257, 257).softmax(-1) for _ in range(3)]
     if recipe.weights is not None:

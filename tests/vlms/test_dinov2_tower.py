@@ -102,7 +102,6 @@ def test_pictures_of_several_sizes_have_grids_of_their_own():
         model(**prompt())
 
 
-def test_other_towers_are_refused():
-    model = llava("dinov3_vit")("sdpa")
-    with pytest.raises(sparsight.PruneError, match="DINOv3ViTModel; known are those of CLIP, SigLIP and DINOv2"):
-        sparsight.prune(model, "col_ln:tokens=3")
+def test_other_towers_are_the_generic_familys():
+    with sparsight.prune(llava("dinov3_vit")("sdpa"), "col_ln:tokens=3") as handle:
+        assert handle.family.name == "transformers vision-language"
