@@ -170,25 +170,16 @@ def sheets(known: Sequence[Published]) -> list[Sheet]:
         text = LANGUAGE.read_text(encoding="utf-8")
     except OSError as error:
         raise PruneError(f"the measured results {LANGUAGE} are not there ({error.strerror}); run this in a checkout") from None
+    capacity = re.search(r"(\d+) visual tokens a picture", text)
     found: list[Sheet] = []
     for title, table in re.findall(r"^(?:#+ |\*\*)([^\n*]+?)(?:\*\*)?\n+((?:\|[^\n]*\n)+)", text, re.MULTILINE):
         lines = [[cell.strip().strip("*`") for cell in line.strip("|").split("|")] for line in table.splitlines()]
         heads, rows = lines[0], lines[2:]
-        whole = next((cells for cells in rows if cells[0] == UNPRUNED), None)
+        budget = re.match(r"(\d+) tokens", title)
+        share = int(budget[1]) / int(capacity[1]) if budget and capacity else None
         made = []
         for cells in rows:
-            share = share_in(heads, cells, whole)
-            made.append((cells, None if share is None else nearest(cells[0].partition(":")[0], share, known, "relative")))
+            method = re.split("[: ]", cells[0])[0]
+            made.append((cells, None if share is None else nearest(method, share, known, "relative")))
         found.append(Sheet(title, heads, made))
     return found
-
-
-def share_in(heads: list[str], cells: list[str], whole: list[str] | None) -> float | None:
-    """Share of the image tokens in a row of such a table, if it has them."""
-    if whole is None or "tokens" not in heads or len(cells) != len(heads):
-        return None
-    place = heads.index("tokens")
-    try:
-        return float(cells[place]) / float(whole[place])
-    except (ValueError, ZeroDivisionError):
-        return None
