@@ -9,7 +9,7 @@ DATA ?= ../shared/data/caltech101_pack
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
-	@echo "make demo   - small objects in large pictures: pruned beside unpruned and resized, into runs/demo/"
+	@echo "make demo   - small objects in large pictures: pruned beside unpruned and resized, into runs/demo/; a small vision-language model, into runs/demo-vlm/"
 	@echo "make tune-demo DATA=DIR - search a recipe for the embedded model on Caltech-101, into runs/tune-demo/ (about 20 minutes)"
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
@@ -37,7 +37,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/sparsight compare --data demo:small,n=72 --methods class_attention,col_ln --keep 0.5 --layers 0/3/6 \
 	  --recipe similarity:keep=0.15,layers=input --batch-size 2 --seconds 1 --out runs/demo
-	@echo "open runs/demo/report.html"
+	$(BIN)/sparsight compare --model demo-vlm --methods random,fastervlm,divprune,agile --tokens 64,16 --limit 16 --out runs/demo-vlm
+	@echo "open runs/demo/report.html and runs/demo-vlm/report.html"
 
 # Two workers of one thread each: the second goes on where the first is.
 TUNE := $(BIN)/sparsight tune --data $(DATA) --split train --report-split test --limit 404 --report-limit 707 --trials 60 --speedup 2 --out runs/tune-demo \
