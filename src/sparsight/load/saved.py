@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..data.fingerprint import digest
 from ..errors import PruneError, shown
 from ..prune import prune
 from ..recipe import Recipe
+from ..stack import stacked
 from .checkpoint import check_reach, read_shapes
 
 FILE, LEARNED, INNER, OLDER = "sparsight.json", "learned.safetensors", "model", "trained.json"
@@ -57,16 +59,13 @@ class Saved:
 
     def put_on(self, model: nn.Module) -> None:
         """Prune the model as it was pruned. Raises PruneError, and leaves the model unpruned, if a recipe does not fit."""
-        made: list[Any] = []
         try:
-            if len(self.recipes) > 1 and not any(self.weights):
+            if any(self.weights):
+                both = zip(self.recipes, self.weights, strict=True)
+                stacked([partial(prune, model, recipe, weights=weights) for recipe, weights in both])
+            else:
                 prune(model, list(self.recipes))
-                return
-            for recipe, weights in zip(self.recipes, self.weights, strict=True):
-                made.append(prune(model, recipe, weights=weights))
         except PruneError as error:
-            for handle in made:
-                handle.remove()
             raise PruneError(f"{self.folder / FILE} does not fit its model: {error}") from error
 
 
