@@ -2,7 +2,8 @@
 
 How it is kept short. Pictures are taken sixteen at a time; their questions are written by the processor once, sorted so that answers of one length
 stand in one batch, and asked under every recipe before the next sixteen. Meanwhile `vlms.tower_memo` keeps what the vision tower gave
-for each of them, so the tower runs once per picture however many recipes and questions there are. What is timed is timed without it.
+for each of them, so the tower runs once per picture however many recipes and questions there are, and `shared_start` lets the language
+model read a picture once per recipe where it can. What is timed is timed without either.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ..vlms.tower_memo import MOST, remembering
 from .asking import NOT_FINITE, Answer, Asker, Prompted, batched
 from .measure import name_parts
 from .question_scores import Names, judged, kind_of, scenes_of, tally
+from .shared_start import SharedStart, going_on, is_shared
 from .vlm_entries import Entry, entries_of, grid_made
 
 AT_ONCE = 16
@@ -121,9 +123,11 @@ def part_of(one: LocalSet, pictures: int | None) -> LocalSet:
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """Questions about some pictures as the processor writes them: batches, and answers that say why a picture cannot be read."""
+    """Questions about some pictures as the processor writes them: batches, the same split behind their pictures where that can be, and
+    answers that say why a picture cannot be read."""
 
     batches: list[Prompted]
+    start: SharedStart | None
     faults: Answers
 
 
@@ -146,13 +150,23 @@ class Job:
         s = self.settings
         key = digest(
             "compare-vlm", __version__, fingerprint_model(self.asker.model), s.batch_size, s.precision, device_name(s.device), self.asker.prompt,
-            torch.get_num_threads(), self.rounds,
+            torch.get_num_threads(),
         )  # fmt: skip
         return ResultStore(self.out / "rows", key)
 
     @cached_property
     def family(self) -> Any:
         return family_of(self.asker.model)
+
+    @property
+    def image_token(self) -> int | None:
+        """Id of a visual token in a prompt."""
+        return getattr(self.source.config, "image_token_id", None)
+
+    @property
+    def fill(self) -> int:
+        """Id of padding."""
+        return self.asker.processor.tokenizer.pad_token_id or 0
 
     @cached_property
     def groups(self) -> list[list[Item]]:
@@ -201,11 +215,21 @@ class Job:
 
     def ask(self, entry: Entry, place: int, sheet: Sheet) -> Answers:
         """Answers under one recipe."""
-        found = dict(sheet.faults)
-        with pruned(self.asker.model, entry.installed(place)) as handle:
-            self.asker.handle = handle
-            for batch in sheet.batches:
-                found |= {q.key: a for q, a in zip(batch.questions, self.asker.reply(batch), strict=True)}
+        found, recipe = dict(sheet.faults), entry.installed(place)
+        with pruned(self.asker.model, recipe) as handle:
+            start = sheet.start if is_shared(recipe) else None
+            read = None if start is None else start.read(self.asker.model, handle)
+            if start is None or read is None:
+                self.asker.handle = handle
+                for batch in sheet.batches:
+                    found |= {q.key: a for q, a in zip(batch.questions, self.asker.reply(batch), strict=True)}
+                return found
+        cache, kept = read
+        self.asker.handle = None
+        for rest in start.rests:
+            answers = self.asker.reply(going_on(rest, cache, self.fill))
+            for question, row, answer in zip(rest.batch.questions, rest.rows.tolist(), answers, strict=True):
+                found[question.key] = replace(answer, kept=kept[row : row + 1])
         return found
 
     def write(self, items: list[Item]) -> Sheet:
@@ -220,7 +244,9 @@ class Job:
         able = sorted((i for i in items if i.key not in faults), key=lambda i: (max(map(len, i.answers)), kind_of(i), len(i.text)))
         about = {item.key: pictures[item.images] for item in able}
         groups = batched([self.asked.question(item) for item in able], self.asker.size)
-        return Sheet([self.asker.prompted(group, [about[q.key] for q in group]) for group in groups], faults)
+        batches = [self.asker.prompted(group, [about[q.key] for q in group]) for group in groups]
+        start = SharedStart.of(batches, {item.key: item.images for item in able}, self.image_token)
+        return Sheet(batches, start, faults)
 
     def check(self, answers: Mapping[str, Answers]) -> None:
         """Raise PruneError where no answer means anything."""
@@ -239,7 +265,11 @@ class Job:
         """The rows to be measured, by name."""
         names, which = Names.of(self.asked.items), self.asked.fingerprint()
         for entry in self.entries:
-            yield RowJob(entry.name, partial(self.measure, entry, answers, names), f"{', '.join(entry.names)}, row about {which}")
+            yield RowJob(
+                entry.name,
+                partial(self.measure, entry, answers, names),
+                f"{', '.join(entry.names)}, row about {which}, {self.rounds} rounds",
+            )
 
     def measure(self, entry: Entry, answers: Mapping[str, Answers], names: Names, step: Callable[[float], object]) -> VlmRow:
         """One row: scores from the answers, cost from runs in turn with the unpruned model."""
@@ -294,7 +324,6 @@ class Job:
     def sum_up(self, rows: list[VlmRow], answers: Mapping[str, Answers]) -> VlmComparison:
         """The rows with everything that has to be known about how they came about."""
         s, items, first = self.settings, self.asked.items, answers[UNPRUNED]
-        token = getattr(self.source.config, "image_token_id", None)
         lost = [f"{row.lost} answers of {row.recipe} are lost: {NOT_FINITE}" for row in rows if row.lost]
         return VlmComparison(
             model=self.source.name,
@@ -303,7 +332,7 @@ class Job:
             else "its own pictures",
             data_fingerprint=digest([(i.key, i.text, i.answers, i.kind, i.scene, i.objects) for i in items]),
             questions=len(items),
-            capacity=int((self.one_prompt["input_ids"] == token).sum()),
+            capacity=int((self.one_prompt["input_ids"] == self.image_token).sum()),
             device=device_name(s.device),
             threads=torch.get_num_threads(),
             precision=s.precision,
