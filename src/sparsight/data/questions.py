@@ -6,6 +6,7 @@ yes and no are scored as POPE, sets with kinds kind by kind (`evaluation.questio
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -90,6 +91,17 @@ class LocalSet:
         files = [(str(path), (found := stat_of(path)).st_size, found.st_mtime_ns) for path in images]
         asked = [
             (i.key, [str(path) for path in i.images], i.text, i.answers, i.category, i.kind, i.scene, i.objects) for i in self.items
+        ]
+        return digest(files, asked)
+
+    def content(self) -> str:
+        """Of the questions and of what is in the image files, wherever they lie. Reads every file."""
+        images = list(dict.fromkeys(path for item in self.items for path in item.images))
+        files = [hashlib.blake2b(path.read_bytes() if path.is_file() else b"", digest_size=8).hexdigest() for path in images]
+        places = {path: place for place, path in enumerate(images)}
+        asked = [
+            (i.key, [places[path] for path in i.images], i.text, i.answers, i.category, i.kind, i.scene, i.objects)
+            for i in self.items
         ]
         return digest(files, asked)
 

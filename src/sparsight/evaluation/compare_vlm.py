@@ -202,7 +202,7 @@ class Job:
         with remembering(self.family, most=2 * MOST):
             for number, items in enumerate(self.groups):
                 sheet = cache(partial(self.write, items))
-                which = replace(self.asked, items=items).fingerprint()
+                which = replace(self.asked, items=items).content()
                 for turn, (entry, place, name) in enumerate(runs):
                     tell((number * len(runs) + turn) / whole, f"{name}, questions about pictures {number * AT_ONCE + 1} and on")
                     key = f"{name}, {which}"
@@ -263,7 +263,7 @@ class Job:
 
     def rows(self, answers: Mapping[str, Answers]) -> Iterator[RowJob[VlmRow]]:
         """The rows to be measured, by name."""
-        names, which = Names.of(self.asked.items), self.asked.fingerprint()
+        names, which = Names.of(self.asked.items), self.asked.content()
         for entry in self.entries:
             yield RowJob(
                 entry.name,

@@ -48,14 +48,19 @@ class SharedStart:
         """Split the prompts of some batches behind their picture. pictures: which one a question (by its key) is about; image: id of a
         visual token. None where prompts do not all begin alike."""
         places: dict[Hashable, int] = {}
-        pixels, rests, start = [], [], None
+        pixels: list[Tensor] = []
+        rests: list[Rest] = []
+        start: Tensor | None = None
+        if image is None:
+            return None
         for batch in batches:
             if set(batch.inputs) != INPUTS or set(batch.images) != {1} or len(batch.inputs["pixel_values"]) != len(batch.images):
                 return None
             tails, rows = [], []
             for i, question in enumerate(batch.questions):
                 ids = batch.inputs["input_ids"][i][batch.inputs["attention_mask"][i].bool()]
-                end = int((ids == image).nonzero()[-1]) + 1
+                visual = (ids == image).nonzero()
+                end = int(visual[-1]) + 1 if len(visual) else len(ids)
                 start = ids[:end] if start is None else start
                 if not torch.equal(ids[:end], start) or end == len(ids):
                     return None
@@ -64,7 +69,8 @@ class SharedStart:
                     places[pictures[question.key]] = len(places)
                     pixels.append(batch.inputs["pixel_values"][i])
                 rows.append(places[pictures[question.key]])
-            rests.append(Rest(batch, torch.tensor(rows, device=start.device), *padded(tails)) if start is not None else None)
+            ids, mask = padded(tails)
+            rests.append(Rest(batch, torch.tensor(rows, device=ids.device), ids, mask))
         if start is None:
             return None
         ids = start.expand(len(pixels), -1)
