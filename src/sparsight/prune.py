@@ -20,6 +20,7 @@ from .learned import Given, build
 from .models.engine import Engine
 from .models.family import Family
 from .models.site import IMAGE, Site
+from .models.state import ForwardState
 from .models.unsupported import reason
 from .models.unwrap import unwrap
 from .ops.schedule import BUDGET, as_tuple, earlier_block
@@ -29,6 +30,8 @@ from .stack import Stack as Stack
 from .stack import stacked
 from .vlms.family import LVLM as LVLM
 
+LARGER = 64
+"""So many times as many patches as in an image of the model's own size: a budget that removes none of them is taken to remove none ever."""
 TRY_INSTEAD = "col_ln, shannon, renyi, similarity, tome or random"
 
 
@@ -110,7 +113,7 @@ def installed(
         learn(recipe, recipe.weights, family, sites, recipe.file or None if weights is None else weights)
     engine = engine_of(family)
     engine.add(sites)
-    report_idle(recipe, family, sites)
+    report_idle(recipe, engine, sites)
     return Handle(recipe, engine, sites)
 
 
@@ -138,11 +141,29 @@ def prune_all(model: nn.Module, recipes: Sequence[Recipe | str], processor: Any,
     return stacked([with_text(place, recipe) for place, recipe in (*places, *((model, one) for one in (vision[-1], *inside)))])
 
 
-def report_idle(recipe: Recipe, family: Family, sites: list[Site]) -> None:
-    """Warn of a budget under which no token leaves an image of the model's own size."""
+def report_idle(recipe: Recipe, engine: Engine, sites: list[Site]) -> None:
+    """Warn of a budget under which no token leaves an image: now where that holds for images of any size, else after the first forward,
+    which shows how large they are."""
+    family = engine.family
     entered = family.grid[0] * family.grid[1]
-    if planned(entered, sites)[-1] == entered and recipe.params and not recipe.adaptive:
-        warnings.warn(f"{recipe} removes none of the {entered} patches of {type(family.model).__name__}", stacklevel=4)
+    if recipe.adaptive or not recipe.params or planned(entered, sites)[-1] < entered:
+        return
+    larger = LARGER * entered
+    if planned(larger, sites)[-1] == larger:
+        warn_idle(recipe, family, entered, stacklevel=5)
+    else:
+        engine.states.unseen.append(partial(report_seen, recipe, family, sites))
+
+
+def report_seen(recipe: Recipe, family: Family, sites: list[Site], state: ForwardState) -> None:
+    """Warn if no token has left the images of a forward, which the budgets say."""
+    first = state.outcomes.get(sites[0].layer)
+    if first is not None and first.site is sites[0] and planned(first.plan.total, sites)[-1] == first.plan.total:
+        warn_idle(recipe, family, first.plan.total)
+
+
+def warn_idle(recipe: Recipe, family: Family, entered: int, stacklevel: int = 2) -> None:
+    warnings.warn(f"{recipe} removes none of the {entered} patches of {type(family.model).__name__}", stacklevel=stacklevel)
 
 
 def planned(entered: int, sites: list[Site]) -> list[int]:

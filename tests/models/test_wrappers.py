@@ -1,5 +1,7 @@
 """Models inside other modules, LoRA, the meta device, and recipes that do nothing."""
 
+import warnings
+
 import pytest
 import timm
 import torch
@@ -70,10 +72,30 @@ def test_counts_that_only_data_tell_are_refused_on_the_meta_device():
         model(torch.empty(2, 3, 32, 32, device="meta"))
 
 
-@pytest.mark.parametrize("recipe", ["col_ln:keep=1,layers=1", "tome:remove=0", "evit:tokens=16,layers=1"])
+@pytest.mark.parametrize("recipe", ["col_ln:keep=1,layers=1", "tome:remove=0"])
 def test_a_recipe_that_does_nothing_is_reported(recipe):
     with pytest.warns(UserWarning, match="removes none of the 16 patches"):
         sparsight.prune(vit(), recipe).remove()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("recipe", ["evit:tokens=16,layers=1", "resize:tokens=16", "pool:tokens=16,layer=1"])
+def test_a_number_of_tokens_is_held_against_the_pictures_that_come(recipe):
+    """All patches of a picture of the model's own size, a quarter of those of a larger one; one forward says it, once."""
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5, dynamic_img_size=True
+    ).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with sparsight.prune(model, recipe):
+            model(torch.randn(1, 3, 64, 64))
+            model(torch.randn(1, 3, 32, 32))
+    with sparsight.prune(model, recipe):
+        with pytest.warns(UserWarning, match="removes none of the 16 patches"):
+            model(torch.randn(1, 3, 32, 32))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(torch.randn(1, 3, 32, 32))
 
 
 def test_similarity_before_the_first_block_under_checkpoints():

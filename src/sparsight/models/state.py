@@ -147,7 +147,8 @@ class ForwardStates:
 
     In eager mode they are kept by thread, and the last one by thread or task. A compiled graph cannot ask for its thread: its forward is in
     plain attributes, which belong to the graph while it runs. newest: what a compiled part of an eager forward reads. traced: a compiled
-    forward under way. compiled: the last compiled one that finished, if no eager one has since.
+    forward under way. compiled: the last compiled one that finished, if no eager one has since. unseen: who wants to hear of the next
+    eager forward that finishes.
     """
 
     def __init__(self) -> None:
@@ -155,6 +156,7 @@ class ForwardStates:
         self.newest: ForwardState | None = None
         self.traced: ForwardState | None = None
         self.compiled: ForwardState | None = None
+        self.unseen: list[Callable[[ForwardState], None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -201,6 +203,9 @@ class ForwardStates:
                 state.forget()
             if completed and state.begun:
                 self.finish(state)
+                told, self.unseen = self.unseen, []
+                for tell in told:
+                    tell(state)
 
     def finish(self, state: ForwardState) -> None:
         """Make it the last forward of this thread or task."""
