@@ -1,5 +1,7 @@
 """The baselines without a score: a smaller picture, and averages of neighbouring patches."""
 
+import copy
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -104,6 +106,33 @@ def test_threads_with_pictures_of_other_sizes():
             together = list(pool.map(answer, images))
     assert [found[1:] for found in together] == [found[1:] for found in alone]
     torch.testing.assert_close([found[0] for found in together], [found[0] for found in alone])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_copies_see_the_smaller_picture_too(kind):
+    """A copy, and what `torch.save` has kept; also after the original is whole again."""
+    model, x, file = vit(), pixels(), io.BytesIO()
+    if kind == "transformers":
+        model = transformers.ViTForImageClassification(transformers.ViTConfig(**CONFIG)).eval()
+    whole = answer_of(model, x)
+    with sparsight.prune(model, "resize:keep=0.5") as handle:
+        small = answer_of(model, x)
+        twin = copy.deepcopy(model)
+        torch.save(model, file)
+        assert torch.equal(answer_of(twin, x), small)
+        assert handle.counts == sparsight.handle(twin).counts == [25]
+    file.seek(0)
+    assert torch.equal(answer_of(twin, x), small)
+    assert torch.equal(answer_of(torch.load(file, weights_only=False), x), small)
+    sparsight.unprune(twin)
+    assert torch.equal(answer_of(twin, x), whole)
+    assert not torch.allclose(small, whole)
+
+
+def answer_of(model, x):
+    found = model(x)
+    return getattr(found, "logits", found)
 
 
 def test_macs_are_those_of_the_smaller_picture():

@@ -66,7 +66,7 @@ class TimmFamily(Family):
             engine.replace(self.model, "dynamic_img_size", True)
             for name, value in (("strict_img_size", False), ("flatten", False), ("output_fmt", Format.NHWC)):
                 engine.replace(embed, name, value)
-        engine.hook(embed.register_forward_pre_hook(lambda _module, args: (smaller(args[0]), *args[1:])))
+        engine.hook(embed.register_forward_pre_hook(partial(replace_first, smaller)))
 
     def check(self) -> None:
         super().check()
@@ -138,6 +138,11 @@ def in_three_parts(attention: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = a.qkv(x)
         return out
     return nn.functional.linear(x, a.qkv.weight, torch.cat([a.q_bias, a.k_bias, a.v_bias]))
+
+
+def replace_first(smaller: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook: the smaller image in place of the image."""
+    return smaller(args[0]), *args[1:]
 
 
 def hide_padding(engine: Engine, _pool: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

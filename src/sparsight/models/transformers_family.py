@@ -29,6 +29,16 @@ def without_mask(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return args[:1], {**kwargs, "attention_mask": None}
 
 
+def replace_pixels(
+    smaller: Callable[[Tensor], Tensor], asks: bool, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: the smaller image in place of the image. asks: positions for its size have to be asked for."""
+    kwargs = {**kwargs, **({"interpolate_pos_encoding": True} if asks else {})}
+    if args:
+        return (smaller(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "pixel_values": smaller(kwargs["pixel_values"])}
+
+
 class TransformersViT(Opened):
     """An image encoder of transformers: the model that is given, or its attribute `inner`. Subclasses name its parts."""
 
@@ -80,14 +90,7 @@ class TransformersViT(Opened):
         return pair(self.model.config.patch_size)  # type: ignore[union-attr]
 
     def replace_images(self, engine: Engine, smaller: Callable[[Tensor], Tensor]) -> None:
-        asks = self.asks_for_other_sizes
-
-        def replaced(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            kwargs = {**kwargs, **({"interpolate_pos_encoding": True} if asks else {})}
-            if args:
-                return (smaller(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "pixel_values": smaller(kwargs["pixel_values"])}
-
+        replaced = partial(replace_pixels, smaller, self.asks_for_other_sizes)
         engine.hook(self.model.register_forward_pre_hook(replaced, with_kwargs=True))
 
     def adopt(self, other: Family) -> None:
