@@ -223,6 +223,20 @@ def test_recomputed_activations_change_nothing(images, tmp_path):
 
 
 @pytest.mark.product
+def test_half_precision_trains_float32_weights(images, tmp_path):
+    runs = {
+        precision: sparsight.train(tiny(), images, RECIPE, tmp_path / precision, precision=precision, **SHORT)
+        for precision in ("fp32", "bf16")
+    }
+    losses = [[line.loss for line in run.log] for run in runs.values()]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    one, two = (sparsight.load(str(tmp_path / precision)).model.state_dict() for precision in runs)
+    assert {tensor.dtype for tensor in two.values()} == {torch.float32}
+    assert max(float((tensor - two[name]).abs().max()) for name, tensor in one.items()) < 0.02
+
+
+@pytest.mark.product
 def test_the_moving_average_can_be_the_result(images, tmp_path):
     for ema_result in (False, True):
         sparsight.train(tiny(), images, RECIPE, tmp_path / str(ema_result), ema=0.9, ema_result=ema_result, **SHORT)

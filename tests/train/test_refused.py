@@ -41,6 +41,14 @@ def test_what_cannot_be(images, tmp_path, changes, message):
     assert not (tmp_path / "deep").exists()
 
 
+def test_weights_cannot_be_sharded_without_cards(images, tmp_path, monkeypatch):
+    """Accelerate would train whole copies without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(PruneError, match=r"FSDP is asked for.*launch without --use_fsdp"):
+        sparsight.train(tiny(), images, RECIPE, tmp_path / "out", **SHORT)
+    assert not (tmp_path / "out").exists()
+
+
 def test_classes_that_do_not_match(tmp_path):
     both = draw(tmp_path / "both", ("cat", "dog", "emu"))
     other = draw(tmp_path / "other", ("ant", "bee"))

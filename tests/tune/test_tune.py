@@ -168,7 +168,7 @@ REFUSED = {
     "method": ({"methods": ["sit"]}, "sit cannot be searched"),
     "recipe": ({"recipes": ["evit:keep=2"]}, "keep=2 is outside"),
     "storage": ({"storage": "trials.db"}, "storage=trials.db is no URL"),
-    "driver": ({"storage": "nosuch://x/y"}, "storage=nosuch://x/y cannot be opened"),
+    "driver": ({"storage": "nosuch://me:secret@x/y"}, r"storage=nosuch://me:\*\*\*@x/y cannot be opened"),
     "batch": ({"latency_batch": 0}, "latency_batch=0 must be 1 or more"),
     "limit": ({"report_limit": 3}, "report_limit= is for images of their own"),
 }

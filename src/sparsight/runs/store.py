@@ -8,7 +8,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,15 +38,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # ---- files ------------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write a file beside `path`, then move it there in one step; nothing stays if it fails or is interrupted.
-
-    Raises PruneError if the disk is full.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Raise PruneError if the disk is full while a file is written."""
     try:
-        save(part)
-        os.replace(part, path)
+        yield
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -53,6 +50,18 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
             f"no room for {path.name} in {path.parent} ({error.strerror}); what is finished there is kept: make room and give the "
             "same command again, or give another folder with --out"
         ) from error
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` write a file beside `path`, then move it there in one step; nothing stays if it fails or is interrupted.
+
+    Raises PruneError if the disk is full.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        with room_for(path):
+            save(part)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PruneError
-from ..runs.store import write_text
+from ..runs.store import room_for, write_text
 from .result import LogLine
 
 LOG = "log.jsonl"
@@ -36,11 +36,11 @@ class Log:
         return log
 
     def add(self, line: LogLine) -> None:
-        """Append a line."""
+        """Append a line. Raises PruneError if the disk is full."""
         self.lines.append(line)
         if not self.writes:
             return
-        with self.file.open("a", encoding="utf-8") as file:
+        with room_for(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(as_text(line))
         if self.board is not None:
             values = {"loss": line.loss, "learning rate": line.lr, **{f"loss/{name}": value for name, value in line.parts.items()}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,7 +42,7 @@ from .learner import Learner, Teacher
 from .log import summary_writer
 from .loop import Loop, Pace
 from .memory import estimate
-from .optimise import make_optimiser
+from .optimise import is_sharded, make_optimiser
 from .presets import find_preset
 from .result import Training, TrainPlan
 from .saving import try_saving, write_trained
@@ -378,11 +379,13 @@ def accelerated(settings: TrainSettings, asked: Asked) -> Iterator[Any]:
         raise PruneError("training needs accelerate; pip install 'sparsight[train]'") from None
     fresh, alone = not AcceleratorState._shared_state, not PartialState._shared_state
     try:
-        yield Accelerator(
+        made = Accelerator(
             mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-            cpu=asked.device == "cpu",
+            cpu=asked.device == "cpu" or not torch.accelerator.is_available(),  # else launched processes do not find each other
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        check_sharding(made)
+        yield made
     except (ValueError, RuntimeError) as error:
         if isinstance(error, PruneError) or "fp16" not in str(error):
             raise
@@ -393,6 +396,15 @@ def accelerated(settings: TrainSettings, asked: Asked) -> Iterator[Any]:
             GradientState._reset_state()
             if alone and not torch.distributed.is_initialized():
                 PartialState._reset_state()
+
+
+def check_sharding(accelerator: Any) -> None:
+    """Raise PruneError where FSDP is asked for and accelerate leaves it out without a word."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not is_sharded(accelerator):
+        raise PruneError(
+            "FSDP is asked for, and accelerate shards between cards only, of which none are in use here; launch without --use_fsdp "
+            "(every process then has the whole weights), or on machines with cards"
+        )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ..recipe import Recipe
 from ..runs.intervals import METHOD
 from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, versions_in_use
 from ..runs.store import ResultStore, fingerprint_model
-from ..runs.sweep import Listener, ignore
+from ..runs.sweep import Listener, Step, ignore
 from ..speed.stages import count_macs, vision_language
 from .finish import stacks
 from .parts import LEAST_RUNG, RUNGS
@@ -123,6 +123,7 @@ def tune_language(
         store = ResultStore(order.out / "rows", digest(weights, seed))
         count = cost if callable(cost) else partial(giga_macs, inputs=[cost])
         exam = JudgedExam(model, metric, count, store)
+        order.listen(Step(0, trials, "the unpruned model", unit="trials"))
         base = exam.measure((), "search", metric)
         exam.items = len(base)
     like = next(model.parameters())
@@ -265,6 +266,7 @@ def tune_questions(
         asked = digest(weights, settings.precision, settings.batch_size, prompt, square)
         store = ResultStore(order.out / "rows", asked)
         exam = QuestionExam(asker, cut(search), prompts(asker, search), store)
+        order.listen(Step(0, trials, "the unpruned model", unit="trials"))
         base = [outcome for piece in exam.pieces for outcome in exam.measure((), piece)]
     prints = {"model": weights, "search": search.fingerprint(), "report": other.fingerprint()}
 

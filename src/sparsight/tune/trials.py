@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import threading
 import warnings
@@ -60,11 +61,20 @@ def open_storage(storage: str | None, out: Path) -> Any:
     if "://" not in storage:
         raise PruneError(f"storage={shown(storage)} is no URL; give one such as sqlite:///trials.db, or leave it out")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life are
+        with quiet():
             return optuna.storages.RDBStorage(storage, heartbeat_interval=BEAT, grace_period=PATIENCE)
     except Exception as error:  # whatever SQLAlchemy, its driver or the network meets
-        raise PruneError(f"storage={shown(storage)} cannot be opened: {shown(str(error).splitlines()[0], 200)}") from error
+        known = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", storage)  # without its password
+        raise PruneError(f"storage={shown(known)} cannot be opened: {shown(str(error).splitlines()[0], 200)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's warnings that signs of life are experimental and meant for a loop of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", need().exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage")
+        yield
 
 
 def mend(path: Path) -> None:
@@ -147,7 +157,7 @@ class Trials:
 
     def ask(self, wanted: int) -> Any | None:
         """A trial to work on; None if so many are finished or under way."""
-        with self.guard, room(self.out):
+        with self.guard, room(self.out), quiet():
             self.revive()
             if len(self.finished()) + len(self.running()) >= wanted:
                 return None

@@ -15,7 +15,7 @@ from ..load.models import Loaded
 from ..recipe import Recipe
 from ..runs.intervals import METHOD
 from ..runs.settings import Settings, device_name, versions_in_use
-from ..runs.sweep import Listener, ignore
+from ..runs.sweep import Listener, Step, ignore
 from .finish import stacks
 from .images import MACS
 from .parts import Part
@@ -81,6 +81,7 @@ def tune(
         space = vision_space(opened.study.loaded.model, methods)
         given = stacks(recipes, space.check)
         refuse_impossible(order.target, space, opened.exam)
+        order.listen(Step(0, trials, "the unpruned model", unit="trials"))
         base = [outcome for piece in opened.exam.pieces for outcome in opened.exam.measure((), piece)]
         if not base:
             raise PruneError(f"none of the {opened.search.total} images of {opened.search.title} can be read and judged")
