@@ -151,6 +151,19 @@ def test_regimes(run, tmp_path):
     assert f"| `{recipes[1]}` | 20 |" in text
 
 
+@pytest.mark.product
+def test_quantised(run, tmp_path):
+    pytest.importorskip("torchao")
+    out = tmp_path / "o.json"
+    module = run("quantised")
+    schemes = {name: module.SCHEMES[name] for name in ("torchao int8",)}
+    module = run(
+        "quantised", f"--out {out}", VISION=("col_ln:keep=0.7",), LANGUAGE=("divprune:tokens=64",), PICTURES=2, SCHEMES=schemes
+    )
+    assert [row["model"] for row in json.loads(out.read_text())["rows"]] == ["demo", "demo-vlm"]
+    assert "| torchao int8 |" in table(out)
+
+
 def test_same_tokens(run, tmp_path, monkeypatch):
     out = tmp_path / "o.json"
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

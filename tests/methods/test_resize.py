@@ -2,7 +2,9 @@
 
 import copy
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import timm
@@ -53,6 +55,22 @@ def test_cells_are_a_coarser_grid_within_the_budget(grid):
 def test_squares_are_those_of_the_specification():
     sides = [select.smaller((24, 24), count)[0] for count in (576, 288, 192, 128, 96, 64, 32, 16)]
     assert sides == [24, 16, 13, 11, 9, 8, 5, 4]
+
+
+def test_sizes_are_those_of_transformers_processors_to_a_row_or_column():
+    """The table starts from the picture, ours from the grid that the processor has made of it, whose sides are rounded."""
+    table = json.loads((Path(__file__).parents[1] / "golden" / "newer" / "resize_sizes.json").read_text())
+    assert [row["side"] for row in table["square"]] == [select.smaller((24, 24), row["K"])[0] for row in table["square"]]
+    apart = []
+    for row in table["qwen"]:
+        grid = round(row["height"] / row["factor"]), round(row["width"] / row["factor"])
+        sides = select.smaller(grid, min(row["K"], grid[0] * grid[1]))
+        assert sides[0] * sides[1] <= row["K"]  # the processor's are two times more, where a side is one token
+        if not row["over_budget"]:
+            apart.append(max(abs(a - b // row["factor"]) for a, b in zip(sides, row["resized"], strict=True)))
+    assert len(apart) == 124
+    assert max(apart) == 1
+    assert apart.count(0) == 113
 
 
 @torch.no_grad()
