@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from train_runs import RECIPE, SHORT, tiny
+from train_runs import RECIPE, SHORT, StopAt, tiny
 
 import sparsight
 from sparsight import PruneError
@@ -51,14 +51,36 @@ def run(start, words, out, ok=True):
 def run_rank(rank, port, out, given, box):
     """What a launcher starts: one of two processes that meet by gloo."""
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
     images, others, changes = given
+    if changes.pop("sharded", False):
+        shard_on_the_cpu()
     try:
         sparsight.train(tiny(), images, RECIPE, out, test=others, **{**SHORT, **changes})
         box.put(None)
-    except PruneError as error:
-        box.put(str(error))
+    except BaseException as error:  # what a process says last
+        box.put(str(error) if isinstance(error, PruneError) else repr(error))
+
+
+def shard_on_the_cpu():
+    """Let accelerate wrap the learner by torch's FSDP, which shards between gloo processes, too; accelerate itself does so for cards only."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ.update(
+        ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP", FSDP_TRANSFORMER_CLS_TO_WRAP="Block",
+        FSDP_RESHARD_AFTER_FORWARD="true",
+    )  # fmt: skip
+    begin = PartialState.__init__
+
+    def begin_as_cards(self, *given, **more):
+        begin(self, *given, **more)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = begin_as_cards
 
 
 def two(out, *given):
@@ -92,16 +114,27 @@ def compare(one, other):
 
 @pytest.mark.slow
 def test_two_gloo_processes_end_as_one_with_the_doubled_batch(images, others, tmp_path):
-    """A process of two has two images in a step, the one alone has four."""
-    changes = {"epochs": 2, "ema": 0.9}
+    """A process of two has two images in a step, one after the other; the one alone has four."""
+    changes = {"epochs": 2, "ema": 0.9, "per_forward": 1}
     sparsight.train(tiny(), images, RECIPE, tmp_path / "one", test=others, **{**SHORT, **changes})
     assert two(tmp_path / "two", images, others, changes) == [None, None]
     compare(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.product
+def test_sharded_weights_are_trained_kept_and_saved_whole(images, others, tmp_path):
+    """FSDP between two processes, broken off after its first checkpoint; the weights are those of one process."""
+    sparsight.train(tiny(), images, RECIPE, tmp_path / "one", test=others, **SHORT)
+    changes = {"sharded": True, "listen": StopAt(4)}
+    assert two(tmp_path / "two", images, others, changes) == ["KeyboardInterrupt()"] * 2
+    assert two(tmp_path / "two", images, others, {"sharded": True}) == [None, None]
+    compare(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.slow
 def test_two_processes_agree_on_a_fault(images, others, tmp_path):
-    said = two(tmp_path / "x", images, others, {"batch_size": 3})
+    """They find each other where there are no cards, also if the CPU is not named."""
+    said = two(tmp_path / "x", images, others, {"batch_size": 3, "device": "auto"})
     assert all("batch_size=3 cannot be shared by 2 processes" in one for one in said)
     assert not (tmp_path / "x").exists()
 
