@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 DATA ?= ../shared/data/caltech101_pack
-.PHONY: help setup demo tune-demo test test-all test-vllm test-app lint docs site release-check test-versions lock clean
+.PHONY: help setup demo tune-demo test test-all test-vllm test-vllm-all serve-vllm test-app lint docs site release-check test-versions lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
@@ -14,7 +14,9 @@ help:
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make test-app - the web page, clicked through in a headless Chromium (Debian: apt-get install chromium)"
-	@echo "make test-vllm - the vLLM plug-in in $(VENV)-vllm, an environment of its own (6 GB): engines, and a server on loopback"
+	@echo "make test-vllm - the vLLM plug-in in $(VENV)-vllm, an environment of its own (6 GB): a server on loopback for each family"
+	@echo "make test-vllm-all - the same with the benchmarks of servers, parallel ranks and compilation"
+	@echo "make serve-vllm - a tiny random model in a pruned vLLM server (FAMILY, RECIPE, PORT); python3 examples/ask_server.py asks it"
 	@echo "make lint   - ruff and mypy"
 	@echo "make docs   - regenerate docs/reference/methods.md and docs/reference/reproduce.md"
 	@echo "make site   - the documentation as a site in site/ (installs the docs extra)"
@@ -59,18 +61,36 @@ test-all: setup
 test-app: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 -rs tests/app tests/cli/test_app_verb.py
 
-# vLLM needs other versions than the lock has. One engine at a time, each with a tiny random model.
+# vLLM needs other versions than the lock has.
 VLLM := $(VENV)-vllm
 
 $(VLLM)/.ready: tests_vllm/requirements.txt tests_vllm/overrides.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(VLLM)/bin/uv pip install --quiet --python $(VLLM)/bin/python --override tests_vllm/overrides.txt -r tests_vllm/requirements.txt
+	$(VLLM)/bin/uv pip install --quiet --compile-bytecode --python $(VLLM)/bin/python --override tests_vllm/overrides.txt -r tests_vllm/requirements.txt
 	$(VLLM)/bin/uv pip install --quiet --python $(VLLM)/bin/python --no-deps -e .
 	@touch $@
 
+# A server of its own for each family, one after another.
 test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest -q -m "not product" tests_vllm
+
+test-vllm-all: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -q tests_vllm
+
+# A tiny random model in a pruned vLLM server on 127.0.0.1; in another terminal: python3 examples/ask_server.py
+FAMILY ?= llava
+RECIPE ?= divprune:tokens=5
+PORT ?= 8000
+TINY ?= runs/tiny-$(FAMILY)
+
+$(TINY)/config.json: | $(VLLM)/.ready
+	$(VLLM)/bin/python tests_vllm/checkpoints.py $(FAMILY) $(TINY)
+
+serve-vllm: $(TINY)/config.json
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m vllm.entrypoints.openai.api_server --model $(TINY) --served-model-name model \
+	  --host 127.0.0.1 --port $(PORT) --dtype float32 --enforce-eager --max-model-len 1024 --kv-cache-memory-bytes 64000000 \
+	  --trust-request-mm-kwargs --hf-overrides '{"sparsight": "$(RECIPE)"}'
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 MOST = 30
+ELSEWHERE = ("train_lvlm", "ask_server")
+"""They need arguments or a server, and have tests of their own."""
 SAY = {
     "classify": "emu (",
     "ask": "divprune:tokens=32: ",
@@ -36,10 +38,9 @@ def test_examples_are_short():
 
 @pytest.mark.product
 @pytest.mark.parametrize(
-    "file", [file for file in [*EXAMPLES, *NOTEBOOKS] if file.stem != "train_lvlm"], ids=lambda file: file.stem
+    "file", [file for file in [*EXAMPLES, *NOTEBOOKS] if file.stem not in ELSEWHERE], ids=lambda file: file.stem
 )
 def test_runs_and_says(file, tmp_path):
-    """train_lvlm, which needs arguments, has a test of its own."""
     given = [str(tmp_path / "out.png")] if file.stem == "feature_maps" else []
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(file), *given], capture_output=True, text=True, cwd=tmp_path, timeout=280,

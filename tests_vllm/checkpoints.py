@@ -1,9 +1,11 @@
-"""Tiny random checkpoints that transformers and vLLM both load, with tokenizer and image processor, and pictures for them."""
+"""Tiny random checkpoints that transformers and vLLM both load, with tokenizer and image processor, and pictures for them.
+
+python tests_vllm/checkpoints.py llava FOLDER
+"""
 
 from __future__ import annotations
 
-import io
-from base64 import b64encode
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,20 +204,16 @@ def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def data_url(image: Image.Image) -> str:
-    """As the OpenAI-compatible API takes it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
-
-
-def prompt(name: str, words_before: int, images: int, words_behind: int = 5, seed: int = 0) -> str:
-    """Words, images, words."""
+def said(name: str, count: int, seed: int = 0) -> str:
+    """So many words."""
     listed = words(name)
+    return " ".join(listed[3 + (seed + 7 * i) % 100] for i in range(count))
+
+
+def prompt(name: str, parts: list[str | Image.Image]) -> str:
+    """What the chat template makes of texts and images in their order."""
     start, end = ("<|vision_start|> ", " <|vision_end|>") if name.startswith("qwen") else ("", "")
-    before = [listed[3 + (seed + 7 * i) % 100] for i in range(words_before)]
-    behind = [listed[3 + (50 + seed + 11 * i) % 100] for i in range(words_behind)]
-    return " ".join([*before, *[start + listed[IMAGE] + end] * images, *behind])
+    return " ".join(part if isinstance(part, str) else start + IMAGE_TOKEN[name] + end for part in parts)
 
 
 class Reference:
@@ -224,14 +222,16 @@ class Reference:
     def __init__(self, name: str, folder: Path) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        self.name = name
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
 
-    def answer(self, recipe: str, text: str, images: list[Image.Image], new: int = 12) -> list[int]:
-        """Token ids of the answer. recipe: "none" for the whole model."""
+    def answer(self, recipe: str, parts: list[str | Image.Image], new: int) -> list[int]:
+        """Token ids of the answer to texts and images. recipe: "none" for the whole model."""
         import sparsight
 
-        given = self.processor(images=images or None, text=[text], return_tensors="pt")
+        images = [part for part in parts if not isinstance(part, str)]
+        given = self.processor(images=images or None, text=[prompt(self.name, parts)], return_tensors="pt")
         handle = None if recipe == "none" else sparsight.prune(self.model, recipe)
         try:
             out = self.model.generate(**given, max_new_tokens=new, do_sample=False)
@@ -245,3 +245,7 @@ def same(found: list[int], expected: list[int]) -> bool:
     """Equal up to the earlier stop: vLLM also stops at the tokenizer's end, transformers only at the generation config's."""
     stop = min(len(found), len(expected))
     return stop > 0 and found[:stop] == expected[:stop]
+
+
+if __name__ == "__main__":
+    checkpoint(sys.argv[1], Path(sys.argv[2]))

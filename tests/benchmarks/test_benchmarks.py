@@ -45,7 +45,10 @@ def table(file: Path) -> str:
 
 
 def test_every_benchmark_has_a_test():
-    tested = {name for name in globals() if name.startswith("test_")} | {"test_serving"}  # that one is in tests_vllm
+    tested = {name for name in globals() if name.startswith("test_")} | {
+        "test_serving",
+        "test_serving_faults",
+    }  # those are in tests_vllm
     assert {f"test_{file.stem}" for file in FOLDER.glob("*.py")} <= tested
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import lvlms
 import pytest
+from transformers import PixtralVisionConfig
 
 from sparsight.errors import PruneError
 from sparsight.vllm_plugin.startup import DEAF, StartupCheck
@@ -14,6 +15,8 @@ SERVED = ("LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
 def server(name: str = "llava", recipe: object = "fastervlm:tokens=5", **modes):
     """As much of vLLM's configuration as is read."""
     config = lvlms.build(name).config
+    if "tower" in modes:
+        config.vision_config = modes["tower"]
     if recipe is not None:
         config.sparsight = recipe
     multimodal = SimpleNamespace(
@@ -63,6 +66,7 @@ REFUSED = [
     ({"mm_encoder_tp_mode": "data"}, "an order of its own"),
     ({"compiled": True}, "compile_mm_encoder"),
     ({"draft": "eagle"}, "speculative decoding"),
+    ({"tower": PixtralVisionConfig()}, "Pixtral"),
     ({"lora": True}, "enable_tower_connector_lora"),
     ({"name": "qwen2.5", "recipe": "none", "pp": 2}, "pipeline_parallel_size"),
     ({"name": "qwen2.5", "recipe": "none", "dbo": True}, "dual batch overlap"),

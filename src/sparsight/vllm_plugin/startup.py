@@ -92,6 +92,8 @@ def refuse_modes(vllm_config: Any) -> None:
         and model.multimodal_config.is_multimodal_pruning_enabled(),
         f"a vision_aspect_ratio other than {RATIO} (vLLM lays out tiles by that one)": model.architecture == ONEVISION
         and model.hf_config.vision_aspect_ratio != RATIO,
+        "a Pixtral vision tower (vLLM lays out its images in rows of their own)": model.hf_config.vision_config.model_type
+        == "pixtral",
         "speculative decoding by a model (its drafts would read image embeddings that it was not made for; take ngram)": draft
         and draft.method not in BLIND_DRAFTS,
         "enable_tower_connector_lora (adapters of the vision encoder are laid out by the tokens that are left)": lora
