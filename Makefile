@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 DATA ?= ../shared/data/caltech101_pack
-.PHONY: help setup demo tune-demo test test-all test-vllm test-vllm-all serve-vllm test-app lint docs site release-check test-versions lock clean
+.PHONY: help setup demo tune-demo test test-all test-vllm test-vllm-all serve-vllm test-app test-pages lint docs site release-check test-versions lock clean
 
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
@@ -13,13 +13,14 @@ help:
 	@echo "make tune-demo DATA=DIR - search a recipe for the embedded model on Caltech-101, into runs/tune-demo/ (about 20 minutes)"
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
-	@echo "make test-app - the web page, clicked through in a headless Chromium (Debian: apt-get install chromium)"
+	@echo "make test-app - the web page, clicked through in a headless Chromium (Debian: apt-get install chromium-headless-shell)"
+	@echo "make test-pages - the reports, in the same browser"
 	@echo "make test-vllm - the vLLM plug-in in $(VENV)-vllm, an environment of its own (6 GB): a server on loopback for each family"
 	@echo "make test-vllm-all - the same with the benchmarks of servers, parallel ranks and compilation"
 	@echo "make serve-vllm - a tiny random model in a pruned vLLM server (FAMILY, RECIPE, PORT); python3 examples/ask_server.py asks it"
 	@echo "make lint   - ruff and mypy"
 	@echo "make docs   - regenerate docs/reference/methods.md and docs/reference/reproduce.md"
-	@echo "make site   - the documentation as a site in site/ (installs the docs extra)"
+	@echo "make site   - the documentation as a site in site/ (installs docs/site/requirements.txt)"
 	@echo "make release-check - build wheel and sdist, install the wheel elsewhere, try the first commands there"
 	@echo "make test-versions - Python 3.10 with the lowest versions allowed, 3.13 with the newest"
 	@echo "make lock   - resolve requirements.lock again"
@@ -60,6 +61,9 @@ test-all: setup
 
 test-app: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 -rs tests/app tests/cli/test_app_verb.py
+
+test-pages: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 -rs tests/pages/test_in_browser.py
 
 # vLLM needs other versions than the lock has.
 VLLM := $(VENV)-vllm
@@ -103,7 +107,7 @@ docs: setup
 
 # PYTHONPATH: notebooks run in a process of their own.
 site: setup
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[docs]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r docs/site/requirements.txt
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/src $(BIN)/mkdocs build --quiet
 	@echo "open site/index.html, or $(BIN)/python -m http.server -d site"
 
@@ -116,6 +120,8 @@ test-versions: setup
 lock:
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra docs --no-emit-index-url --no-annotate --no-header \
+	  -c requirements.lock pyproject.toml -o docs/site/requirements.txt
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm runs site .pytest_cache .mypy_cache .ruff_cache

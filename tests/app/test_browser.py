@@ -8,10 +8,10 @@ from loopback import NAMES, bomb, make_vit, picture
 from web import page, tiny_language
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright (extra dev)")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.product,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; on Debian: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; on Debian: apt-get install chromium-headless-shell"),
 ]
 
 FLAGS = [
@@ -61,7 +61,7 @@ class User:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(120_000)
         self.own, self.faults = f"http://127.0.0.1:{server.port}/", []
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on(

@@ -164,7 +164,8 @@ def test_class_names_from_folders(name, folder, expected):
 
 
 def test_a_preset_maps_numbered_folders(clip, tmp_path):
-    pytest.importorskip("torchvision")
+    if not hasattr(pytest.importorskip("torchvision.datasets").Flowers102, "classes"):
+        pytest.skip("this torchvision has no names of Oxford Flowers")
     make_images(tmp_path / "flowers", ("1", "102", "2"))
     done = evaluate(str(clip), tmp_path / "flowers", out=tmp_path / "out", mode="zero-shot", preset="oxford-flowers")
     labels = [line.split(",")[2] for line in (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]]

@@ -9,8 +9,11 @@ from test_pages import PAGES, PIXEL
 from sparsight.look.gallery import Exhibit, Thumb
 from sparsight.pages.report import report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.product, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.product,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; on Debian: apt-get install chromium-headless-shell"),
+]
 
 
 @pytest.fixture(scope="module")

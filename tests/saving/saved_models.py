@@ -10,7 +10,8 @@ import torch
 import sparsight
 
 SIDE = 64
-KINDS = ("timm", "transformers", "open_clip", "lvlm")
+KINDS = ("timm", "transformers", "open_clip", "lvlm", "generic")
+"""Frameworks of vision models; a vision-language model with a family of its own (LLaVA), and one of the generic family (InternVL)."""
 OPEN_CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": SIDE, "patch_size": 8, "width": 32, "head_width": 16, "layers": 4, "mlp_ratio": 2.0},
@@ -42,6 +43,10 @@ def made(kind: str, folder: Path) -> tuple[Any, dict[str, Any]]:
         return spread_out(open_clip.create_model("saved-tiny").eval()), {"architecture": "saved-tiny"}
     from tiny_vlm import make_model, make_processor
 
+    if kind == "generic":
+        from generic_models import build
+
+        return build("internvl"), {"processor": make_processor()}
     return make_model(), {"processor": make_processor()}
 
 
@@ -61,12 +66,16 @@ def answers(kind: str, model: Any) -> torch.Tensor:
         image = model.config.image_token_id
         ids = torch.tensor([[2, 3, *[image] * 16, 9, 10]])
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=x[:1, :, :16, :16]).logits[:, -1]
+    if kind == "generic":
+        from generic_models import inputs
+
+        return model(**inputs("internvl", [[3, (32, 32), 4]])).logits[:, -1]
     found = model.encode_image(x) if kind == "open_clip" else model(x)
     return getattr(found, "logits", found)
 
 
 def load(kind: str, folder: str) -> Any:
-    return (sparsight.load_vlm if kind == "lvlm" else sparsight.load)(folder)
+    return (sparsight.load_vlm if kind in ("lvlm", "generic") else sparsight.load)(folder)
 
 
 if __name__ == "__main__":  # KIND=FOLDER ... -> their answers in the file named first

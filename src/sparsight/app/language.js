@@ -1,29 +1,11 @@
 // The second tab: a question about a picture, answered with all image tokens and with a few.
-import { alertUser, ask, byId, make, percent, settled, snippet } from "./elements.js";
-import { Methods } from "./methods.js";
-import { Sources } from "./sources.js";
-import { Stage } from "./stage.js";
+import { ask, byId, make, percent, snippet } from "./elements.js";
+import { lettered, nameOf, Tab } from "./tab.js";
 
-const WAIT = 250;
-
-export class LanguageTab {
+export class LanguageTab extends Tab {
   constructor() {
-    this.root = byId("language");
-    this.see = this.root.querySelector(".see");
-    this.status = this.see.querySelector(".status");
+    super("language", { samples: "scenes", scores: false, chosen: () => this.suggest() });
     this.question = byId("question");
-    const later = settled(() => this.run(), WAIT);
-    const again = () => {
-      this.asking?.abort();
-      this.busy(true);
-      later();
-    };
-    this.sources = new Sources(byId("language-pictures"), "scenes", () => {
-      this.suggest();
-      again();
-    });
-    this.methods = new Methods(byId("language-methods"), again);
-    this.stage = new Stage(byId("language-stage"), { scores: false });
     byId("ask").addEventListener("submit", (event) => {
       event.preventDefault();
       this.run();
@@ -60,49 +42,21 @@ export class LanguageTab {
     byId("hints").replaceChildren(...buttons);
   }
 
-  async run() {
-    this.asking?.abort();
-    const { signal } = (this.asking = new AbortController());
-    const faults = this.methods.chosen.map((picker) => picker.fault);
-    this.methods.complain(faults);
-    if (faults.some(Boolean)) return this.busy(false);
-    const { query, body } = this.sources.chosen;
-    const recipes = this.methods.recipes.map((recipe) => ["recipe", recipe]);
-    const words = query.filter(([name]) => name === "sample");
-    this.busy(true);
+  async answer({ query, ...asked }) {
     this.status.textContent = "Asking …";
-    try {
-      const talk = await ask("ask", { query: [["question", this.question.value], ...words, ...recipes], body, method: "POST", signal });
-      await this.show(talk, signal);
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      this.status.textContent = "";
-      this.see.classList.add("stale");
-      alertUser(this.sources.blame(error.message));
-    } finally {
-      if (!signal.aborted) this.busy(false);
-    }
-  }
-
-  busy(on) {
-    this.see.setAttribute("aria-busy", String(on));
+    const words = query.filter(([name]) => name !== "file");
+    await this.show(await ask("ask", { ...asked, query: [["question", this.question.value], ...words] }), asked.signal);
   }
 
   async show(talk, signal) {
-    const image = new Image();
-    image.src = talk.picture;
-    await image.decode();
-    if (signal.aborted) return;
-    alertUser();
-    this.see.classList.remove("stale");
+    const image = await this.decode(talk.picture, signal);
+    if (!image) return;
     this.talk = talk;
     const [usual, ...others] = talk.replies;
     this.methods.complain(others.map((reply) => reply.error));
-    const replies = others.map((reply, place) => ({ ...reply, letter: "AB"[place] })).filter((reply) => !reply.error);
+    const replies = lettered(others);
     this.stage.show(image, talk.grid, this.colours);
-    const whole = { letter: "", title: "whole picture", site: null };
-    const sides = replies.map((reply) => ({ letter: reply.letter, title: `${reply.letter}  ${nameOf(reply)}`, site: reply.site }));
-    this.stage.set(sides.length === 2 ? sides : [whole, sides[0] ?? whole]);
+    this.setViews(replies.map((reply) => ({ letter: reply.letter, title: `${reply.letter}  ${nameOf(reply)}`, site: reply.site })));
     this.showUnknown(talk.unknown);
     this.showAnswers(usual, replies);
     byId("language-code").replaceChildren(
@@ -138,6 +92,5 @@ export class LanguageTab {
   }
 }
 
-const nameOf = (reply) => reply.recipe.split(":")[0];
 /** An answer as it is compared: lists in any order. */
 const spelled = (text) => text.split(",").map((part) => part.trim()).sort().join(", ");

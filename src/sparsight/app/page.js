@@ -23,9 +23,7 @@ async function open(name) {
     await (name === "vision" ? opened.vision : (opened.language ??= opened.vision.then(() => language.open(vision.about))));
   } catch (error) {
     delete opened[name];
-    tabs[name].busy(false);
-    tabs[name].status.textContent = "";
-    alertUser(error.message);
+    tabs[name].fail(error.message);
   }
 }
 

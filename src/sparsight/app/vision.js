@@ -1,27 +1,13 @@
 // The first tab: a picture, a vision model and one or two methods.
-import { alertUser, amount, ask, byId, make, percent, settled, snippet } from "./elements.js";
-import { Methods } from "./methods.js";
+import { amount, ask, byId, make, percent, snippet } from "./elements.js";
 import { lastSite, makeCanvas, paint } from "./painting.js";
-import { Sources } from "./sources.js";
-import { Stage } from "./stage.js";
+import { lettered, nameOf, Tab } from "./tab.js";
 
-const WAIT = 250;
 const STEP = 650;
 
-export class VisionTab {
+export class VisionTab extends Tab {
   constructor() {
-    this.root = byId("vision");
-    this.see = this.root.querySelector(".see");
-    this.status = this.root.querySelector(".status");
-    const later = settled(() => this.run(), WAIT);
-    const again = () => {
-      this.asking?.abort(); // what was asked before is given up at once
-      this.busy(true);
-      later();
-    };
-    this.sources = new Sources(byId("vision-pictures"), "photos", again);
-    this.methods = new Methods(byId("vision-methods"), again);
-    this.stage = new Stage(byId("vision-stage"), { scores: true });
+    super("vision", { samples: "photos", scores: true });
     this.model = byId("vision-model");
     this.model.addEventListener("change", () => {
       this.equip();
@@ -52,55 +38,34 @@ export class VisionTab {
     this.methods.show(methods, { depth, patches: grid[0] * grid[1], first });
   }
 
-  /** Ask for everything anew; what was asked before is given up. */
-  async run() {
+  run() {
     this.pause();
-    this.asking?.abort();
-    const { signal } = (this.asking = new AbortController());
-    const faults = this.methods.chosen.map((picker) => picker.fault);
-    this.methods.complain(faults);
-    if (faults.some(Boolean)) return this.busy(false);
-    const { query, body } = this.sources.chosen;
-    const asked = { query: [["model", this.model.value], ...query, ...this.methods.recipes.map((recipe) => ["recipe", recipe])], body, method: "POST", signal };
-    this.busy(true);
-    this.status.textContent = "Running the model …";
-    try {
-      await this.show(await ask("look", asked), signal);
-      if (this.seen.sides.every((side) => side.error)) return;
-      this.status.textContent = "Measuring the time …";
-      const fine = this.seen.sides.filter((side) => !side.error);
-      const query = asked.query.filter(([name]) => name !== "recipe").concat(fine.map((side) => ["recipe", side.recipe]));
-      const [usual, ...costs] = await ask("measure", { ...asked, query });
-      fine.forEach((side, place) => (side.cost = costs[place]));
-      this.seen.cost = usual;
-      this.showResults();
-      this.status.textContent = this.summary();
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      this.status.textContent = "";
-      this.see.classList.add("stale");
-      alertUser(this.sources.blame(error.message));
-    } finally {
-      if (!signal.aborted) this.busy(false);
-    }
+    return super.run();
   }
 
-  busy(on) {
-    this.see.setAttribute("aria-busy", String(on));
+  /** First what the methods do, then what it costs. */
+  async answer({ query, ...asked }) {
+    const model = ["model", this.model.value];
+    this.status.textContent = "Running the model …";
+    await this.show(await ask("look", { ...asked, query: [model, ...query] }), asked.signal);
+    if (asked.signal.aborted) return;
+    if (!this.fine.length) return void (this.status.textContent = "");
+    this.status.textContent = "Measuring the time …";
+    const words = query.filter(([name]) => name !== "recipe").concat(this.fine.map((side) => ["recipe", side.recipe]));
+    const [usual, ...costs] = await ask("measure", { ...asked, query: [model, ...words] });
+    this.fine.forEach((side, place) => (side.cost = costs[place]));
+    this.seen.cost = usual;
+    this.showResults();
+    this.status.textContent = this.summary();
   }
 
   async show(seen, signal) {
-    const image = new Image();
-    image.src = seen.picture;
-    await image.decode();
-    if (signal.aborted) return;
-    alertUser();
-    this.see.classList.remove("stale");
+    const image = await this.decode(seen.picture, signal);
+    if (!image) return;
     this.seen = seen;
     this.image = image;
     this.methods.complain(seen.sides.map((side) => side.error));
-    this.fine = seen.sides.map((side, place) => ({ ...side, letter: "AB"[place] })).filter((side) => !side.error);
-    seen.sides.forEach((side, place) => (side.letter = "AB"[place]));
+    this.fine = lettered(seen.sides);
     if (this.block === null || this.block >= seen.depth) this.block = seen.depth - 1;
     this.stage.show(image, seen.grid, this.about.colours);
     this.showBlock(this.block);
@@ -114,8 +79,7 @@ export class VisionTab {
   showBlock(block) {
     this.block = block;
     const sides = this.fine.map((side) => ({ letter: side.letter, title: `${side.letter}  ${nameOf(side)}`, site: lastSite(side.sites, block) }));
-    const whole = { letter: "", title: "whole picture", site: null };
-    this.stage.set(sides.length === 2 ? sides : [whole, sides[0] ?? whole]);
+    this.setViews(sides);
   }
 
   redraw() {
@@ -196,8 +160,7 @@ export class VisionTab {
   showResults() {
     const columns = [{ letter: "", title: "Unpruned", classes: this.seen.classes, cost: this.seen.cost, tokens: this.patches }];
     for (const side of this.fine) {
-      const cost = this.seen.sides.find((one) => one.letter === side.letter).cost;
-      columns.push({ letter: side.letter, title: nameOf(side), classes: side.classes, cost, tokens: side.sites.at(-1)?.tokens ?? this.patches });
+      columns.push({ letter: side.letter, title: nameOf(side), classes: side.classes, cost: side.cost, tokens: side.sites.at(-1)?.tokens ?? this.patches });
     }
     const head = columns.map((column) => make("th", { scope: "col", "data-letter": column.letter }, column.letter ? make("b", {}, column.letter) : null, ` ${column.title}`));
     const rows = [make("tr", {}, make("th", { scope: "row" }, "Prediction"), columns.map((column) => this.prediction(column)))];
@@ -251,7 +214,6 @@ function reveal(step) {
   strip.scrollLeft = Math.max(Math.min(strip.scrollLeft, step.offsetLeft - 30), step.offsetLeft + step.offsetWidth - strip.clientWidth + 6);
 }
 
-const nameOf = (side) => side.recipe.split(":")[0];
 const spaced = (name) => name.replaceAll("_", " ");
 const small = (text) => (text ? make("small", {}, text) : "");
 const number = (value) => (value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0));

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 FILES = {
     "app.css": "text/css", "icon.svg": "image/svg+xml",
     **dict.fromkeys(
-        ("page.js", "elements.js", "methods.js", "sources.js", "painting.js", "stage.js", "vision.js", "language.js"), "text/javascript"
+        ("page.js", "elements.js", "methods.js", "sources.js", "painting.js", "stage.js", "tab.js", "vision.js", "language.js"), "text/javascript"
     ),
 }  # fmt: skip
 """What may be read besides the page itself."""

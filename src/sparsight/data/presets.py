@@ -132,6 +132,10 @@ def flowers() -> list[str]:
         from torchvision.datasets import Flowers102
     except ImportError:
         raise PruneError("the class names of Oxford Flowers come from torchvision; pip install 'sparsight[timm]'") from None
+    if not hasattr(Flowers102, "classes"):
+        raise PruneError(
+            "the class names of Oxford Flowers come with newer versions of torchvision; pip install --upgrade torch torchvision"
+        )
     return list(Flowers102.classes)
 
 
