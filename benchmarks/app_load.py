@@ -13,18 +13,10 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
-import platform
 import random
-import re
 import signal
-import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +24,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
-import torch
+from http_load import PATIENCE, Server, bomb, busy, crowd, hang_up, machine
 
 from sparsight.load.models import demo_images
 
@@ -67,35 +59,6 @@ class Ask:
     status: int = 200
 
 
-class Server:
-    """`sparsight app` as a process of its own."""
-
-    def __init__(self) -> None:
-        start = time.perf_counter()
-        words = [sys.executable, "-m", "sparsight", "app", "--port", "0"]
-        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        said = []
-        for line in iter(self.process.stderr.readline, ""):
-            said.append(line)
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-            if found:
-                self.port, self.started = int(found[1]), time.perf_counter() - start
-                threading.Thread(target=self.process.stderr.read, daemon=True).start()
-                return
-        raise RuntimeError("".join(said))
-
-    def megabytes(self) -> float:
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1000  # type: ignore[index]
-
-    def stop(self) -> tuple[int, float]:
-        """Exit code after Ctrl-C, and seconds until the end."""
-        start = time.perf_counter()
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(90), time.perf_counter() - start
-
-
 def good() -> list[Ask]:
     """Every good request."""
     photos = {path.parent.name.lower(): path.read_bytes() for path in sorted(demo_images().rglob("*.jpg"))[:4]}
@@ -124,7 +87,7 @@ def bad() -> list[Ask]:
     for path in (look, ask):
         found += [
             Ask("text", path, b"this is no image\n" * 50, 400), Ask("broken", path, file[: len(file) // 2], 400),
-            Ask("bomb", path, bomb(), 400), Ask("too long", path, bytes(LIMIT + 1), 413), Ask("nothing", path, b"", 400),
+            Ask("bomb", path, bomb(10_000), 400), Ask("too long", path, bytes(LIMIT + 1), 413), Ask("nothing", path, b"", 400),
         ]  # fmt: skip
     found.append(Ask("no model", "/look?model=none", file, 400))
     found.append(Ask("no question", "/ask?question=", file, 400))
@@ -135,32 +98,14 @@ def bad() -> list[Ask]:
     ]
 
 
-def bomb() -> bytes:
-    """A small PNG of a hundred million pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header, rows = struct.pack(">IIBBBBB", 10_000, 10_000, 1, 0, 0, 0, 0), zlib.compress(bytes(1251 * 10_000), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 def send(port: int, ask: Ask) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("GET" if ask.body is None else "POST", ask.path, ask.body)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
         connection.close()
-
-
-def hang_up(port: int, ask: Ask, choice: random.Random) -> None:
-    """Send some or all of a request and go."""
-    assert ask.body is not None
-    head = f"POST {ask.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(ask.body)}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
-        line.sendall((head + ask.body)[: choice.choice([10, len(ask.body) // 2, len(head) + len(ask.body)])])
 
 
 def same(a: Any, b: Any) -> bool:
@@ -195,7 +140,8 @@ class Crowd:
         start = time.perf_counter()
         try:
             if ask.kind == "hang-up":
-                hang_up(self.port, ask, choice)
+                assert ask.body is not None
+                hang_up(self.port, ask.path, ask.body, choice)
                 return self.note(ask, "hung up", start)
             status, content = send(self.port, ask)
             found = read(ask, content)
@@ -216,23 +162,7 @@ class Crowd:
 
     def run(self, clients: int, total: int) -> float:
         """So many requests in all: the seconds that they took."""
-        left, lock = iter(range(total)), threading.Lock()
-
-        def work(seed: int) -> None:
-            choice = random.Random(seed)
-            while True:
-                with lock:
-                    if next(left, None) is None:
-                        return
-                self.one(choice)
-
-        threads = [threading.Thread(target=work, args=(1000 * total + seed,)) for seed in range(clients)]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return time.perf_counter() - start
+        return crowd(clients, total, self.one, seed=total)
 
 
 def told(ask: Ask, found: Any) -> bool:
@@ -243,8 +173,10 @@ def told(ask: Ask, found: Any) -> bool:
 
 def page(found: dict[str, Any]) -> str:
     """The figures as a table."""
-    lines = [f"{found['machine']}, torch {found['torch']}, {found['threads']} threads", "", "| | |", "| --- | --- |"]
+    about = f"{found['machine']}, {found['cores']} of {found['of']} cores, {found['threads']} threads, torch {found['torch']}"
+    lines = [about, "", "| | |", "| --- | --- |"]
     for key in (
+        "load",
         "requests",
         "clients",
         "seconds",
@@ -270,7 +202,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=8)
     given = parser.parse_args()
-    server = Server()
+    server = Server("app", "--port", "0")
     try:
         wanted = {}
         for ask in good():
@@ -286,11 +218,11 @@ def main() -> None:
         for count in (half, given.requests - half):
             seconds += crowd.run(given.clients, count)
             memory.append(server.megabytes())
-        code, stop = server.stop()
+        code, stop = server.stop(signal.SIGINT)
     finally:
-        server.process.kill()
+        server.kill()
     found: dict[str, Any] = {
-        "machine": platform.machine(), "torch": torch.__version__, "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        **machine(), "load": busy(),
         "requests": given.requests, "clients": given.clients, "seconds": seconds,
         **dict(zip(("MB before", "MB half way", "MB after"), memory, strict=True)), "answers": dict(sorted(tally.answers.items())),
         "seconds to start": server.started, "seconds to stop": stop, "exit code": code, "times": tally.seconds,

@@ -6,7 +6,8 @@
 recipe gets good requests, for its throughput, all recipes in turn. Then --requests requests come from --clients clients, three in ten of them bad: text,
 truncated pictures, decompression bombs, uploads that are too long, recipes that are not served, nothing at all, clients that hang up. Every
 prediction is compared with that of the pruned model called directly. In the end the server is told to stop, and --starts times started and
-stopped, --at-once at the same time, half of them by kill -9 in the middle of requests.
+stopped, --at-once at the same time, half of them by SIGTERM and half by kill -9, each in the middle of requests. The file is written anew after
+every phase and every start; with --phases only some are run, and the file keeps what it has of the others.
 """
 
 from __future__ import annotations
@@ -16,18 +17,10 @@ import http.client
 import io
 import json
 import math
-import os
-import platform
 import random
-import re
-import signal
 import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from http_load import PATIENCE, Server, bomb, busy, crowd, hang_up, machine, together
 
 import sparsight
 from sparsight.data.reading import decode
@@ -52,6 +46,9 @@ WARM = 60
 """Requests before memory is first read."""
 PER_RECIPE, TURNS = 40, 4
 """Good requests for the throughput of each recipe, and how many times."""
+PHASES = ["throughput", "storm", "starts"]
+UNDER_WAY = 4
+"""Requests under way when a server is ended."""
 NEAR = 1e-4
 """Largest difference of a probability from the one computed directly."""
 
@@ -68,11 +65,19 @@ class Expected:
 class Tally:
     """What became of requests."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
+    answers: dict[str, Counter[str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, kind: str, answer: str) -> None:
+        """One more answer to a request of that kind; hold the lock."""
+        self.answers.setdefault(kind, Counter())[answer] += 1
+
+    def clear(self) -> None:
+        self.answers.clear()
+        self.seconds.clear()
 
 
 def direct(files: list[bytes]) -> dict[tuple[str, int], Expected]:
@@ -93,41 +98,16 @@ def direct(files: list[bytes]) -> dict[tuple[str, int], Expected]:
     return found
 
 
-class Server:
+def serve(engine: str, port: int = 0) -> Server:
     """`sparsight serve` as a process of its own."""
-
-    def __init__(self, engine: str, port: int = 0) -> None:
-        words = [word for recipe in RECIPES for word in ("--recipe", recipe)]
-        limits = ["--max-upload", str(LIMIT / 2**20), "--max-pixels", "4", "--engine", engine, "--port", str(port), "--queue", "64"]
-        start = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sparsight", "serve", MODEL, *words, *limits], stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        said = []
-        for line in iter(self.process.stderr.readline, ""):
-            said.append(line)
-            found = re.search(r"http://127\.0\.0\.1:(\d+) ", line)
-            if found:
-                self.port, self.started = int(found[1]), time.perf_counter() - start
-                return
-        raise RuntimeError("".join(said))
-
-    def megabytes(self, peak: bool = False) -> float:
-        """Memory of the process now, or the most it has had."""
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", text)[1]) / 1000  # type: ignore[index]
-
-    def stop(self) -> tuple[int, float]:
-        """Exit code after SIGTERM, and seconds until the end."""
-        start = time.perf_counter()
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(90), time.perf_counter() - start
+    words = [word for recipe in RECIPES for word in ("--recipe", recipe)]
+    limits = ["--max-upload", str(LIMIT / 2**20), "--max-pixels", "4", "--queue", "64", "--timeout", "120"]
+    return Server("serve", MODEL, *words, *limits, "--engine", engine, "--port", str(port))
 
 
 def ask(port: int, query: str, body: bytes) -> tuple[int, Any]:
     """Status and JSON of one prediction."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("POST", f"/predict?{query}", body)
         answer = connection.getresponse()
@@ -136,30 +116,19 @@ def ask(port: int, query: str, body: bytes) -> tuple[int, Any]:
         connection.close()
 
 
-def bomb() -> bytes:
-    """A small PNG of 900 million pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = zlib.compress(bytes(3751 * 30_000), 9)
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 class Client:
     """Sends requests of all kinds and notes what comes back."""
 
     def __init__(self, port: int, files: list[bytes], expected: dict[tuple[str, int], Expected], tally: Tally) -> None:
         self.port, self.files, self.expected, self.tally = port, files, expected, tally
-        self.bomb = bomb()
+        self.bomb = bomb(30_000)
 
     def good(self, choice: random.Random, recipe: str | None = None) -> None:
         """One image under one recipe, checked against the model's own answer."""
         number = choice.randrange(len(self.files))
         recipe = recipe or choice.choice([*RECIPES, UNPRUNED])
         start = time.perf_counter()
-        answer = self.send(f"recipe={recipe}&top=1000", self.files[number], 200, f"{recipe} of image {number}")
+        answer = self.send(f"recipe={recipe}&top=1000", self.files[number], 200, "good", f"{recipe} of image {number}")
         if answer is None:
             return
         wanted = self.expected[recipe, number]
@@ -185,13 +154,16 @@ class Client:
         }
         kind = choice.choice([*kinds, "hang-up"])
         if kind == "hang-up":
-            self.hang_up(choice, file)
+            hang_up(self.port, "/predict", file, choice)
+            with self.tally.lock:
+                self.tally.note(kind, "hung up")
         else:
             query, body, status = kinds[kind]
             self.send(query, body, status, kind)
 
-    def send(self, query: str, body: bytes, status: int, what: str) -> Any:
+    def send(self, query: str, body: bytes, status: int, kind: str, what: str = "") -> Any:
         """The answer, None where it is not the one that is due."""
+        what = what or kind
         try:
             found, answer = ask(self.port, query, body)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -199,40 +171,10 @@ class Client:
                 self.tally.lost.append(f"{what}: {type(error).__name__} {error}")
             return None
         with self.tally.lock:
-            self.tally.statuses[str(found)] += 1
+            self.tally.note(kind, str(found))
             if found != status or (found != 200 and not answer.get("error")):
                 self.tally.wrong.append(f"{what}: {found} {str(answer)[:200]}")
         return answer if found == status else None
-
-    def hang_up(self, choice: random.Random, file: bytes) -> None:
-        """Send some or all of a request and go."""
-        request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(file) + file
-        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as line:
-            line.sendall(request[: choice.choice([10, len(request) // 2, len(request)])])
-        with self.tally.lock:
-            self.tally.statuses["hung up"] += 1
-
-
-def crowd(clients: int, total: int, work: Callable[[random.Random], None]) -> float:
-    """Do a piece of work `total` times, from so many threads: the seconds that it took."""
-    left = iter(range(total))
-    lock = threading.Lock()
-
-    def one(seed: int) -> None:
-        choice = random.Random(seed)
-        while True:
-            with lock:
-                if next(left, None) is None:
-                    return
-            work(choice)
-
-    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(clients)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - start
 
 
 def throughput(client: Client, clients: int, turns: int, each: int) -> list[dict[str, Any]]:
@@ -267,53 +209,90 @@ def storm(server: Server, client: Client, clients: int, total: int) -> dict[str,
         client.bad(choice) if choice.random() < 0.3 else client.good(choice)
 
     crowd(clients, WARM, work)
-    before = server.megabytes()
-    client.tally.statuses.clear()
-    client.tally.seconds.clear()
-    seconds = crowd(clients, total // 2, work)
+    before, load = server.megabytes(), [busy()]
+    client.tally.clear()
+    seconds = crowd(clients, total // 2, work, seed=1)
     middle = server.megabytes()
-    seconds += crowd(clients, total - total // 2, work)
+    load.append(busy())
+    seconds += crowd(clients, total - total // 2, work, seed=2)
+    load.append(busy())
     return {
         "requests": total, "clients": clients, "seconds": seconds, "requests per second": total / seconds, **latencies(client.tally.seconds),
-        "answers": dict(sorted(client.tally.statuses.items())), "MB before": before, "MB half way": middle,
+        "answers": {kind: dict(found) for kind, found in sorted(client.tally.answers.items())}, "load": load, "MB before": before, "MB half way": middle,
         "MB after": server.megabytes(), "MB peak": server.megabytes(peak=True),
     }  # fmt: skip
 
 
 @dataclass
 class Turns:
-    """What became of servers that were started and stopped."""
+    """What became of servers that were started and stopped, and of four requests that were under way then."""
 
     started: list[float] = field(default_factory=list)
     stopped: list[float] = field(default_factory=list)
+    killed: int = 0
     answered: int = 0
+    kept: int = 0
+    broken: int = 0
     failed: list[str] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def one(self, engine: str, port: int, file: bytes, kill: bool) -> None:
         """Start a server, ask it, and end it in the middle of four requests: by SIGTERM, or by kill -9."""
-        server = Server(engine, port)
+        server = serve(engine, port)
         client = Client(port, [file], {}, Tally())
-        under_way = [threading.Thread(target=client.send, args=("keep=0.7", file, 200, "in flight")) for _ in range(4)]
-        answered = ask(port, "keep=0.7", file)[0] == 200
-        for thread in under_way:
-            thread.start()
-        time.sleep(0.05)
-        code, took = (0, 0.0) if kill else server.stop()
-        server.process.kill()
-        server.process.wait()
+        under_way = [threading.Thread(target=client.send, args=("keep=0.7", file, 200, "under way")) for _ in range(UNDER_WAY)]
+        try:
+            answered = ask(port, "keep=0.7", file)[0] == 200
+            for thread in under_way:
+                thread.start()
+            while active(port) + sum(not thread.is_alive() for thread in under_way) < UNDER_WAY:
+                time.sleep(0.01)
+            code, took = (0, 0.0) if kill else server.stop()
+        finally:
+            server.kill()
         for thread in under_way:
             thread.join()
+        found = client.tally.answers.get("under way", Counter())["200"]
         with self.lock:
             self.started.append(server.started)
             self.answered += answered
-            self.stopped += [] if kill else [took]
-            self.failed += [f"exit code {code}"] if code else []
+            self.killed += kill
+            self.load.append(busy())
+            if kill:
+                self.broken += UNDER_WAY - found
+            else:
+                self.stopped.append(took)
+                self.kept += found
+                self.failed += [f"exit code {code}"] if code else []
+                self.failed += [f"lost: {lost}" for lost in client.tally.lost]
+
+    def row(self, at_once: int) -> dict[str, Any]:
+        return {
+            "starts": len(self.started), "at once": at_once, "answered after the start": self.answered,
+            "seconds to start": median(self.started), "seconds to stop": median(self.stopped),
+            "stopped by SIGTERM": len(self.stopped), "under way then": UNDER_WAY * len(self.stopped), "of these answered": self.kept,
+            "killed by kill -9": self.killed, "requests broken by it": self.broken, "load": median(self.load), "failed": self.failed,
+        }  # fmt: skip
 
 
-def starts(engine: str, times: int, at_once: int, files: list[bytes]) -> dict[str, Any]:
-    """Start and stop again and again, `at_once` servers at a time, each on a port that it keeps; every other one is killed in the middle of
-    requests."""
+def median(values: list[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
+
+
+def active(port: int) -> int:
+    """Requests that the server has under way."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        connection.request("GET", "/health")
+        return int(json.loads(connection.getresponse().read())["active"])
+    finally:
+        connection.close()
+
+
+def starts(engine: str, times: int, at_once: int, files: list[bytes], save: Callable[[dict[str, Any]], None]) -> None:
+    """Start and stop again and again, `at_once` servers at a time, each on a port that it keeps; every other one is killed. `save` is told
+    what is known after every turn."""
     turns = Turns()
 
     def work(first: int) -> None:
@@ -325,32 +304,37 @@ def starts(engine: str, times: int, at_once: int, files: list[bytes]) -> dict[st
             except Exception as error:  # whatever a server that does not start leads to
                 with turns.lock:
                     turns.failed.append(f"{type(error).__name__}: {error}")
+            with turns.lock:
+                save(turns.row(at_once))
 
-    threads = [threading.Thread(target=work, args=(first,)) for first in range(at_once)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return {
-        "starts": times, "at once": at_once, "answered after the start": turns.answered,
-        "seconds to start": float(np.median(turns.started)), "seconds to stop": float(np.median(turns.stopped)),
-        "killed": len(turns.started) - len(turns.stopped), "failed": turns.failed,
-    }  # fmt: skip
+    together(at_once, work)
 
 
 def page(found: dict[str, Any]) -> str:
     """The figures as tables."""
-    about = f"{found['machine']}, torch {found['torch']}, engine {found['engine']}, {found['threads']} cores"
+    about = (
+        f"{found['machine']}, {found['cores']} of {found['of']} cores, {found['threads']} threads, torch {found['torch']}, "
+        f"engine {found['engine']}"
+    )
     lines = [f"{about}. {found['note']}".strip(), ""]
     lines += ["| recipe | images per second | beside unpruned | p50 ms | p95 ms | p99 ms |", "| --- " * 6 + "|"]
-    for row in found["throughput"]:
+    for row in found.get("throughput", []):
         values = " | ".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for name, value in row.items() if name != "recipe")
         lines.append(f"| {row['recipe']} | {values} |")
     for name in ("storm", "starts"):
         if found.get(name):
             lines += ["", f"| {name} | |", "| --- | --- |"]
-            lines += [f"| {key} | {round(value, 2) if isinstance(value, float) else value} |" for key, value in found[name].items()]
+            lines += [f"| {key} | {shown(value)} |" for key, value in found[name].items()]
     return "\n".join([*lines, "", f"lost answers: {len(found['lost'])}; wrong answers: {len(found['wrong'])}", ""])
+
+
+def shown(value: Any) -> str:
+    """A figure in a table."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {shown(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(shown, value)) or "none"
+    return str(round(value, 2) if isinstance(value, float) else value)
 
 
 def main() -> None:
@@ -366,24 +350,37 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=1, help="servers that start and stop at the same time")
     parser.add_argument("--note", default="", help="what else the reader should know, such as what the machine did meanwhile")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     given = parser.parse_args()
     files = [path.read_bytes() for path in sorted(demo_images().rglob("*.jpg"))]
-    expected, tally = direct(files), Tally()
-    server = Server(given.engine)
-    try:
-        client = Client(server.port, files, expected, tally)
-        found: dict[str, Any] = {
-            "machine": platform.machine(), "torch": torch.__version__, "engine": given.engine, "threads": os.cpu_count(),
-            "turns": given.turns, "requests a turn": given.per_recipe,
-            "throughput": throughput(client, given.clients, given.turns, given.per_recipe), "storm": storm(server, client, given.clients, given.requests),
-        }  # fmt: skip
-        found["exit code"], found["seconds to stop"] = server.stop()
-    finally:
-        server.process.kill()
-    found["starts"] = starts(given.engine, given.starts, given.at_once, files) if given.starts else None
-    found |= {"lost": tally.lost, "wrong": tally.wrong, "note": given.note}
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
-    given.out.with_suffix(".md").write_text(page(found))
+    tally = Tally()
+    before = json.loads(given.out.read_text()) if given.out.exists() and given.phases != PHASES else {}
+    tally.lost, tally.wrong = before.get("lost", []), before.get("wrong", [])
+    found: dict[str, Any] = {
+        **before, **machine(), "engine": given.engine, "lost": tally.lost,
+        "wrong": tally.wrong, "note": given.note,
+    }  # fmt: skip
+
+    def save(**phase: Any) -> None:
+        found.update(phase)
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        given.out.with_suffix(".md").write_text(page(found))
+
+    if {"throughput", "storm"} & set(given.phases):
+        server = serve(given.engine)
+        try:
+            client = Client(server.port, files, direct(files), tally)
+            if "throughput" in given.phases:
+                rows = throughput(client, given.clients, given.turns, given.per_recipe)
+                save(**{"throughput": rows, "turns": given.turns, "requests a turn": given.per_recipe})
+            if "storm" in given.phases:
+                save(storm=storm(server, client, given.clients, given.requests))
+            code, seconds = server.stop()
+            save(**{"exit code": code, "seconds to stop": seconds})
+        finally:
+            server.kill()
+    if given.starts and "starts" in given.phases:
+        starts(given.engine, given.starts, given.at_once, files, lambda row: save(starts=row))
     print(page(found))
 
 

@@ -23,6 +23,7 @@ def run(monkeypatch, tmp_path):
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.syspath_prepend(FOLDER)
         spec.loader.exec_module(module)
         for key, value in changed.items():
             monkeypatch.setattr(module, key, value)
@@ -45,10 +46,9 @@ def table(file: Path) -> str:
 
 
 def test_every_benchmark_has_a_test():
-    tested = {name for name in globals() if name.startswith("test_")} | {
-        "test_serving",
-        "test_serving_faults",
-    }  # those are in tests_vllm
+    tested = {name for name in globals() if name.startswith("test_")}
+    tested |= {"test_serving", "test_serving_faults"}  # those are in tests_vllm
+    tested |= {"test_http_load"}  # of that one test_serving_vit and test_app_load are made
     assert {f"test_{file.stem}" for file in FOLDER.glob("*.py")} <= tested
 
 
@@ -189,11 +189,15 @@ def test_serving_vit(run, tmp_path):
     run("serving_vit", f"--requests 1000 --clients 8 --starts 4 --at-once 2 --per-recipe 8 --turns 1 --out {out}", WARM=8)
     found = json.loads(out.read_text())
     assert found["lost"] == found["wrong"] == []
-    assert sum(found["storm"]["answers"].values()) == found["storm"]["requests"] == 1000
+    answers = found["storm"]["answers"]
+    assert sum(sum(kind.values()) for kind in answers.values()) == found["storm"]["requests"] == 1000
+    assert {"good", "truncated", "bomb", "too long", "hang-up"} <= answers.keys()
+    assert all(len(kind) == 1 for kind in answers.values())
     assert found["storm"]["MB after"] < found["storm"]["MB half way"] * 1.05
     assert found["exit code"] == 0
     assert found["starts"]["answered after the start"] == 4
-    assert (found["starts"]["killed"], found["starts"]["failed"]) == (2, [])
+    assert (found["starts"]["stopped by SIGTERM"], found["starts"]["killed by kill -9"], found["starts"]["failed"]) == (2, 2, [])
+    assert found["starts"]["of these answered"] == found["starts"]["under way then"] == 8
     assert "| unpruned |" in table(out)
 
 

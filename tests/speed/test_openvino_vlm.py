@@ -3,11 +3,13 @@
 import json
 import shutil
 import threading
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from lvlms import IMAGE, build
+from lvlms import IMAGE, Size, build, inputs
 
 import sparsight
 from sparsight.errors import PruneError
@@ -17,7 +19,7 @@ pytest.importorskip("openvino")
 from sparsight.speed import export_vlm as module
 from sparsight.speed.bench_vlm import bench_vlm
 from sparsight.speed.engines import on_cpu
-from sparsight.speed.openvino_vlm import Facts, OpenVinoVlm, open_vlm
+from sparsight.speed.openvino_vlm import Facts, OpenVinoVlm, axes, open_vlm
 from sparsight.speed.vlm_tracing import check_traceable, embedding_graph, language_graph, vision_graph
 
 RECIPES = [
@@ -71,6 +73,125 @@ def test_answers_and_kept_tokens(model, compiled, recipe):
         assert torch.equal(*both(model, vlm, **one))
         assert torch.equal(*both(model, vlm, **text()))
         assert vlm.kept == []
+
+
+GRID = Size(24, 40)
+"""Six times ten patches of four pixels, so that windows at the border are smaller."""
+QWEN = [
+    "unpruned", "divprune:tokens=5", "random:keep=0.4", "cdpruner:tokens=5,text=none", "visionzip:tokens=6,score=column_mean", "fps:tokens=5",
+    "pool:tokens=6", "holov:tokens=6,score=column_mean", "scope:tokens=5,score=column_mean", "vispruner:tokens=6,score=column_mean",
+]  # fmt: skip
+
+
+def pictures_of(name, model):
+    """Two pictures in one row, one in the other, as the processor gives them."""
+    given = inputs(name, model, [[3, GRID, 4, Size(24, 40, 1), 2], [5, Size(24, 40, 2), 3]])
+    return {key: value.float() if value.is_floating_point() else value for key, value in given.items()}
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    """`qwen(name)`: a model, its inputs, and `compiled(handle)` as above."""
+
+    @cache
+    def make(name):
+        model = build(name).float()
+        given = pictures_of(name, model)
+        grid = tuple(given["image_grid_thw"][0].tolist())
+        facts = Facts("0", "tiny", "any", IMAGE, 15, [given["pixel_values"].shape[1]], [], 0, list(grid), 2, 4)
+        embeddings, language = on_cpu(embedding_graph(model), threads=1), on_cpu(language_graph(model), threads=1)
+
+        def compiled(handle):
+            return OpenVinoVlm(
+                facts, on_cpu(vision_graph(model, handle, given["pixel_values"][:60], grid), threads=1), embeddings, language
+            )
+
+        return model, given, compiled
+
+    return make
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("qwen2.5", "col_ln:tokens=5"), *(pytest.param("qwen2.5", recipe, marks=pytest.mark.product) for recipe in QWEN),
+        *(pytest.param("qwen2", recipe, marks=pytest.mark.product) for recipe in ("unpruned", "col_ln:tokens=5")),
+    ],
+)  # fmt: skip
+def test_grids_and_positions_with_axes(qwen, name, recipe):
+    """Qwen-VL for pictures of one grid: two rows with padding and three pictures, one row, text alone, and pictures of another grid."""
+    model, given, compiled = qwen(name)
+    with nullcontext() if recipe == "unpruned" else sparsight.prune(model, recipe) as handle:
+        vlm = compiled(handle)
+        assert torch.equal(*both(model, vlm, **given))
+        if handle is not None:
+            assert [plan.keep[0].sort().values.tolist() for plan in handle.plans] == [kept.tolist() for kept in vlm.kept]
+            assert [len(places) for places in vlm.places] == handle.counts
+        one = {key: value[1:] for key, value in given.items() if key not in ("pixel_values", "image_grid_thw")}
+        assert torch.equal(
+            *both(model, vlm, **one, pixel_values=given["pixel_values"][120:], image_grid_thw=given["image_grid_thw"][2:])
+        )
+        assert torch.equal(*both(model, vlm, **text(mm_token_type_ids=torch.zeros(2, 3, dtype=torch.int32))))
+    assert handle is None or model.model.visual.config._attn_implementation == "sdpa"
+    with pytest.raises(
+        PruneError, match=r"image_grid_thw=\[\[1, 10, 6\]\], but tiny was exported for \[1, 6, 10\]; resize pictures to 40 x 24"
+    ):
+        vlm.generate(**one, pixel_values=given["pixel_values"][:60], image_grid_thw=torch.tensor([[1, 10, 6]]))
+    with pytest.raises(PruneError, match="image_grid_thw and mm_token_type_ids missing"):
+        vlm.generate(one["input_ids"], given["pixel_values"][:60])
+
+
+def test_axes():
+    """The positions are those that the model itself gives: text before, between and behind pictures, padding on either side."""
+    model = build("qwen2.5")
+    for samples, side in (
+        ([[3, GRID, 4, GRID, 2], [5, GRID, 3]], "left"),
+        ([[GRID, 1], [2, GRID]], "right"),
+        ([[4], [2, GRID, 7]], "left"),
+    ):
+        given = inputs("qwen2.5", model, samples, side)
+        words = {name: given[name] for name in ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")}
+        wanted, delta = model.model.get_rope_index(**words)
+        found = axes(given["input_ids"] == IMAGE, given["attention_mask"], 3, 5)
+        assert torch.equal(found, wanted)
+        assert torch.equal(found.amax(dim=(0, 2)) + 1, given["attention_mask"].sum(dim=1) + delta.flatten())
+
+
+@pytest.mark.product
+@pytest.mark.timeout(1800)
+def test_a_qwen_exported_and_asked(tmp_path):
+    """From a checkpoint with its processor, on real pictures of one size; others are refused, before the export and after it."""
+    from PIL import Image
+    from test_lvlm_processors import processor
+
+    from sparsight.load import demo_vlm
+
+    model, prepare = build("qwen2.5").float(), processor("qwen2.5")
+    model.save_pretrained(tmp_path / "qwen")
+    prepare.save_pretrained(tmp_path / "qwen")
+    done = module.export_vlm(str(tmp_path / "qwen"), "col_ln:tokens=16", tmp_path / "out", data=demo_vlm.pictures(), limit=16)
+    assert (done.prompts, done.tokens, done.same_kept, done.same_answers) == (16, 16, 1, 1)
+    vlm = open_vlm(tmp_path / "out", threads=1)
+    picture = Image.open(sorted(demo_vlm.pictures().glob("*.jpg"))[20])
+    prompt = "USER: <|vision_start|> <|image_pad|> <|vision_end|> what is this ? ASSISTANT:"
+    with sparsight.prune(model, "col_ln:tokens=16") as handle:
+        given = vlm.processor(images=[picture], text=[prompt], return_tensors="pt")
+        assert torch.equal(*both(model, vlm, **given))
+        assert torch.equal(handle.plans[0].keep[0].sort().values, vlm.kept[0])
+    with pytest.raises(PruneError, match="resize pictures to "):
+        vlm.generate(**vlm.processor(images=[picture.resize((64, 32))], text=[prompt], return_tensors="pt"))
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number, size in enumerate([(64, 64), (64, 32)]):
+        picture.resize(size).save(mixed / f"{number}.png")
+    with pytest.raises(PruneError, match="an export is for one size"):
+        module.export_vlm(str(tmp_path / "qwen"), "col_ln:tokens=4", tmp_path / "o2", data=mixed, limit=2)
+    rows = bench_vlm(
+        str(tmp_path / "qwen"), ["col_ln:tokens=16"], tmp_path / "bench", images=demo_vlm.pictures(), engine="openvino", rounds=2,
+        new_tokens=3, device="cpu",
+    ).rows  # fmt: skip
+    assert [row.left for row in rows] == [[], [16]]
 
 
 @pytest.mark.product
@@ -136,7 +257,9 @@ def test_what_is_refused(model, monkeypatch, tmp_path):
     with pytest.raises(PruneError, match="between layers of the language model"):
         check_traceable(model, sparsight.parse("fastv:layer=1,keep=0.5"))
     with pytest.raises(PruneError, match="that is for LLaVA"):
-        check_traceable(build("qwen2.5"), None)
+        check_traceable(build("qwen3"), None)
+    with pytest.raises(PruneError, match="give that a smaller max_pixels"):
+        check_traceable(build("qwen2.5"), sparsight.parse("resize:tokens=4"))
     for recipe in ("prumerge", "agile:tokens=5,count=adaptive"):
         with pytest.raises(PruneError, match="another number of tokens in every image"):
             check_traceable(model, sparsight.parse(recipe))

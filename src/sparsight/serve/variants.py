@@ -18,7 +18,7 @@ from ..plan import Plan
 from ..prune import family_of, prune
 from ..recipe import Recipe
 from ..runs.store import UNPRUNED
-from ..speed.compile import compile
+from ..speed.compile import check_engine, compile
 from .refusal import Refusal
 
 ENGINES = ("eager", "onnxruntime", "openvino")
@@ -101,13 +101,15 @@ class Spoken(nn.Module):
 
 
 def check_recipes(recipes: Sequence[str | Recipe], engine: str) -> list[Recipe]:
-    """The recipes without repetitions; PruneError for an engine or a recipe that cannot be."""
+    """The recipes without repetitions; PruneError for an engine or a recipe that cannot be, and for an engine that is not installed."""
     if engine not in ENGINES:
         raise PruneError(f"engine={shown(engine)!r} is not known; choose {', '.join(ENGINES)}")
     found = [registry.parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     for recipe in found:
         if recipe.adaptive and engine != "eager":
             raise PruneError(f"{recipe} keeps another number of tokens in every image, which {engine} cannot; take engine eager")
+    if engine != "eager":
+        check_engine(engine, None)
     return list(dict.fromkeys(found))
 
 

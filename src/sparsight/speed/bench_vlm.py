@@ -24,7 +24,7 @@ from ..runs.settings import PRECISIONS, Settings, check_settings, device_name, v
 from ..runs.store import ResultStore, claim, digest, release, write_text
 from ..runs.sweep import Listener, RowJob, ignore, run_rows
 from .engines import need_module, on_cpu
-from .export_vlm import facts_of
+from .export_vlm import facts_of, first_picture, grid_of
 from .openvino_stages import MEMORY, STAGES, rise, time_openvino
 from .openvino_vlm import OpenVinoVlm
 from .stage_result import StageBench, StageRow
@@ -61,7 +61,7 @@ def bench_vlm(
     model: a folder or a Hub repository of LLaVA, LLaVA-NeXT, LLaVA-OneVision or Qwen-VL; config: a shape with random weights instead
     ("tiny", "llava-7b-shape"). images: a folder, by default noise; prompt: the text beside each image. layers: cut the language model
     to its first layers. precision "auto" is bf16 on CUDA and fp32 elsewhere. rounds: pairs of runs per row, after one to warm up.
-    engine: "eager" (PyTorch) or "openvino" (the CPU, fp32, LLaVA), for the unpruned model and the recipes alike.
+    engine: "eager" (PyTorch) or "openvino" (the CPU, fp32; LLaVA, Qwen2-VL, Qwen2.5-VL), for the unpruned model and the recipes alike.
     Called again with the same arguments it goes on after the last finished row. Raises PruneError before any heavy work.
     """
     wanted = spell(recipes, new_tokens, rounds)
@@ -78,6 +78,8 @@ def bench_vlm(
         check_memory(
             source.shell, source.config, settings.device, PRECISIONS[settings.precision], batch_size, prompts.length + new_tokens
         )
+        if engine == "openvino":
+            grid_of(source, prompts.inputs)
         job = Job.make(source, prompts, wanted, settings, new_tokens, rounds, folder, engine)
     except PruneError:
         release(made)
@@ -291,7 +293,8 @@ class OpenVinoBench(Bench):
     def made(self, recipe: Recipe | None, handle: Handle | None) -> OpenVinoVlm:
         """The model in OpenVINO under the recipe, traced and compiled the first time, when its handle is at work."""
         if recipe not in self.ready:
-            vision = vision_graph(self.model, handle, self.inputs["pixel_values"][:1])
+            grid = grid_of(self.source, self.inputs)
+            vision = vision_graph(self.model, handle, first_picture(self.inputs, grid), grid)
             facts = facts_of(self.source, self.model, recipe, self.inputs)
             self.ready[recipe] = OpenVinoVlm(facts, on_cpu(vision), self.embeddings, self.language)
         return self.ready[recipe]

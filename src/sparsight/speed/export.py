@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +25,15 @@ from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import versions_in_use
 from .engines import Runner, need_module, open_exported
+from .exported import Result, check_difference, check_place, percent, scratch
 from .tracing import Format, quantise, save, strip
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch-export": ()}
 
-TOLERANCE = 1e-4
-"""Largest difference of an output that passes, as a share of the largest output (of 1 if that is smaller)."""
-
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Result):
     """A file that was written and what the check on `images` images said.
 
     difference: largest absolute difference of an output from PyTorch's, over images whose kept tokens are the same; scale: largest
@@ -63,15 +58,11 @@ class Exported:
     versions: dict[str, str]
 
     def __str__(self) -> str:
-        kept = f"the same tokens kept in {100 * self.same_kept:.1f}% ({100 * self.overlap:.1f}% of the tokens)"
+        top = f"top-1 in {percent(self.same_top1)}"
         return (
             f"{self.file}: {self.recipe}, {self.format}{', int8' if self.int8 else ''}, {self.bytes / 1e6:.1f} MB, outputs "
-            f"{', '.join(self.outputs)}; on {self.images} images {kept}, the same top-1 in {100 * self.same_top1:.1f}%, largest "
-            f"difference {self.difference:.1e} (largest output {self.scale:.1f})"
+            f"{', '.join(self.outputs)}; {self.agreement(f'{self.images} images', top, self.overlap)}"
         )
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def export(
@@ -204,8 +195,9 @@ def check_target(out: str | Path | None, model: str, format: Format) -> Path:
     target = Path(out).expanduser() if out is not None else Path(Path(model).name.replace(":", "_") + ending)
     if target.suffix != ending:
         raise PruneError(f"out={target} must end in {ending} for format {format}")
-    if target.is_dir() or not target.absolute().parent.is_dir() or not os.access(target.absolute().parent, os.W_OK):
-        raise PruneError(f"{target} cannot be written; give a file in a folder that exists and is yours")
+    if target.is_dir():
+        raise PruneError(f"{target} cannot be written: it is a folder; give a file with --out")
+    check_place(target, "file")
     return target
 
 
@@ -233,18 +225,6 @@ def taken_apart(loaded: Loaded, recipe: Recipe | None) -> Iterator[tuple[WithKep
         yield WithKept(model, handle), handle.layers
 
 
-@contextmanager
-def scratch(target: Path) -> Iterator[Path]:
-    """A folder beside the target that is gone afterwards, whatever happens."""
-    room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
-    try:
-        yield room
-    except OSError as error:
-        raise PruneError(f"{target} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
 def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tuple[float, float, float, float, float]:
     """The five numbers of `Exported` from difference to same_top1; PruneError if the file is too far off."""
     with torch.no_grad():
@@ -258,10 +238,8 @@ def check(wrapper: WithKept, runner: Runner, images: Tensor, loose: bool) -> tup
     apart = (wanted[0] - got[0]).abs().flatten(1).amax(dim=1)
     scale = float(wanted[0].abs().max())
     difference = float(apart[same].max()) if same.any() else float(apart.max())
-    if not loose and not difference <= TOLERANCE * max(1.0, scale):
-        raise PruneError(
-            f"the exported file differs from PyTorch by {difference:.1e} (outputs up to {scale:.1f}); nothing was written"
-        )
+    if not loose:
+        check_difference(difference, scale)
     top = (wanted[0].flatten(1).argmax(dim=1) == got[0].flatten(1).argmax(dim=1)).float().mean()
     return difference, scale, float(same.float().mean()), float(shared.mean()), float(top)
 

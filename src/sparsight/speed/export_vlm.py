@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import __version__
 from ..errors import PruneError, shown
@@ -23,16 +22,17 @@ from ..recipe import Recipe
 from ..runs.comparison import UNPRUNED
 from ..runs.settings import versions_in_use
 from .engines import need_module
-from .export import TOLERANCE, runtime_versions
+from .export import runtime_versions
+from .exported import Result, check_difference, check_place, percent, scratch
 from .openvino_vlm import PARTS, Facts, OpenVinoVlm, open_vlm, write_facts
-from .vlm_tracing import Graphs, check_traceable, embedding_graph, language_graph, vision_graph
+from .vlm_tracing import Graphs, check_traceable, embedding_graph, has_grids, language_graph, vision_graph
 
 NEW = 8
 """Tokens of the answers that are compared."""
 
 
 @dataclass(frozen=True)
-class ExportedVlm:
+class ExportedVlm(Result):
     """A folder that was written and what the check on `prompts` pictures with one question said.
 
     tokens: visual tokens of a picture in the prompt; difference: largest absolute difference of a logit of the first token from PyTorch's,
@@ -52,14 +52,11 @@ class ExportedVlm:
     versions: dict[str, str]
 
     def __str__(self) -> str:
+        pictures, answers = f"{self.prompts} pictures", f"answers in {percent(self.same_answers)}"
         return (
-            f"{self.folder}: {self.model}, {self.recipe}, openvino, {self.bytes / 1e6:.1f} MB, {self.tokens} visual tokens; on {self.prompts} pictures the "
-            f"same tokens kept in {100 * self.same_kept:.1f}%, the same answers in {100 * self.same_answers:.1f}%, largest difference "
-            f"{self.difference:.1e} (largest logit {self.scale:.1f})"
+            f"{self.folder}: {self.model}, {self.recipe}, openvino, {self.bytes / 1e6:.1f} MB, {self.tokens} visual tokens; "
+            f"{self.agreement(pictures, answers)}"
         )
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def export_vlm(
@@ -74,8 +71,9 @@ def export_vlm(
 ) -> ExportedVlm:
     """Write the pruned model (recipe None: the unpruned one) as graphs of OpenVINO's, with its processor, into the folder `out`.
 
-    model: demo-vlm, or a folder or Hub repository of a LLaVA. out: a folder that is new or empty, by default MODEL-openvino. data: folder of
-    pictures for the check, at most `limit`; by default the demo model's own, noise for others; prompt: the question about them. The folder
+    model: demo-vlm, or a folder or Hub repository of a LLaVA, a Qwen2-VL or a Qwen2.5-VL. out: a folder that is new or empty, by default
+    MODEL-openvino. data: folder of pictures for the check, at most `limit`; by default the demo model's own, noise for others; prompt: the
+    question about them. Of a Qwen-VL the pictures must have one size, and what is written takes pictures of that size alone. The folder
     appears only after the logits of the first token have passed (1e-4 of the largest). `open_vlm(out)` opens it. listen: called with a word
     on what takes long. Raises PruneError, for arguments before anything is loaded.
     """
@@ -87,28 +85,22 @@ def export_vlm(
     if wanted is not None:
         prune(source.shell, wanted).remove()
     prompts = make_prompts(source, data, prompt, limit, 0)
+    grid = grid_of(source, prompts.inputs)
     module = source.load("cpu", torch.float32, 0)
     if listen is not None:
         listen(f"tracing {source.name}, a minute or more ...")
     inputs = prompts.to("cpu", torch.float32)
     others = embedding_graph(module), language_graph(module)
-    with nullcontext() if wanted is None else prune(module, wanted) as handle:
-        graphs = Graphs(vision_graph(module, handle, inputs["pixel_values"][:1]), *others)
+    with nullcontext() if wanted is None else prune(module, wanted) as handle, scratch(folder) as room:
+        graphs = Graphs(vision_graph(module, handle, first_picture(inputs, grid), grid), *others)
         facts = facts_of(source, module, wanted, inputs)
-        room = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
-        try:
-            write(graphs, facts, source.processor, room)
-            made = open_vlm(room)
-            found = compare(module, handle, made, inputs)
-            if not found[0] <= TOLERANCE * max(1.0, found[1]):
-                raise PruneError(
-                    f"the exported model differs from PyTorch by {found[0]:.1e} (logits up to {found[1]:.1f}); nothing was written"
-                )
-            size, tokens = sum(part.stat().st_size for part in room.iterdir()), len(made.places[-1])
-            del made  # its files are mapped
-            settle(room, folder)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)
+        write(graphs, facts, source.processor, room)
+        made = open_vlm(room)
+        found = compare(module, handle, made, inputs)
+        check_difference(*found[:2])
+        size, tokens = sum(part.stat().st_size for part in room.iterdir()), len(made.places[-1])
+        del made  # its files are mapped
+        settle(room, folder)
     versions = versions_in_use(module) | runtime_versions("openvino")
     return ExportedVlm(str(folder), source.name, facts.recipe, size, tokens, len(inputs["input_ids"]), *found, versions)
 
@@ -118,16 +110,35 @@ def check_folder(out: str | Path | None, model: str) -> Path:
     folder = Path(out).expanduser() if out is not None else Path(f"{Path(model).name}-openvino")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PruneError(f"{shown(folder)} exists already; give a new folder with --out")
-    parent = folder.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise PruneError(f"{shown(folder)} cannot be written; give a folder below one that exists and is yours")
+    check_place(folder, "folder")
     return folder
+
+
+def grid_of(source: Source, inputs: Inputs) -> tuple[int, ...] | None:
+    """(t, h, w) of the patches of every picture, None where pictures have no grids. Raises PruneError if they have several."""
+    if not has_grids(source.shell):
+        return None
+    grids = sorted({tuple(grid) for grid in inputs["image_grid_thw"].tolist()})
+    if len(grids) > 1:
+        sizes = ", ".join(f"{h} x {w}" for _, h, w in grids[:4])
+        raise PruneError(
+            f"{source.name} cuts these pictures into {sizes} patches, and an export is for one size; give pictures of one size, such as by "
+            "resizing them beforehand"
+        )
+    return grids[0]
+
+
+def first_picture(inputs: Inputs, grid: tuple[int, ...] | None) -> Tensor:
+    """Pixels of the first picture, as the vision encoder takes them."""
+    pixels: Tensor = inputs["pixel_values"]
+    return pixels[: 1 if grid is None else prod(grid)]
 
 
 def facts_of(source: Source, module: Any, recipe: Recipe | None, inputs: Inputs) -> Facts:
     """What the exported model has to know of itself; the prompts have one picture each."""
     ends = module.generation_config.eos_token_id
-    token = int(source.config.image_token_id)
+    token, grid = int(source.config.image_token_id), grid_of(source, inputs)
+    vision = source.config.vision_config
     return Facts(
         sparsight=__version__,
         model=source.name,
@@ -137,6 +148,9 @@ def facts_of(source: Source, module: Any, recipe: Recipe | None, inputs: Inputs)
         size=list(inputs["pixel_values"].shape[1:]),
         ends=[] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [int(ends)],
         pad=int(module.generation_config.pad_token_id or 0),
+        grid=None if grid is None else list(grid),
+        merge=1 if grid is None else vision.spatial_merge_size,
+        patch=0 if grid is None else vision.patch_size,
     )
 
 
@@ -152,13 +166,10 @@ def write(graphs: Graphs, facts: Facts, processor: Any, room: Path) -> None:
 
 def settle(room: Path, folder: Path) -> None:
     """Let the finished folder appear under its name."""
-    try:
-        if folder.is_dir():
-            folder.rmdir()
-        os.chmod(room, 0o777 & ~umask())
-        os.replace(room, folder)
-    except OSError as error:
-        raise PruneError(f"{shown(folder)} cannot be written: {error.strerror or error}") from None
+    if folder.is_dir():
+        folder.rmdir()
+    os.chmod(room, 0o777 & ~umask())
+    os.replace(room, folder)
 
 
 def umask() -> int:
@@ -168,12 +179,18 @@ def umask() -> int:
     return found
 
 
+def prompt_of(inputs: Inputs, number: int) -> Inputs:
+    """One of several prompts with one picture each."""
+    count = len(inputs["input_ids"])
+    names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
+    return {name: inputs[name].chunk(count)[number] for name in names if name in inputs}
+
+
 def compare(module: Any, handle: Handle | None, made: OpenVinoVlm, inputs: Inputs) -> tuple[float, float, float, float]:
     """The four numbers of `ExportedVlm` from difference to same_answers, picture by picture."""
     differences, scale, kept, answers = [], 0.0, [], []
-    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    for number in range(len(given["input_ids"])):
-        one = {name: value[number : number + 1] for name, value in given.items()}
+    for number in range(len(inputs["input_ids"])):
+        one = prompt_of(inputs, number)
         asked = partial(module.generate, **one, max_new_tokens=NEW, do_sample=False, num_beams=1)
         wanted = asked(output_logits=True, return_dict_in_generate=True)
         got = made.generate(**one, max_new_tokens=NEW)

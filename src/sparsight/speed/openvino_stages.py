@@ -30,9 +30,9 @@ class Metered(OpenVinoVlm):
         self.meter.leave()
         return found
 
-    def prefill(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Prompt]:
+    def prefill(self, embeddings: Tensor, mask: Tensor, positions: Tensor, after: Tensor) -> tuple[Tensor, Prompt]:
         self.meter.enter("prefill")
-        found = super().prefill(embeddings, mask)
+        found = super().prefill(embeddings, mask, positions, after)
         self.meter.leave()
         self.meter.first_token()
         return found
@@ -40,8 +40,7 @@ class Metered(OpenVinoVlm):
 
 def generate(vlm: OpenVinoVlm, inputs: Inputs, tokens: int) -> Any:
     """Exactly so many new tokens for every prompt."""
-    given = {name: inputs.get(name) for name in ("input_ids", "pixel_values", "attention_mask")}
-    return vlm.generate(**given, max_new_tokens=tokens, min_new_tokens=tokens)  # type: ignore[arg-type]
+    return vlm.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens)
 
 
 def time_openvino(vlm: OpenVinoVlm, inputs: Inputs, tokens: int) -> Times:

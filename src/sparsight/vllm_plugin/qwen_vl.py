@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..vlms.encoder_rows import Domain, token_signals
+from ..vlms.encoder_rows import token_signals
 from ..vlms.tiles import ImageSite, ImageTokens
 from .mrope import TokenShifts, last_position, shortened_positions, with_digits
 from .processor import FIELD, PruningProcessor
@@ -63,8 +63,7 @@ class VisualEncoder(Encoder):
         for image, grid in zip(images, given.call[GRIDS].tolist(), strict=True):
             token = self.token_of_rows(grid, image.tokens.device)
             rows = slice(first, first + token.shape[0])
-            domain = Domain(token, {name: value[:, rows] for name, value in heads.items()}, scale)
-            signals = token_signals(domain, token) or {}
+            signals = token_signals({name: value[:, rows] for name, value in heads.items()}, token, scale) or {}
             found.append(replace(image, tiles=[replace(image.tiles[0], signals={**image.tiles[0].signals, **signals})]))
             first += token.shape[0]
         return found

@@ -40,12 +40,13 @@ class Heard:
 class EncoderCall:
     """An encoder that runs while somebody listens: to some attention modules, and to the output of the block that features are made of.
 
+    block  None if nobody asks which rows make a token.
     heard  each module's calls.      hidden  that output [B, S, C] or [S, C], which the features' gradients reach.
     own    autograd records for the user as well.
     """
 
     owner: Any
-    block: nn.Module
+    block: nn.Module | None
     heard: dict[nn.Module, list[Heard]]
     hidden: Tensor | None = None
     own: bool = False
@@ -181,29 +182,24 @@ def touched(features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Rows that attend to each other: their numbers [m] among all rows, q, k, v (and those of an earlier block) [H, m, D] by name, factor of
-    the logits."""
+    """Rows that attend to each other: their numbers [m] among all rows, factor of the logits."""
 
     rows: Tensor
-    heads: dict[str, Tensor]
     scale: float
 
 
 def domains(heard: dict[str, list[Heard]], token: Tensor, kind: str) -> list[Domain]:
     """The domains that have tokens, in the order of the rows. A call's batch element is one, or each block of its mask."""
-    found = [domains_of(calls, token, kind, ahead) for ahead, calls in heard.items()]
+    found = [domains_of(calls, token, kind) for calls in heard.values()]
     if any([one.rows.tolist() for one in other] != [one.rows.tolist() for one in found[0]] for other in found[1:]):
         raise PruneError(
             f"in {kind} the rows of the earlier block attend in other groups than those of the scored one; leave the earlier one out"
         )
-    return [
-        Domain(same[0].rows, {name: value for one in same for name, value in one.heads.items()}, same[0].scale)
-        for same in zip(*found, strict=True)
-    ]
+    return found[0]
 
 
-def domains_of(heard: list[Heard], token: Tensor, kind: str, ahead: str) -> list[Domain]:
-    """Those of one attention module, whose signals' names begin with `ahead`."""
+def domains_of(heard: list[Heard], token: Tensor, kind: str) -> list[Domain]:
+    """Those of one attention module."""
     count = sum(call.q.shape[0] * call.q.shape[2] for call in heard)
     if count != token.shape[0]:
         raise PruneError(
@@ -216,9 +212,7 @@ def domains_of(heard: list[Heard], token: Tensor, kind: str, ahead: str) -> list
         for element in range(batch):
             rows = torch.arange(first, first + length, device=token.device)
             for members in blocks_of(allowed(call.mask, element, length), token[rows] >= 0):
-                inside = slice(None) if members is None else members
-                heads = {f"{ahead}{name}": part[element][:, inside] for name, part in (("q", call.q), ("k", call.k), ("v", call.v))}
-                found.append(Domain(rows[inside], heads, call.scale))
+                found.append(Domain(rows if members is None else rows[members], call.scale))
             first += length
     return found
 
@@ -245,26 +239,56 @@ def blocks_of(seen: Tensor | None, useful: Tensor) -> list[Tensor | None]:
     return [*found]
 
 
-def token_signals(domain: Domain, token: Tensor, class_last: bool = False) -> dict[str, Any] | None:
-    """Signals of the tokens that are made of a domain's rows, by rising number; token [m]: that of each row, -1 for none.
+@dataclass(frozen=True, eq=False)
+class TileRows:
+    """Rows of the encoder that a tile's tokens are made of: rows [P + n * each] by rising token, behind a prefix of those that are of none;
+    columns [n] of the tokens among the image's; factor of the logits. They go by the sizes of the images alone."""
 
-    Heads [H, P+n, D] begin with the rows that are of no token, as a prefix: they take part in attention, and the class token is the first
-    of them (or the last, `class_last`). Where a token is made of several rows, heads are means over them, and those of the rows
-    themselves are under `patches`. None: rows are not shared out evenly.
-    """
+    columns: Tensor
+    rows: Tensor
+    prefix: int
+    each: int
+    scale: float
+
+
+def token_order(token: Tensor, class_last: bool = False) -> tuple[Tensor, int, int] | None:
+    """Rows of a domain by rising token, behind those that are of no token, how many these are, and how many rows make a token; token [m]:
+    that of each row, -1 for none. None: rows are not shared out evenly."""
     order, prefix = token.argsort(stable=True), int((token < 0).sum())
     order[:prefix] = order[:prefix].flip(0) if class_last else order[:prefix]
     counts = torch.unique_consecutive(token[order[prefix:]], return_counts=True)[1].tolist()
-    if len(set(counts)) != 1:
-        return None
-    ordered = {name: value[:, order] for name, value in domain.heads.items()}
-    shared: dict[str, Any] = {"prefix": prefix, "scale": domain.scale}
-    if counts[0] == 1:
+    return (order, prefix, counts[0]) if len(set(counts)) == 1 else None
+
+
+def token_signals(heads: dict[str, Tensor], token: Tensor, scale: float) -> dict[str, Any] | None:
+    """`signals_of` heads [H, m, D] whose rows are of these tokens [m]; None: rows are not shared out evenly."""
+    found = token_order(token)
+    return None if found is None else signals_of(heads, TileRows(token, *found, scale))
+
+
+def signals_of(heads: dict[str, Tensor], tile: TileRows) -> dict[str, Any]:
+    """Signals of a tile's tokens from heads [H, R, D].
+
+    They begin with the rows that are of no token, as a prefix: these take part in attention, and the class token is the first of them (or the
+    last, `class_last`). Where a token is made of several rows, heads are means over them, and those of the rows themselves are under `patches`.
+    """
+    ordered = {name: value[:, tile.rows] for name, value in heads.items()}
+    shared: dict[str, Any] = {"prefix": tile.prefix, "scale": tile.scale}
+    if tile.each == 1:
         return {**ordered, **shared}
     return {
-        **{name: averaged(value, prefix, counts[0]) for name, value in ordered.items()},
+        **{name: averaged(value, tile.prefix, tile.each) for name, value in ordered.items()},
         **shared,
         "patches": {**ordered, **shared},
+    }
+
+
+def whole(heard: dict[str, list[Heard]]) -> dict[str, Tensor]:
+    """Queries, keys and values of all rows [H, R, D], in the order of the calls and their batch elements."""
+    return {
+        f"{ahead}{name}": torch.cat([getattr(call, name).transpose(0, 1).flatten(1, 2) for call in calls], dim=1)
+        for ahead, calls in heard.items()
+        for name in ("q", "k", "v")
     }
 
 

@@ -45,6 +45,7 @@ class Generic(LVLM):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.listener: encoder_rows.EncoderListener | None = None
+        self.known: list[list[encoder_rows.TileRows]] | None = None
 
     @classmethod
     def serves(cls, model: nn.Module) -> bool:
@@ -171,9 +172,32 @@ class Generic(LVLM):
         if self.listener is None:
             yield {}
             return
-        call = encoder_rows.EncoderCall(self, self.listener.block, {module: [] for module in self.listener.modules.values()})
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()), under_way(call):
+        block = self.listener.block if self.known is None else None
+        call = encoder_rows.EncoderCall(self, block, {module: [] for module in self.listener.modules.values()})
+        with self.recording(torch.is_grad_enabled()), under_way(call):
             yield {"rows": call}
+
+    @contextmanager
+    def recording(self, on: bool) -> Iterator[None]:
+        """Let autograd record or not, as far as anybody asks which rows make a token."""
+        if self.known is not None:
+            yield
+            return
+        with torch.inference_mode(False), torch.set_grad_enabled(on):
+            yield
+
+    def tile_rows(self, kind: str, call: dict[str, Any], site: ImageSite) -> list[list[encoder_rows.TileRows]] | None:
+        """Which rows of the encoder make the tiles of each image of a call, for `known`; None where the site asks for no attention. It goes
+        by the sizes of the images, so that a graph for one size can be traced with it."""
+        if self.listener is None:
+            return None
+        with self.hearing({}) as heard:
+            output = getattr(self.core, f"get_{kind}_features")(
+                **{name: call[name] for name in (PIXELS[kind], GRIDS[kind]) if name in call}, return_dict=True
+            )
+        with self.recording(True):
+            features = self.features(kind, output, call)
+        return self.lay_out(features, heard["rows"])
 
     # ---- smaller images -----------------------------------------------------------------------------------------------
 
@@ -219,7 +243,7 @@ class Generic(LVLM):
         return {}
 
     def images(self, kind: str, output: Any, call: dict[str, Any], heard: dict[str, Any], site: ImageSite) -> list[ImageTokens]:
-        with torch.inference_mode(False), torch.set_grad_enabled("rows" in heard or torch.is_grad_enabled()):
+        with self.recording("rows" in heard or torch.is_grad_enabled()):
             features = self.features(kind, output, call)
         tiles = (
             self.scored_tiles(features, heard["rows"])
@@ -243,6 +267,16 @@ class Generic(LVLM):
 
     def scored_tiles(self, features: list[Tensor], call: encoder_rows.EncoderCall) -> list[list[Tile]]:
         """For every image its tiles: the tokens whose rows attend to each other, with q, k and v."""
+        heads = encoder_rows.whole(self.heard(call))
+        found = self.known or self.lay_out(features, call)
+        return [[Tile(tile.columns, encoder_rows.signals_of(heads, tile)) for tile in image] for image in found]
+
+    def heard(self, call: encoder_rows.EncoderCall) -> dict[str, list[encoder_rows.Heard]]:
+        assert self.listener is not None
+        return {ahead: call.heard[module] for ahead, module in self.listener.modules.items()}
+
+    def lay_out(self, features: list[Tensor], call: encoder_rows.EncoderCall) -> list[list[encoder_rows.TileRows]]:
+        """For every image the rows of the encoder that its tiles are made of."""
         kind = type(self.model).__name__
         if call.hidden is None:
             raise PruneError(f"the vision encoder of {kind} did not run where pruning listens to it; images are encoded elsewhere")
@@ -250,26 +284,25 @@ class Generic(LVLM):
             token = encoder_rows.row_tokens(torch.cat(features), call.hidden, kind)
         image = torch.repeat_interleave(torch.tensor([len(tokens) for tokens in features])).to(token.device)
         first = torch.tensor([0, *(len(tokens) for tokens in features)]).cumsum(0).tolist()
-        tiles: list[list[Tile]] = [[] for _ in features]
+        tiles: list[list[encoder_rows.TileRows]] = [[] for _ in features]
         seen = torch.zeros_like(image, dtype=torch.bool)
-        assert self.listener is not None
-        heard = {ahead: call.heard[module] for ahead, module in self.listener.modules.items()}
-        for domain in encoder_rows.domains(heard, token, kind):
+        for domain in encoder_rows.domains(self.heard(call), token, kind):
             own = token[domain.rows]
             numbers = torch.unique(own[own >= 0])
-            signals = encoder_rows.token_signals(domain, own, self.special.class_last)
+            found = encoder_rows.token_order(own, self.special.class_last)
             i = int(image[numbers[0]])
-            if signals is None or bool(seen[numbers].any()) or bool((image[numbers] != i).any()):
+            if found is None or bool(seen[numbers].any()) or bool((image[numbers] != i).any()):
                 what = (
                     "tokens made of unlike numbers of rows"
-                    if signals is None
+                    if found is None
                     else "rows of several images, or not all rows of a token, in one attention"
                 )
                 raise PruneError(
                     f"the vision encoder of {kind} has {what}; use a method that looks at tokens alone: divprune, fps, random"
                 )
             seen[numbers] = True
-            tiles[i].append(Tile(numbers - first[i], signals))
+            order, prefix, each = found
+            tiles[i].append(encoder_rows.TileRows(numbers - first[i], domain.rows[order], prefix, each, domain.scale))
         return tiles
 
     def placed(self, tile: Tile, grid: tuple[int, int] | None, total: int, site: ImageSite) -> Tile:
@@ -291,7 +324,7 @@ class Generic(LVLM):
 
     def grids(self, kind: str, call: dict[str, Any], features: list[Tensor]) -> list[tuple[int, int] | None]:
         """Grid (h, w) of every image's tokens: of its patches, as far as the call says so, with the same shape; else a square."""
-        name = next((name for name in (GRIDS[kind], *SHAPES) if isinstance(call.get(name), Tensor)), None)
+        name = next((name for name in (GRIDS[kind], *SHAPES) if hasattr(call.get(name), "shape")), None)
         shapes = call[name] if name else None
         if isinstance(places := call.get(f"{kind}_position_ids"), Tensor) and places.dim() == 3:
             shapes = places.amax(dim=1).flip(-1) + 1  # Gemma 4: x and y of every patch
