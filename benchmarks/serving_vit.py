@@ -321,7 +321,7 @@ def page(found: dict[str, Any]) -> str:
     for row in found.get("throughput", []):
         values = " | ".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for name, value in row.items() if name != "recipe")
         lines.append(f"| {row['recipe']} | {values} |")
-    for name in ("storm", "starts"):
+    for name in ("storm", "starts", "starts before"):
         if found.get(name):
             lines += ["", f"| {name} | |", "| --- | --- |"]
             lines += [f"| {key} | {shown(value)} |" for key, value in found[name].items()]

@@ -1,6 +1,7 @@
 """The one exception type of the library, and how its messages quote text from outside."""
 
 import reprlib
+from pathlib import PurePath
 
 MOST = 80
 
@@ -12,7 +13,8 @@ class PruneError(ValueError):
 def shown(value: object, most: int = MOST) -> str:
     """A value from outside as a message quotes it: one line of at most `most` characters, the middle left out, control characters escaped."""
     try:
-        text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+        plain, truth = isinstance(value, (str, PurePath)), isinstance(value, bool)
+        text = str(value) if plain else str(value).lower() if truth else reprlib.repr(value)
     except (ValueError, RecursionError):  # a number of too many digits, a list within lists within lists
         text = f"a long {type(value).__name__}"
     head = most * 2 // 3
