@@ -10,7 +10,8 @@ keep= rounds down), and handle.counts says what was left. PruMerge+ adds every s
 centres; weights stay class attention. That paper does not state either detail. `score=column_mean` is for encoders without class
 token, where the column mean also weights.
 With a budget prumerge_plus keeps as many outliers as fit and spaces the others evenly over what is left: the rule of EffiVLM-Bench,
-whose cut at the image's end is avoided; later papers' recipe is not public. `spacing=training` is the authors' training path, with its
+whose cut at the image's end is avoided; later papers' recipe is not public. So an image with as many outliers as the budget, or more, gets
+what prumerge gives it. `spacing=training` is the authors' training path, with its
 doubled and lost tokens (keep=0.125 leaves 145 of 576).
 Deviations: any number of tokens works (the authors' 575 is N - 1, 32 is at most N - 1), no outliers too; float32, ties to the lower index.
 """
