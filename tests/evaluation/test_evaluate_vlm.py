@@ -204,6 +204,7 @@ def test_categories_are_splits(tmp_path):
     [
         ("", "holds no questions"),
         ("{", "line 1 is no JSON object"),
+        ("[1]\n3", r"2 of 2 lines .* line 1 is no JSON object but \[1\]; line 2 is no JSON object but 3"),
         ('{"image": "0.jpg", "question": "a"}', "line 1 has no 'answer'"),
         ('{"image": "9.jpg", "question": "a", "answer": "no"}', "no image file .*9.jpg; paths are relative"),
         ('{"image": "0.jpg", "question": " ", "answer": "no"}', "empty question"),
@@ -215,6 +216,12 @@ def test_bad_questions(questions, tmp_path, text, says):
     (tmp_path / "q.jsonl").write_text(text)
     with pytest.raises(PruneError, match=says):
         read_set(tmp_path / "q.jsonl")
+
+
+def test_a_file_that_windows_has_marked(questions, tmp_path):
+    (tmp_path / "0.jpg").symlink_to(questions.parent / "0.jpg")
+    (tmp_path / "q.jsonl").write_text('{"image": "0.jpg", "question": "a", "answer": "no"}\n', encoding="utf-8-sig")
+    assert len(read_set(tmp_path).items) == 1
 
 
 def test_bad_requests_leave_nothing(model, questions, tmp_path):

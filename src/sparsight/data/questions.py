@@ -117,7 +117,7 @@ def read_set(path: str | Path, limit: int | None = None, most: int = 32) -> Loca
     that counts the lines that cannot be used and names the first of them."""
     file = find_file(Path(path).expanduser())
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise PruneError(f"{file} cannot be read ({error}); expected lines such as {FORMAT}") from None
     there = [(number, line) for number, line in enumerate(lines, 1) if line.strip()][:limit]
@@ -156,12 +156,13 @@ def find_file(file: Path) -> Path:
 def read_line(folder: Path, number: int, line: str, known: dict[str, bool]) -> Item:
     """One question; a PruneError says what is wrong with it. known: which images are there, by name."""
     try:
-        data: dict[str, Any] = json.loads(line)
-        data["question"]
-    except (ValueError, TypeError, RecursionError) as error:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise PruneError(f"is no JSON object ({shown(str(error))})") from None
-    except KeyError as error:
-        raise PruneError(f"has no {error}") from None
+    if not isinstance(data, dict):
+        raise PruneError(f"is no JSON object but {shown(line.strip())}")
+    if "question" not in data:
+        raise PruneError("has no 'question'")
     if "answer" not in data:
         raise PruneError("has no 'answer'")
     if not data.get("image"):
