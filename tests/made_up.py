@@ -6,6 +6,9 @@ import math
 
 from sparsight.evaluation.corruption_rows import CorruptionRow, Robustness
 from sparsight.evaluation.result import Evaluation, Score
+from sparsight.evaluation.vlm_scores import Score as AskedScore
+from sparsight.evaluation.vlm_scores import VlmEvaluation
+from sparsight.evaluation.vlm_scores import VlmRow as AskedRow
 from sparsight.look.analysis import Agreement, Analysis, Head, Histogram, Left
 from sparsight.runs.comparison import UNPRUNED, Comparison, Outcomes, Row
 from sparsight.runs.intervals import Interval
@@ -205,6 +208,45 @@ def training(name: str = HOSTILE) -> Training:
         test=name, test_images=50, image_size=(224, 224), steps=1000, before=before, after=after, change=Interval(0.15, 0.1, 0.2), macs=3_000_000_000,
         unpruned_macs=6_000_000_000, processes=2, device="cpu (x86_64)", seconds=12.3, date=str(COMMON["date"]), versions=COMMON["versions"],
         facts={"recipe": name}, notes=[name], skipped=[(name, "not an image")] * 3, log=log, hits=[1, 0, -1],
+    )  # fmt: skip
+
+
+def asked(name: str = HOSTILE) -> VlmEvaluation:
+    """A vision-language model under two recipes on a set with kinds of questions and on one with a single number."""
+    rows: list[AskedRow] = []
+    kinds = {
+        "accuracy": 80.0,
+        "yes_no": 90.0,
+        "chair_i": 3.0,
+        "simple/accuracy": 85.0,
+        "simple/yes_no": 95.0,
+        "complex/accuracy": 75.0,
+    }
+    for index, recipe in enumerate((UNPRUNED, name, LONG)):
+        move = Interval(-index / 50, -0.1, -0.01) if index else None
+        scores = [
+            AskedScore(
+                title,
+                title,
+                value,
+                100.0,
+                True,
+                metrics,
+                20,
+                [(name, name)],
+                0.8,
+                move,
+                16.0 * index or None,
+                "a.jsonl",
+                [],
+                recipe,
+            )
+            for title, value, metrics in ((name, 80.0 - index, kinds), ("pope", 85.2, {"f1": 0.852}))
+        ]
+        rows.append(AskedRow.make(recipe, None, scores, rows[0].scores if rows else scores))
+    return VlmEvaluation(
+        model=name, precision="fp32", batch_size=16, limit=20, prompt=name, square=True, notes=[name], rows=rows,
+        **{key: value for key, value in COMMON.items() if key in ("device", "date", "versions")},
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from sparsight.pages.robustness_page import robustness_page
 from sparsight.pages.stage_report import STAGES, stage_report
 from sparsight.pages.training_page import training_page
 from sparsight.pages.tuning_page import sensitivity_page, tuning_page
+from sparsight.pages.vlm_evaluation_page import vlm_evaluation_page
 from sparsight.pages.vlm_report import vlm_report
 from sparsight.runs.intervals import Spread
 
@@ -32,6 +33,7 @@ PAGES = {
     "stages": lambda: stage_report(made_up.stages()),
     "evaluation": lambda: evaluation_page(made_up.evaluation()),
     "questions": lambda: vlm_report(made_up.questions(), []),
+    "asked": lambda: vlm_evaluation_page(made_up.asked()),
     "analysis": lambda: analysis_page(made_up.analysis(), FIGURES),
     "training": lambda: training_page(made_up.training()),
     "tuning": lambda: tuning_page(made_up.tuning()),

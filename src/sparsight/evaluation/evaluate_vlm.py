@@ -19,6 +19,7 @@ from ..data.questions import LocalSet, check_words, read_set
 from ..errors import PruneError
 from ..load import demo_vlm
 from ..load.vlms import Source, find_source, own_source
+from ..pages.vlm_evaluation_page import vlm_evaluation_page
 from ..prune import family_of, prune, resolve
 from ..recipe import Recipe
 from ..runs.intervals import Interval, paired, paired_means
@@ -180,6 +181,7 @@ class Job:
         done = self.finished(rows, sets)
         write_text(self.out / "results.json", done.to_json())
         write_text(self.out / "results.csv", done.to_csv())
+        write_text(self.out / "report.html", vlm_evaluation_page(done))
         return done
 
     def jobs(self, recipes: Sequence[Recipe | None], sets: list[Task], store: ResultStore) -> Iterator[RowJob[Score]]:
