@@ -15,6 +15,7 @@ from tiny_vlm import save_questions, save_tiny
 import sparsight
 from sparsight import PruneError
 from sparsight.cli.main import run
+from sparsight.cli.results import print_vlm_evaluation
 from sparsight.data.questions import read_set
 from sparsight.evaluation import metrics
 from sparsight.evaluation.asking import AnswerLog, Asker, Question, cut
@@ -153,7 +154,7 @@ def test_logits_that_are_not_finite(model, questions, tmp_path):
         evaluate_vlm(network, [], [str(questions)], tmp_path / "all", processor=prepare)
 
 
-def test_an_unreadable_image_is_left_out(model, questions, tmp_path):
+def test_an_unreadable_image_is_left_out(model, questions, tmp_path, capsys):
     shutil.copytree(questions.parent, tmp_path / "q")
     (tmp_path / "q" / "2.jpg").write_bytes(b"no image")
     result = evaluate_vlm(model, RECIPES[:1], [str(tmp_path / "q")], tmp_path / "out", batch_size=4, device="cpu", precision="fp32")
@@ -161,6 +162,9 @@ def test_an_unreadable_image_is_left_out(model, questions, tmp_path):
         assert row.scores[0].questions == 7
         assert [name for name, _ in row.scores[0].skipped] == ["q2"]
         assert row.scores[0].hits[2] is None
+    print_vlm_evaluation(result, tmp_path / "out")
+    assert "skipped q2: " in "".join(capsys.readouterr())
+    assert "1 unreadable image was skipped: q2 (" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_command(model, questions, tmp_path, monkeypatch, capsys):
@@ -204,6 +208,7 @@ def test_categories_are_splits(tmp_path):
     [
         ("", "holds no questions"),
         ("{", "line 1 is no JSON object"),
+        ('{"image": "0.jpg", "question": "a", "answer": null}', "line 1 has the answer None, which is no text"),
         ("[1]\n3", r"2 of 2 lines .* line 1 is no JSON object but \[1\]; line 2 is no JSON object but 3"),
         ('{"image": "0.jpg", "question": "a"}', "line 1 has no 'answer'"),
         ('{"image": "9.jpg", "question": "a", "answer": "no"}', "no image file .*9.jpg; paths are relative"),

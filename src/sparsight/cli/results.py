@@ -178,6 +178,7 @@ def print_vlm_evaluation(done: VlmEvaluation, out: Path) -> None:
     print_table(str(done), columns, lines, out / "results.csv")
     for text in done.changes():
         say(text)
+    print_skipped(done.skipped, out, "questions")
     print_ends(done.notes, out, "report.html", "results.json", "results.csv", "answers")
 
 

@@ -175,8 +175,11 @@ def read_line(folder: Path, number: int, line: str, known: dict[str, bool]) -> I
             known[name] = os.path.lexists(folder / name)
         if not known[name]:
             raise PruneError(f"has no image file {shown(name)}; paths are relative to {folder}")
-    answer = data["answer"]
-    answers = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
+    given = data["answer"] if isinstance(data["answer"], list) else [data["answer"]]
+    for what, value in (("question", data["question"]), *(("answer", one) for one in given)):
+        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+            raise PruneError(f"has the {what} {shown(value)}, which is no text")
+    answers = tuple(map(str, given))
     if not answers or not str(data["question"]).strip() or not all(one.strip() for one in answers):
         raise PruneError("has an empty question or no answer")
     kind, scene, objects = str(data.get("kind") or ""), str(data.get("scene") or ""), data.get("objects") or []

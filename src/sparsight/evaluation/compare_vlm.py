@@ -257,7 +257,8 @@ class Job:
                     raise PruneError(
                         f"all {len(some)} answers under {name} come from logits that are NaN or infinite; check the weights, or take another precision"
                     )
-                raise PruneError(f"{self.asked.path}: no question could be answered; {key}: {first.fault}")
+                picture = next(item.images[0] for item in self.asked.items if item.key == key)
+                raise PruneError(f"{self.asked.path}: no question could be answered; {picture}: {first.fault}")
 
     # ---- rows ---------------------------------------------------------------------------------------------------------
 

@@ -109,6 +109,15 @@ class VlmEvaluation:
         sets = ", ".join(one.set for one in self.rows[0].scores)
         return f"{self.model} on {sets}: {len(self.rows) - 1} recipes, {self.device}, {self.precision}"
 
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Questions that could not be asked or answered, each once, with the reason."""
+        several = len(self.rows[0].scores) > 1
+        found = (
+            (f"{one.title} {key}" if several else key, why) for row in self.rows for one in row.scores for key, why in one.skipped
+        )
+        return list(dict.fromkeys(found))
+
     def row(self, recipe: str = UNPRUNED) -> VlmRow:
         """The row of a recipe, by its string."""
         return next(row for row in self.rows if row.recipe == recipe)

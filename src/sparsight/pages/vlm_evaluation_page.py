@@ -29,7 +29,6 @@ def vlm_evaluation_page(done: VlmEvaluation) -> str:
         ", ".join(f"{one.title}: {counted(one.questions, 'question')}" for one in sets), done.device, done.precision,
         f"batch {done.batch_size}", f"prompt {done.prompt}" if done.prompt else "", "pictures padded to squares" if done.square else "", done.date[:10],
     )  # fmt: skip
-    unreadable = dict.fromkeys((one.title, key, reason) for row in done.rows for one in row.scores for key, reason in one.skipped)
     return render(
         "vlm_evaluation.html",
         done=done,
@@ -37,7 +36,6 @@ def vlm_evaluation_page(done: VlmEvaluation) -> str:
         facts=facts,
         sets=sets,
         parts=[part for place in range(len(sets)) for part in parts_of(done, place)],
-        unreadable=list(unreadable),
         number=number,
     )
 
