@@ -104,3 +104,40 @@ def test_by_lmms_eval(tmp_path):
         left = [column(tmp_path / "out" / score.answers, "kept") for score in row.scores]
         assert left[0] == left[1]
     assert result.row(recipes[0]).scores[0].accuracy_change is not None
+
+
+@pytest.mark.slow
+def test_the_demo_model_answers_a_task_of_lmms_eval(tmp_path, monkeypatch):
+    """The task of examples/lmms_eval, unpruned and pruned: what lmms-eval's evaluator hears is what evaluate-vlm hears of the same
+    questions in a file, answer by answer, with the same tokens left."""
+    pytest.importorskip("lmms_eval")
+    from pathlib import Path
+
+    from sparsight.load import demo_vlm
+
+    count, root = 12, Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = [line for line in map(json.loads, demo_vlm.questions().read_text().splitlines()) if line["kind"] == "yes_no"][:count]
+    questions = tmp_path / "same.jsonl"
+    plain = [{name: line[name] for name in ("id", "question", "answer")} for line in asked]
+    questions.write_text(
+        "".join(
+            json.dumps({**line, "image": str(demo_vlm.FOLDER / one["image"])}) + "\n"
+            for line, one in zip(plain, asked, strict=True)
+        )
+    )
+    task = root / "examples" / "lmms_eval" / "demo_yes_no.yaml"
+    result = evaluate_vlm(
+        "demo-vlm", ["divprune:tokens=16"], [str(task), str(questions)], tmp_path / "out", limit=count, batch_size=6, device="cpu"
+    )
+    for row in result.rows:
+        by_harness, own = (column_of(tmp_path / "out" / score.answers) for score in row.scores)
+        assert by_harness == own
+        assert [kept for *_, kept in own] == [[] if row is result.rows[0] else [16]] * count
+        assert row.scores[0].score == pytest.approx(100 * row.scores[1].accuracy)
+    assert result.rows[0].scores[1].accuracy > 0.7
+
+
+def column_of(path):
+    return [tuple(json.loads(line)[name] for name in ("question", "answer", "kept")) for line in path.read_text().splitlines()]
