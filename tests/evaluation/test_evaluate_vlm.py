@@ -238,6 +238,7 @@ def test_bad_requests_leave_nothing(model, questions, tmp_path):
         ({"tasks": ["popee"]}, "no evaluation set 'popee'; did you mean pope"),
         ({"tasks": [str(questions), str(questions)]}, "asked for twice"),
         ({"tasks": [str(tmp_path)]}, "holds 0 .jsonl files"),
+        ({"tasks": [str(tmp_path / "none")]}, "there is no file or folder"),
         ({"limit": 0}, "limit=0"),
         ({"precision": "int8"}, "precision='int8'"),
         ({"device": "abacus"}, "cannot be used"),

@@ -119,7 +119,8 @@ def read_set(path: str | Path, limit: int | None = None, most: int = 32) -> Loca
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark in front
     except (OSError, UnicodeDecodeError) as error:
-        raise PruneError(f"{file} cannot be read ({error}); expected lines such as {FORMAT}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise PruneError(f"{file} cannot be read ({why}); expected lines such as {FORMAT}") from None
     there = [(number, line) for number, line in enumerate(lines, 1) if line.strip()][:limit]
     items: list[Item] = []
     faults: list[str] = []

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.fingerprint import digest
 from ..data.questions import LocalSet, check_words, read_set
-from ..errors import PruneError
+from ..errors import PruneError, shown
 from ..load import demo_vlm
 from ..load.vlms import Source, find_source, own_source
 from ..pages.vlm_evaluation_page import vlm_evaluation_page
@@ -123,6 +123,10 @@ def find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], tup
         elif name.startswith("lmms:"):
             task, _, metric = name.removeprefix("lmms:").partition(":")
             found.append(Benchmark(task, task, task, metric, "", relative=True))
+        elif "/" in name:
+            raise PruneError(
+                f"there is no file or folder {shown(name)}; give FILE.jsonl with questions, or the folder that holds it"
+            )
         else:
             found += find(name)
     for one in found:
