@@ -115,7 +115,7 @@ def test_the_demo_model_answers_a_task_of_lmms_eval(tmp_path, monkeypatch):
 
     from sparsight.load import demo_vlm
 
-    count, root = 12, Path(__file__).parents[2]
+    count, root = 6, Path(__file__).parents[2]
     monkeypatch.chdir(root)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     asked = [line for line in map(json.loads, demo_vlm.questions().read_text().splitlines()) if line["kind"] == "yes_no"][:count]
@@ -129,7 +129,7 @@ def test_the_demo_model_answers_a_task_of_lmms_eval(tmp_path, monkeypatch):
     )
     task = root / "examples" / "lmms_eval" / "demo_yes_no.yaml"
     result = evaluate_vlm(
-        "demo-vlm", ["divprune:tokens=16"], [str(task), str(questions)], tmp_path / "out", limit=count, batch_size=6, device="cpu"
+        "demo-vlm", ["divprune:tokens=16"], [str(task), str(questions)], tmp_path / "out", limit=count, batch_size=3, device="cpu"
     )
     for row in result.rows:
         by_harness, own = (column_of(tmp_path / "out" / score.answers) for score in row.scores)
