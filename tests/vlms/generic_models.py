@@ -109,8 +109,17 @@ def marked(h: int, w: int) -> list[int]:
 KINDS: dict[str, Callable[[], Kind]] = {}
 
 
+MORE: dict[str, Callable[[], Kind]] = {}
+"""Models that differ from one of `KINDS` inside the language model only."""
+
+
 def kind(function: Callable[[], Kind]) -> Callable[[], Kind]:
     KINDS[function.__name__] = function
+    return function
+
+
+def inside(function: Callable[[], Kind]) -> Callable[[], Kind]:
+    MORE[function.__name__] = function
     return function
 
 
@@ -147,11 +156,11 @@ def gemma3() -> Kind:
 
 
 @kind
-def gemma4() -> Kind:
+def gemma4(**more: Any) -> Kind:
     import transformers as t
 
     words = {**TEXT, "head_dim": 8, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-             "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8, "use_bidirectional_attention": "vision"}  # fmt: skip
+             "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8, "use_bidirectional_attention": "vision", **more}  # fmt: skip
     vision = {
         **VISION,
         "head_dim": 16,
@@ -177,16 +186,34 @@ def gemma4() -> Kind:
     return Kind(make("Gemma4ForConditionalGeneration", config), pixels, run(8), ANY, {"mm_token_type_ids": marks})
 
 
+@inside
+def gemma4_shared() -> Kind:
+    """The last two layers use the keys of those before; the window is small."""
+    kinds = ["sliding_attention", "full_attention"] * 3
+    return gemma4(
+        num_hidden_layers=6, num_kv_shared_layers=2, layer_types=kinds, sliding_window=12, use_bidirectional_attention=None
+    )
+
+
 @kind
-def paligemma() -> Kind:
+def paligemma(kind: str = "gemma", **more: Any) -> Kind:
     import transformers as t
 
     config = t.PaliGemmaConfig(
-        text_config=text("gemma", head_dim=8), vision_config={**SIGLIP, "image_size": 16, "projection_dim": 32}, image_token_index=IMAGE,
+        text_config=text(kind, head_dim=8, **{k: v for k, v in more.items() if k != "attention"}), vision_config={**SIGLIP, "image_size": 16, "projection_dim": 32}, image_token_index=IMAGE,
         vocab_size=VOCAB, projection_dim=32, hidden_size=32,
     )  # fmt: skip
     prefix = {"token_type_ids": torch.zeros_like}
+    config._attn_implementation = more.get("attention", "sdpa")
     return Kind(make("PaliGemmaForConditionalGeneration", config), squares, run(4), [(16, 16)], prefix)
+
+
+@inside
+def paligemma2() -> Kind:
+    """Full and sliding layers, and logits that are capped, which only some implementations of attention can do."""
+    return paligemma(
+        "gemma2", sliding_window=12, layer_types=["sliding_attention", "full_attention", "sliding_attention"], attention="eager"
+    )
 
 
 def qwen_vision(**more: Any) -> dict[str, Any]:
@@ -656,7 +683,7 @@ def llama4() -> Kind:
 
 @cache
 def made(name: str) -> Kind:
-    return KINDS[name]()
+    return {**KINDS, **MORE}[name]()
 
 
 @cache

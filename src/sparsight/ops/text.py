@@ -69,13 +69,15 @@ def mean_row(text_attn: Tensor) -> Tensor:
     return text_attn.mean(dim=1)
 
 
-def row_attention(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> Tensor:
+def row_attention(q: Tensor, k: Tensor, scale: float, seen: Tensor, softcap: float | None = None) -> Tensor:
     """Softmax rows in float32 or better, mean over heads, of T queries over L keys. q [B, H, T, D], k [B, G, L, D], H a multiple of G
-    (grouped queries), seen [B, T, L] what each query may look at -> [B, T, L]."""
+    (grouped queries), seen [B, T, L] what each query may look at, softcap a bound that logits come near by tanh -> [B, T, L]."""
     batch, heads, rows, width = q.shape
     groups, length = k.shape[1], k.shape[2]
     grouped = exact(q).reshape(batch, groups, heads // groups * rows, width)
     logits = (grouped @ exact(k).transpose(-2, -1) * scale).view(batch, heads, rows, length)
+    if softcap is not None:
+        logits = (logits / softcap).tanh() * softcap
     return logits.masked_fill(~seen.unsqueeze(1), float("-inf")).softmax(dim=-1).mean(dim=1)
 
 

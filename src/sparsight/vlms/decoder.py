@@ -1,16 +1,17 @@
-"""Language models whose decoder layers lose visual tokens on the way: Llama, Mistral, Qwen2, Qwen3, and the text models of Qwen-VL.
+"""Language models whose decoder layers lose visual tokens on the way: any that `language.check_decoder` lets pass.
 
-Read with transformers 5.23. Nothing is replaced: hooks before the layers exchange hidden states, mask and RoPE. All layers share
-one mask and one RoPE in the model's own forward; after a site they get those of the tokens that are left. Each layer's cache has its
-own length; layer 0 always sees all tokens, so that `generate` counts right. What later forwards must know travels with the cache, what a
-forward learns is in its `DecoderForward`.
+Read with transformers 5.23. Nothing is replaced: hooks before the layers exchange hidden states, and whatever a layer is given that has an
+entry for every token (RoPE, types, per-layer inputs) follows the tokens that are left; masks are made anew by transformers' own functions
+(`masks`). Queries and keys are heard through the attention interface. Each layer's cache has its own length; the first one always sees all
+tokens, so that `generate` counts right. What later forwards must know travels with the cache, what a forward learns is in its
+`DecoderForward`. What a decoder does that does not fit this is refused in its first forward.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,13 +21,31 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..latest import publish
 from ..ops import text
+from ..ops.schedule import show
 from ..plan import Plan
-from .call_state import calls, forgetting, head_forward, listen, of_head, of_owner, under_way
-from .decoder_forward import DecoderForward, PromptScope, SiteOutcome
-from .language import check_checkpointing, check_images, check_visual, find, in_heads, own_comparison, project, tap, wrapper
+from .attention_listener import Attended, AttentionListener
+from .call_state import calls, forgetting, head_forward, of_head, of_owner, under_way
+from .decoder_forward import DecoderForward, PromptScope, SiteCache, SiteOutcome
+from .language import (
+    TRY,
+    attentions,
+    check_checkpointing,
+    check_images,
+    check_place,
+    check_visual,
+    depth_of,
+    final_norm,
+    find,
+    keyless,
+    own_comparison,
+    parameters,
+    wrapper,
+)  # fmt: skip
+from .layer_input import LayerInput, RotaryCall
+from .masks import kind_of
 from .prompt import refuse_meta
 from .request import GenerateCall
-from .sequence import Rope, Row, Sequence, add_features, everything, join, lengthened, rebuild, rotate, stack
+from .sequence import Row, Sequence, add_features, everything, join, lengthened, rebuild, stack
 from .wrapped_method import WrappedMethod, named, pruned_repr
 
 Reduce = Callable[[dict[str, Any], int, int], tuple[Tensor | None, Plan, Tensor | None]]
@@ -44,7 +63,6 @@ class DecoderSite:
     reduce     the recipe for one sample.       rows, attention, renumber   see `ops.text.DecoderSchedule`.
     check      raises a PruneError for a prompt with too few visual tokens, where the user asks for that.
     asked      visual tokens per image that the recipe asks for; 0 if it does not say.
-    previous   the site before this one.
     """
 
     layer: int
@@ -55,7 +73,6 @@ class DecoderSite:
     attention: text.Attention = "before"
     renumber: bool = False
     asked: int = 0
-    previous: DecoderSite | None = None
     where: str = "decoder"
     learned: None = None
 
@@ -71,8 +88,9 @@ class Decoder:
         self.sites: list[DecoderSite] = []
         self.handles: list[Any] = []
         self.full_length = False
+        self.keyless = keyless(self.model)
         self.hooks: list[Any] = []
-        self.taps: dict[nn.Module, Any] = {}
+        self.listener: AttentionListener | None = None
         self.wrapped: list[WrappedMethod] = []
         if visual is None and self.outer is None:
             raise PruneError(
@@ -83,12 +101,13 @@ class Decoder:
     @property
     def depth(self) -> int:
         """Number of layers that run."""
-        return min(len(self.model.layers), int(self.model.config.num_hidden_layers))
+        return depth_of(self.model)
 
     @property
     def gridded(self) -> bool:
         """Whether position ids have axes (M-RoPE)."""
-        return "mrope_section" in (getattr(self.model.config, "rope_parameters", None) or {})
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        return any("mrope_section" in one for one in (rope, *rope.values()) if isinstance(one, dict))
 
     @property
     def placeholders(self) -> list[int]:
@@ -104,6 +123,8 @@ class Decoder:
         taken = {site.layer for site in self.sites} & {site.layer for site in sites}
         if taken:
             raise PruneError(f"layer {min(taken)} of the language model is pruned already; remove that handle first")
+        for site in sites:
+            check_place(self.model, site.layer, self.scored(site))
         self.sites = sorted([*self.sites, *sites], key=lambda site: site.layer)
         self.install()
 
@@ -115,11 +136,12 @@ class Decoder:
 
     def install(self) -> None:
         """Make hooks and wrapped methods match `self.sites`."""
-        for hook in (*self.hooks, *self.taps.values()):
+        for hook in self.hooks:
             hook.remove()
-        self.hooks, self.taps = [], {}
-        for before, site in zip([None, *self.sites], self.sites, strict=False):
-            site.previous = before
+        self.hooks = []
+        if self.listener is not None:
+            self.listener.remove()
+            self.listener = None
         if not self.sites:
             for method in self.wrapped:
                 method.remove()
@@ -128,13 +150,18 @@ class Decoder:
             return
         if not self.wrapped:
             self.wrap()
+        self.listener = AttentionListener(self.listened()).install()
         add = self.hooks.append
-        add(self.model.norm.register_forward_pre_hook(self.before_norm))
+        add(final_norm(self.model).register_forward_pre_hook(self.before_norm))
+        for part in self.model.children():
+            if "position_ids" in parameters(type(part)):
+                add(part.register_forward_hook(self.hear_rotary, with_kwargs=True))
         add(self.model.layers[0].register_forward_pre_hook(self.see_embeddings, with_kwargs=True))
-        for index in range(min(site.layer for site in self.sites), self.depth):
+        first = min(site.layer for site in self.sites)
+        for index in range(first, self.depth):
             here = next((site for site in self.sites if site.layer == index), None)
-            add(self.model.layers[index].register_forward_pre_hook(partial(self.before_layer, here), with_kwargs=True))
-        listen(self.taps, self.tapped())
+            add(self.model.layers[index].register_forward_pre_hook(partial(self.before_layer, here, index), with_kwargs=True))
+            add(self.model.layers[index].register_forward_hook(self.after_layer))
 
     def wrap(self) -> None:
         """Put something around the methods in which calls begin."""
@@ -148,10 +175,18 @@ class Decoder:
         wrap += [(self.top, "generate", self.generate)] if hasattr(self.top, "generate") else []
         self.wrapped = [WrappedMethod(*one).install() for one in wrap]
 
-    def tapped(self) -> list[nn.Module]:
-        """Modules whose outputs are queries and keys of layers whose attention is asked for, as they are now: LoRA replaces them."""
-        before = [self.model.layers[site.layer - 1].self_attn for site in self.sites if site.attention == "before"]
-        return [tap(attention, name) for attention in before for name in ("q", "k")]
+    def scored(self, site: DecoderSite) -> int:
+        """The layer whose attention scores at a site."""
+        return site.layer if site.attention == "at" else site.layer - 1
+
+    def attention(self, site: DecoderSite) -> nn.Module:
+        """The attention module of that layer."""
+        module: nn.Module = attentions(self.model.layers[self.scored(site)])[0]
+        return module
+
+    def listened(self) -> list[nn.Module]:
+        """Attention modules whose queries and keys are asked for."""
+        return [self.attention(site) for site in self.sites if {"text_attn", "k", "text_k"} & set(site.needs)]
 
     # ---- one call -----------------------------------------------------------------------------------------------------
 
@@ -192,7 +227,7 @@ class Decoder:
                         f"{type(self.outer).__name__} got inputs_embeds without placeholders: nobody knows whether images are merged in, and "
                         "where; call it with input_ids and pixel_values, or prune with visual= (a mask or slice of the visual tokens)"
                     )
-        with under_way(PromptScope(self, visual, ids, of_head(self)[0])):
+        with under_way(PromptScope(self, visual, ids, of_head(self)[0], call.get("attention_mask"))):
             return run(*args, **kwargs)
 
     def forward(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -240,10 +275,24 @@ class Decoder:
             for site in self.sites if entered else ():
                 if site.check is not None:
                     site.check(entered, images)
+        if forward.visual is not None or getattr(forward.cache, "_sparsight", None):
+            forward.last = self.last_alone(call, forward)
         if forward.visual is not None:
-            forward.heard = dict.fromkeys(self.tapped())
-            listen(self.taps, forward.heard)
+            forward.heard = dict.fromkeys(self.listened())
+            position = call.get("position_ids")
+            if any(site.renumber for site in self.sites) and isinstance(position, Tensor) and position.dim() > 2:
+                raise PruneError("position ids with axes cannot be renumbered; use positions=original")
         return forward
+
+    def last_alone(self, call: dict[str, Any], forward: DecoderForward) -> bool:
+        """Whether layers without keys of their own need the last token alone. The decoder would choose it among those of the full prompt, so it
+        is told that all are asked for."""
+        if self.keyless is None or not isinstance(call.get("logits_to_keep"), int):
+            return False
+        last = call["logits_to_keep"] == 1 and not forward.full_length
+        call["logits_to_keep"] = 0
+        sliced: bool = self.model.config._attn_implementation in ("sdpa", "eager")
+        return last and sliced and not call.get("output_hidden_states") and not call.get("output_attentions")
 
     # ---- hooks inside one forward -------------------------------------------------------------------------------------
 
@@ -265,20 +314,52 @@ class Decoder:
         now = forward.now
         return (lengthened(args[0], now.index, now.visual, forward.length), *args[1:])
 
-    def before_layer(self, site: DecoderSite | None, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hear_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """RoPE is made: of which position ids."""
+        forward = self.running()
+        if forward is not None:
+            forward.rotary.append(RotaryCall(module, args, kwargs, output))
+
+    def before_layer(
+        self, site: DecoderSite | None, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """A layer begins: run its site, and give it mask and positions of the tokens that are left."""
         forward = self.running()
         if forward is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        given = LayerInput.read(module, index, args, kwargs)
+        self.check_arrival(forward, given)
         if site is not None:
-            hidden = self.visit(site, forward, hidden, kwargs)
+            given = self.visit(site, forward, given)
         now = forward.now
-        if now is None or now.own:
+        if index == self.keyless and forward.last:
+            now = now or forward.start_sequence(given.hidden)
+            forward.now, forward.cut = now, True
+            given = replace(given, hidden=given.hidden[:, -1:])
+        if now is None or (now.own and not forward.cut):
             return None
-        # position ids serve to detect packed sequences only, and gaps in them would look like that
-        changed = {"attention_mask": now.attention, "position_embeddings": now.rope, "position_ids": None}
-        return (hidden, *args[1:]), {**{k: v for k, v in kwargs.items() if k != "hidden_states"}, **changed}
+        return given.shortened(forward, now).given()
+
+    def after_layer(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """A layer has ended: what the next one is given has to be this."""
+        forward = self.running()
+        if forward is not None:
+            forward.came = output[0] if isinstance(output, tuple) else output
+
+    def check_arrival(self, forward: DecoderForward, given: LayerInput) -> None:
+        """Raise PruneError where something comes between two layers that may know tokens by their places in the full prompt. Hooks of others
+        on the layer before may change its output."""
+        before = self.model.layers[given.number - 1]
+        if (
+            forward.pruned
+            and given.hidden is not forward.came
+            and not same(given.hidden, forward.came)
+            and len(before._forward_hooks) == 1
+        ):
+            raise PruneError(
+                f"{type(self.model).__name__} changes the hidden states between layers {given.number - 1} and {given.number}, where tokens have "
+                f"left, and pruning does not know by which places; {TRY}"
+            )
 
     def deepstack(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Qwen3-VL adds features of the image to its tokens behind the first layers: to those that are left."""
@@ -286,20 +367,20 @@ class Decoder:
         if forward is None or forward.now is None or not forward.pruned:
             return run(*args, **kwargs)
         hidden, marked, features = call["hidden_states"], call["visual_pos_masks"], call["visual_embeds"]
-        return add_features(hidden, forward.now.index, marked.to(hidden.device), features.to(hidden))
+        forward.came = add_features(hidden, forward.now.index, marked.to(hidden.device), features.to(hidden))
+        return forward.came
 
-    def visit(self, site: DecoderSite, forward: DecoderForward, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def visit(self, site: DecoderSite, forward: DecoderForward, given: LayerInput) -> LayerInput:
         """One site: drop visual tokens of this forward, and let masks and positions follow what earlier forwards dropped."""
-        left = forward.left_by(kwargs.get("past_key_values"), site.layer)
+        left = forward.left_by(given.cache, site.layer)
         if forward.visual is None and left is None:
-            return hidden
-        arriving = forward.now or forward.start_sequence(hidden, kwargs)
-        before = arriving
+            return given
+        before, hidden = forward.now or forward.start_sequence(given.hidden), given.hidden
         if left is not None and site.renumber:
-            before = forward.shift(arriving, left, self.model.rotary_emb, hidden)
+            before = forward.moved(before, left)
         after, dropped = before, [0]
         if forward.visual is not None:
-            asked = self.asked(site, forward, before, arriving.rope, hidden)
+            asked = self.asked(site, forward, before, left, given)
             rows, plans, scores = self.sample_by_sample(site, forward, before, hidden, asked)
             dropped = [plan.total - plan.slots for plan in plans]
             if any(dropped):
@@ -307,8 +388,8 @@ class Decoder:
                 forward.pruned = True
             tokens = after.index.where(after.index < 0, after.index + forward.start)
             forward.outcomes[site] = SiteOutcome(join(plans), scores[0] if len(scores) == 1 else None, tokens)
-        forward.now = forward.settle(site.layer, after, left, dropped, hidden, site.renumber, self.model.config)
-        return hidden
+        forward.now = forward.settle(site.layer, after, left, dropped, site.renumber)
+        return replace(given, hidden=hidden)
 
     def sample_by_sample(
         self, site: DecoderSite, forward: DecoderForward, before: Sequence, hidden: Tensor, asked: Asked
@@ -327,58 +408,77 @@ class Decoder:
             scores.append(score)
         return rows, plans, scores
 
-    def asked(self, site: DecoderSite, forward: DecoderForward, before: Sequence, rope_before: Rope, hidden: Tensor) -> Asked:
+    def asked(
+        self, site: DecoderSite, forward: DecoderForward, before: Sequence, left: SiteCache | None, given: LayerInput
+    ) -> Asked:
         """The signals of single samples that the site asks for besides x."""
-        score = self.scoring(site, forward, before, rope_before, hidden) if "text_attn" in site.needs else None
-        keys = self.keys(site, forward, before, rope_before, hidden) if {"k", "text_k"} & set(site.needs) else None
-        states = None
-        if {"feats", "text"} & set(site.needs):
-            with torch.no_grad():
-                states = self.model.norm.forward(hidden)  # without the hook that makes room for losses
+        heard, states, needs = None, None, set(site.needs)
+        with torch.no_grad():
+            if {"text_attn", "k", "text_k"} & needs:
+                heard = self.heard(site, forward, before, left, given)
+            if {"feats", "text"} & needs:
+                states = final_norm(self.model).forward(given.hidden)  # without the hook that makes room for losses
 
         def of_sample(sample: int, real: Tensor, places: Tensor) -> dict[str, Tensor]:
             only, text = slice(sample, sample + 1), forward.behind(before, sample, real, places)
-            given = {} if score is None else {"text_attn": score(sample, real, places)}
-            if keys is not None:
-                given.update(k=keys[only, :, places], text_k=keys[only, :, text])
+            found = {}
+            if heard is not None and "text_attn" in needs:
+                found["text_attn"] = rows_of(heard, sample, forward.asked(site.rows, before, sample, real), places)
+                if kind_of(self.model.config, self.scored(site)) != "full_attention":
+                    self.warn_of_window(site, int((found["text_attn"] == 0).all(dim=1).sum()))
+            if heard is not None and {"k", "text_k"} & needs:
+                keys = heard.k[only, :, -before.index.shape[1] :]
+                found.update(k=keys[:, :, places], text_k=keys[:, :, text])
             if states is not None:
-                given.update(feats=states[only, places], text=states[only, text])
-            return given
+                found.update(feats=states[only, places], text=states[only, text])
+            return found
 
         return of_sample
 
-    @torch.no_grad()
-    def keys(self, site: DecoderSite, forward: DecoderForward, before: Sequence, rope_before: Rope, hidden: Tensor) -> Tensor:
-        """Keys [B, H, n, D] of this forward's tokens, after RoPE, in the layer before the site or in the one at it."""
-        ahead = site.attention == "at"
-        layer = self.model.layers[site.layer if ahead else site.layer - 1]
-        attention, rope = layer.self_attn, before.rope if ahead else rope_before
-        k = project(attention, "k", layer.input_layernorm(hidden)) if ahead else forward.hear(tap(attention, "k"))
-        return rotate(in_heads(attention, k), rope)
+    def warn_of_window(self, site: DecoderSite, unseen: int) -> None:
+        """Where visual tokens lie outside the window of the layer that scores, say so, and before which layers tokens had better leave."""
+        if not unseen:
+            return
+        scored, config = self.scored(site), self.model.config
+        ahead = scored == site.layer
+        full = [layer + (not ahead) for layer in range(self.depth) if kind_of(config, layer) == "full_attention"]
+        places = show(tuple(layer for layer in full if 0 < layer < self.depth))
+        warnings.warn(
+            f"layer {scored} attends within a window, from which {unseen} visual tokens cannot be seen: they score 0 and leave first; "
+            + (f"layers that see all score before layers {places}" if places else "no layer sees all"),
+            stacklevel=2,
+        )
 
-    def scoring(self, site: DecoderSite, forward: DecoderForward, before: Sequence, rope_before: Rope, hidden: Tensor) -> Score:
-        """Attention rows of single samples: (sample, its real places, its visual places) -> [1, T, N], softmax over all keys."""
-        ahead = site.attention == "at"
-        layer = self.model.layers[site.layer if ahead else site.layer - 1]
-        attention, rope = layer.self_attn, before.rope if ahead else rope_before
-        earlier = site.layer if ahead else getattr(site.previous, "layer", 0)
-        left = forward.left_by(forward.cache, earlier)
-        with torch.no_grad():
-            normed = layer.input_layernorm(hidden) if ahead else hidden
-            new = self.keys(site, forward, before, rope_before, hidden)
-            keys = forward.past_keys(attention.layer_idx, new, done=not ahead)
+    def heard(
+        self, site: DecoderSite, forward: DecoderForward, before: Sequence, left: SiteCache | None, given: LayerInput
+    ) -> Attended:
+        """The attention that scores at a site: of the layer before, or of the one at it, which runs ahead for that."""
+        module = self.attention(site)
+        if site.attention == "at":
+            if left is not None or not before.own:
+                given = given.shortened(forward, replace(before, keys=forward.keys_after(left, before), own=False))
+            given.peek(forward, module)
+        one = forward.hear(module, before.index.shape[1])
+        forward.heard[module] = None
+        if one.others:
+            raise PruneError(
+                f"{type(module).__name__} changes its attention by {', '.join(one.others)}, which scores here do not know; {TRY}"
+            )
+        return one
 
-        @torch.no_grad()
-        def score(sample: int, real: Tensor, places: Tensor) -> Tensor:
-            asked = forward.asked(site.rows, before, sample, real)
-            only = slice(sample, sample + 1)
-            q = project(attention, "q", normed[only, asked]) if ahead else forward.hear(tap(attention, "q"))[only, asked]
-            cos, sin = (part.expand(hidden.shape[0], -1, -1)[only, asked] for part in rope)
-            seen, past = forward.seen(left, before, sample, asked, keys.shape[2])
-            rows = text.row_attention(rotate(in_heads(attention, q), (cos, sin)), keys[only], attention.scaling, seen)
-            return rows[..., past + places]
 
-        return score
+@torch.no_grad()
+def rows_of(heard: Attended, sample: int, queries: Tensor, places: Tensor) -> Tensor:
+    """Attention rows of a sample's queries [T] to its tokens at `places` [N], softmax over all keys: [1, T, N]."""
+    only, past = slice(sample, sample + 1), heard.k.shape[2] - heard.q.shape[2]
+    seen = heard.seen(sample, queries).unsqueeze(0)
+    rows = text.row_attention(heard.q[only, :, queries], heard.k[only], heard.scale, seen, heard.softcap)
+    return rows[..., past + places]
+
+
+def same(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors are the same numbers in memory (a slice of all)."""
+    return other is not None and one.shape == other.shape and one.stride() == other.stride() and one.data_ptr() == other.data_ptr()
 
 
 def decoder_of(model: nn.Module, visual: Any = None) -> Decoder:

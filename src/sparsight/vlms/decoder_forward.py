@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..errors import PruneError
 from ..ops.text import Rows, raters
 from ..plan import Plan
+from .attention_listener import Attended
+from .layer_input import Peeked, RotaryCall
 from .prompt import refuse_packed
 from .request import GenerateCall
 from .sequence import Sequence
@@ -64,19 +66,23 @@ class PrunedForward:
 @dataclass(eq=False)
 class PromptScope:
     """A forward of the vision-language model around a decoder. visual [B, length]: its visual tokens, None in single steps; full: somebody
-    looks at its last hidden states by places of the full prompt."""
+    looks at its last hidden states by places of the full prompt; mask: the attention mask that it was given."""
 
     owner: Any
     visual: Tensor | None
     ids: Tensor | None
     full: bool
+    mask: Any = None
 
 
 @dataclass(eq=False)
 class DecoderForward:
     """State of one forward. start: tokens in layer 0's cache before it; length: tokens given to it; mask [B, start + length];
     full_length: the last hidden states have to fit the full prompt; prompt: length of the prompt where `generate` runs, so that tokens
-    generated since ask for nothing; now: the sequence at the layer that runs."""
+    generated since ask for nothing; now: the sequence at the layer that runs; heard: attention modules that are listened to; peeking: the one
+    that runs ahead; rotary: calls of the modules that make RoPE; came: the output of the layer before; overlays: what tokens see besides
+    causality, by the kind of the mask; last: nobody asks for more than the last token of layers that have no keys of their own; cut: it is all
+    that they are given."""
 
     owner: Any
     start: int
@@ -93,7 +99,13 @@ class DecoderForward:
     raters: Tensor | None = None
     entered: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
-    heard: dict[nn.Module, Any] = field(default_factory=dict)
+    heard: dict[nn.Module, Attended | None] = field(default_factory=dict)
+    peeking: nn.Module | None = None
+    rotary: list[RotaryCall] = field(default_factory=list)
+    came: Tensor | None = None
+    overlays: dict[str, Tensor | None] = field(default_factory=dict)
+    last: bool = False
+    cut: bool = False
     outcomes: dict[Any, SiteOutcome] = field(default_factory=dict)
     unpadded: bool | None = None
 
@@ -105,6 +117,8 @@ class DecoderForward:
         ids, mask, past = call.get("input_ids"), call.get("attention_mask"), call.get("past_key_values")
         tokens = ids if ids is not None else call["inputs_embeds"]
         start, length = 0 if past is None else int(past.get_seq_length()), int(tokens.shape[1])
+        if scope is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            mask = scope.mask  # the model around the decoder has made its own of it
         plain = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         forward = DecoderForward(owner, start, length, plain, mask is not None and plain is None, full, past)
         forward.prompt = forward.prompt_of(generating, ids if ids is not None or scope is None else scope.ids)
@@ -211,52 +225,57 @@ class DecoderForward:
 
     # ---- the sequence -------------------------------------------------------------------------------------------------
 
-    def start_sequence(self, hidden: Tensor, kwargs: dict[str, Any]) -> Sequence:
+    def start_sequence(self, hidden: Tensor) -> Sequence:
         """All tokens of this forward, under the model's own mask and positions."""
         if self.foreign:
             raise PruneError(
                 "a pruned decoder needs the 2-D attention mask; got a ready-made one (static cache or packed sequences?)"
             )
+        if hidden.dim() != 3 or hidden.shape[1] != self.length:
+            raise PruneError(
+                f"the layers of {type(self.owner.model).__name__} are given hidden states {list(hidden.shape)} for {self.length} tokens, and pruning "
+                "does not know which are whose"
+            )
         valid = None if self.full or self.mask is None else self.mask[:, self.start :]
         if valid is not None and bool(valid.all()):
             valid = None
         index = torch.arange(self.length, device=hidden.device).expand(hidden.shape[0], -1)
-        mask, position = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        return Sequence(index, valid, self.visual, kwargs["position_embeddings"], position, mask, own=True)
+        return Sequence(index, valid, self.visual, own=True)
 
-    def shift(self, before: Sequence, left: SiteCache, rotary: Any, hidden: Tensor) -> Sequence:
-        """Move the position ids back by what the site has taken out of the cache."""
-        if left.shift is None or before.position is None:
+    def moved(self, before: Sequence, left: SiteCache) -> Sequence:
+        """Move positions back by what a site has taken out of the cache."""
+        if left.shift is None:
             return before
-        position = before.position - for_batch(left.shift, hidden.shape[0]).unsqueeze(1)
-        return replace(before, position=position, rope=rotary(hidden, position_ids=position), own=False)
+        shift = for_batch(left.shift, before.index.shape[0])
+        return replace(before, shift=shift if before.shift is None else before.shift + shift, own=False)
 
-    def settle(
-        self, layer: int, after: Sequence, left: SiteCache | None, dropped: list[int], hidden: Tensor, renumber: bool, config: Any
-    ) -> Sequence:
-        """Give the layers after a site their mask, and let the cache remember what the site has left."""
+    def settle(self, layer: int, after: Sequence, left: SiteCache | None, dropped: list[int], renumber: bool) -> Sequence:
+        """Let the layers after a site know their keys, and let the cache remember what the site has left."""
         if left is None and after.own:
             return after
-        batch, count = hidden.shape[:2]
-        real = self.all_real(left, after)
-        if real and count == 1 and self.visual is None and after.own and after.attention is None:
-            return after  # decoding: one query that sees every key of whichever cache needs nothing
-        valid = None
-        if not real:
-            past = self.past_valid(left, batch)
-            length = self.start if left is None else left.length + self.start - left.seen
-            past = torch.ones(batch, length, dtype=torch.bool, device=hidden.device) if past is None else past
-            new = torch.ones(batch, count, dtype=torch.bool, device=hidden.device) if after.valid is None else after.valid
-            valid = torch.cat([past, new], dim=1)
+        batch, count = after.index.shape
+        keys = self.keys_after(left, after)
         if self.visual is not None and self.cache is not None:
-            shift = torch.tensor(dropped, device=hidden.device) if renumber and any(dropped) else None
+            shift = torch.tensor(dropped, device=after.index.device) if renumber and any(dropped) else None
             if left is not None and left.shift is not None:
                 old = for_batch(left.shift, batch)
                 shift = old if shift is None else shift + old
             length = count + (self.start if left is None else left.length + self.start - left.seen)
-            self.cache.__dict__.setdefault("_sparsight", {})[layer] = SiteCache(valid, length, self.start + self.length, shift)
-        attention = None if real and count == 1 else causal_mask(config, hidden, valid, self.cache, layer)
-        return replace(after, attention=attention, own=False)
+            self.cache.__dict__.setdefault("_sparsight", {})[layer] = SiteCache(keys, length, self.start + self.length, shift)
+        plain = keys is None and count == 1 and self.visual is None and after.shift is None
+        return replace(after, keys=keys, own=False, plain=plain)
+
+    def keys_after(self, left: SiteCache | None, after: Sequence) -> Tensor | None:
+        """Which keys of the layers after a site are real, cached ones in front: [B, L]; None if all are."""
+        if self.all_real(left, after):
+            return None
+        batch, count = after.index.shape
+        past = self.past_valid(left, batch)
+        length = self.start if left is None else left.length + self.start - left.seen
+        device = after.index.device
+        past = torch.ones(batch, length, dtype=torch.bool, device=device) if past is None else past
+        new = torch.ones(batch, count, dtype=torch.bool, device=device) if after.valid is None else after.valid
+        return torch.cat([past, new], dim=1)
 
     # ---- scoring ------------------------------------------------------------------------------------------------------
 
@@ -302,34 +321,18 @@ class DecoderForward:
         after = text[text > places[-1]]
         return after if after.shape[0] else text
 
-    def hear(self, module: nn.Module) -> Tensor:
-        """What a module gave in this forward; a PruneError if its hook did not fire."""
-        if self.heard.get(module) is None:
+    def note(self, module: nn.Module, one: Attended) -> None:
+        """An attention module that is listened to has been called."""
+        self.heard[module] = one
+        if self.peeking is module:
+            raise Peeked
+
+    def hear(self, module: nn.Module, count: int) -> Attended:
+        """The attention of a module in this forward, to `count` tokens; a PruneError if it was not heard."""
+        one = self.heard.get(module)
+        if one is None or one.q.shape[2] != count:
             raise PruneError(f"{type(module).__name__} was not called where pruning listens to it; this attention runs elsewhere")
-        output: Tensor = self.heard[module][2]
-        return output
-
-    def past_keys(self, layer: int, new: Tensor, done: bool) -> Tensor:
-        """Keys of a layer, cached ones first; `done` if the layer has added this forward's to its cache already."""
-        if not self.start or self.cache is None:
-            return new
-        cached = self.cache.layers[layer].keys
-        past = cached[:, :, : max(0, cached.shape[2] - new.shape[2])] if done else cached
-        return torch.cat([past.to(new), new], dim=2)
-
-    def seen(self, left: SiteCache | None, before: Sequence, sample: int, asked: Tensor, keys: int) -> tuple[Tensor, int]:
-        """What each query may look at, [1, T, keys], and how many of the keys are cached ones."""
-        batch, count = before.index.shape
-        past = keys - count
-        place = torch.arange(count, device=asked.device)
-        causal = place <= asked.unsqueeze(1)
-        if before.valid is not None:
-            causal = causal & before.valid[sample]
-        cached = torch.ones(asked.shape[0], past, dtype=torch.bool, device=asked.device)
-        valid = self.past_valid(left, batch) if past else None
-        if valid is not None:
-            cached = cached & valid[sample, valid.shape[1] - past :]
-        return torch.cat([cached, causal], dim=1).unsqueeze(0), past
+        return one
 
 
 def starts(visual: Tensor) -> Tensor:
@@ -344,11 +347,3 @@ def for_batch(values: Tensor, batch: int) -> Tensor:
     if batch % values.shape[0]:
         raise PruneError(f"the cache or the visual mask was made for a batch of {values.shape[0]}, this one has {batch}")
     return values.repeat_interleave(batch // values.shape[0], dim=0)
-
-
-def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, cache: Any, layer: int) -> Any:
-    """The mask that transformers makes for this attention implementation, at the length of this layer's cache."""
-    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-
-    make = create_sliding_window_causal_mask if getattr(config, "sliding_window", None) else create_causal_mask
-    return make(config, inputs_embeds=hidden, attention_mask=valid, past_key_values=cache, layer_idx=layer)

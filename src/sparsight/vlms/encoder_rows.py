@@ -1,39 +1,20 @@
 """Rows of a vision encoder: which of them make a token of the language model, and how they attend to each other.
 
-Read with transformers 5.23. Attention is heard through transformers' attention interface: one attention module gets a copy of its
-configuration in which the implementation is called `sparsight`, a name that is registered once; it notes queries, keys and values, after
-RoPE, for the call under way, and hands on to the implementation that the model's own configuration names at that time. Nothing else of
-the model sees that copy.
-
-Which rows make a token is asked of the model itself: what comes behind the last block is recorded by autograd, and each bit of a token's
+Read with transformers 5.23. Attention is heard through transformers' attention interface (`attention_listener`). Which rows make a token is asked of the model itself: what comes behind the last block is recorded by autograd, and each bit of a token's
 number is asked for by one gradient, so that 2 log2(n) passes through the projector tell the token of every row (`row_tokens`).
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from .attention_listener import Attended, AttentionListener, attention_in
 from .call_state import calls
-
-NAME = "sparsight"
-
-
-@dataclass(frozen=True, eq=False)
-class Heard:
-    """One call of the attention: q, k, v [B, H, S, D], the mask as the implementation got it, the factor of the logits."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Tensor | None
-    scale: float
 
 
 @dataclass(eq=False)
@@ -47,64 +28,35 @@ class EncoderCall:
 
     owner: Any
     block: nn.Module | None
-    heard: dict[nn.Module, list[Heard]]
+    heard: dict[nn.Module, list[Attended]]
     hidden: Tensor | None = None
     own: bool = False
 
+    def note(self, module: nn.Module, one: Attended) -> None:
+        """An attention module has been called: keep it with one key and value for every head."""
+        groups = one.q.shape[1] // one.k.shape[1]
+        k, v = (part if groups == 1 else part.repeat_interleave(groups, dim=1) for part in (one.k, one.v))
+        self.heard[module].append(replace(one, k=k, v=v))
 
-class EncoderListener:
-    """Stands in one model until `remove`: copied configurations of attention modules, by what their signals' names begin with ("" or
-    "shallow_"), and a hook on the block that features are made of."""
+
+class EncoderListener(AttentionListener):
+    """Listens in one model until `remove`: to attention modules, by what their signals' names begin with ("" or "shallow_"), and by a hook to
+    the block that features are made of."""
 
     def __init__(self, modules: dict[str, Any], block: nn.Module) -> None:
-        self.modules = modules
+        super().__init__(modules.values())
+        self.named = modules
         self.block = block
         self.hook: Any = None
 
     def install(self) -> EncoderListener:
-        register()
-        for module in self.modules.values():
-            if "_sparsight_config" not in module.__dict__:  # one module may be heard under both names
-                module._sparsight_config = module.config
-                module.config = copy.copy(module.config)
-                module.config._attn_implementation_internal = NAME
+        super().install()
         self.hook = self.block.register_forward_hook(begin_gradients)
         return self
 
     def remove(self) -> None:
-        for module in self.modules.values():
-            if "_sparsight_config" in module.__dict__:
-                module.config = module.__dict__.pop("_sparsight_config")
+        super().remove()
         self.hook.remove()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        register()
-
-
-def register() -> None:
-    """Let transformers know the name, in this process."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-
-
-def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
-    """The implementation `sparsight`: note what it is given for the call that listens to this module, and run the model's own."""
-    for call in calls():
-        if isinstance(call, EncoderCall) and module in call.heard:
-            groups = query.shape[1] // key.shape[1]
-            k, v = (part if groups == 1 else part.repeat_interleave(groups, dim=1) for part in (key, value))
-            scale = more.get("scaling")
-            scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-            call.heard[module].append(Heard(query.detach(), k.detach(), v.detach(), attention_mask, scale))
-            break
-    forward: Any = inspect.unwrap(type(module).forward)
-    eager = next((name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")), "")
-    known = forward.__globals__
-    own = known["ALL_ATTENTION_FUNCTIONS"].get_interface(module._sparsight_config._attn_implementation, known.get(eager))
-    return own(module, query, key, value, attention_mask, **more)
 
 
 def begin_gradients(module: nn.Module, _args: Any, output: Any) -> Any:
@@ -121,17 +73,6 @@ def begin_gradients(module: nn.Module, _args: Any, output: Any) -> Any:
     torch.set_grad_enabled(True)  # until the context around the encoder ends
     made = call.hidden.clone()
     return (made, *output[1:]) if isinstance(output, tuple) else made
-
-
-def uses_interface(module: nn.Module) -> bool:
-    """Whether a module asks transformers' attention interface for its implementation, by a configuration of its own."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names and "config" in module.__dict__
-
-
-def attention_in(block: nn.Module) -> nn.Module | None:
-    """The attention module of a block."""
-    return next((module for module in block.modules() if uses_interface(module)), None)
 
 
 def blocks_in(encoder: nn.Module) -> list[nn.Module]:
@@ -188,7 +129,7 @@ class Domain:
     scale: float
 
 
-def domains(heard: dict[str, list[Heard]], token: Tensor, kind: str) -> list[Domain]:
+def domains(heard: dict[str, list[Attended]], token: Tensor, kind: str) -> list[Domain]:
     """The domains that have tokens, in the order of the rows. A call's batch element is one, or each block of its mask."""
     found = [domains_of(calls, token, kind) for calls in heard.values()]
     if any([one.rows.tolist() for one in other] != [one.rows.tolist() for one in found[0]] for other in found[1:]):
@@ -198,7 +139,7 @@ def domains(heard: dict[str, list[Heard]], token: Tensor, kind: str) -> list[Dom
     return found[0]
 
 
-def domains_of(heard: list[Heard], token: Tensor, kind: str) -> list[Domain]:
+def domains_of(heard: list[Attended], token: Tensor, kind: str) -> list[Domain]:
     """Those of one attention module."""
     count = sum(call.q.shape[0] * call.q.shape[2] for call in heard)
     if count != token.shape[0]:
@@ -283,7 +224,7 @@ def signals_of(heads: dict[str, Tensor], tile: TileRows) -> dict[str, Any]:
     }
 
 
-def whole(heard: dict[str, list[Heard]]) -> dict[str, Tensor]:
+def whole(heard: dict[str, list[Attended]]) -> dict[str, Tensor]:
     """Queries, keys and values of all rows [H, R, D], in the order of the calls and their batch elements."""
     return {
         f"{ahead}{name}": torch.cat([getattr(call, name).transpose(0, 1).flatten(1, 2) for call in calls], dim=1)

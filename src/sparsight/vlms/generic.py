@@ -22,6 +22,7 @@ from ..ops import select
 from ..ops.schedule import earlier_block
 from ..signals import SHALLOW, heads_of, square
 from . import encoder_rows, mrope
+from .attention_listener import Attended, attention_in
 from .call_state import under_way
 from .family import LVLM, PIXELS
 from .request import VlmRequest
@@ -144,7 +145,7 @@ class Generic(LVLM):
 
     def listen(self, site: ImageSite) -> None:
         """Let the encoder report the attention that a site asks for, until `unlisten`."""
-        modules = {ahead: encoder_rows.attention_in(self.blocks[block]) for ahead, block in self.listened(site).items()}
+        modules = {ahead: attention_in(self.blocks[block]) for ahead, block in self.listened(site).items()}
         self.listener = encoder_rows.EncoderListener(modules, self.blocks[self.made]).install()
 
     def unlisten(self) -> None:
@@ -173,7 +174,7 @@ class Generic(LVLM):
             yield {}
             return
         block = self.listener.block if self.known is None else None
-        call = encoder_rows.EncoderCall(self, block, {module: [] for module in self.listener.modules.values()})
+        call = encoder_rows.EncoderCall(self, block, {module: [] for module in self.listener.modules})
         with self.recording(torch.is_grad_enabled()), under_way(call):
             yield {"rows": call}
 
@@ -271,9 +272,9 @@ class Generic(LVLM):
         found = self.known or self.lay_out(features, call)
         return [[Tile(tile.columns, encoder_rows.signals_of(heads, tile)) for tile in image] for image in found]
 
-    def heard(self, call: encoder_rows.EncoderCall) -> dict[str, list[encoder_rows.Heard]]:
+    def heard(self, call: encoder_rows.EncoderCall) -> dict[str, list[Attended]]:
         assert self.listener is not None
-        return {ahead: call.heard[module] for ahead, module in self.listener.modules.items()}
+        return {ahead: call.heard[module] for ahead, module in self.listener.named.items()}
 
     def lay_out(self, features: list[Tensor], call: encoder_rows.EncoderCall) -> list[list[encoder_rows.TileRows]]:
         """For every image the rows of the encoder that its tiles are made of."""

@@ -1,20 +1,27 @@
-"""Where a language model keeps what its attention scores are made of, and who knows its visual tokens."""
+"""Which language models tokens can leave inside, by what their code says, and who knows their visual tokens."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PruneError
+from ..ops.schedule import show
+from .attention_listener import uses_interface
+from .masks import ATTENTION, STATE, kind_of
 
-CLASSES = (
-    "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel",
-    "Qwen3VLTextModel", "Qwen3VLMoeTextModel", "Qwen2_5OmniThinkerTextModel", "Qwen3OmniMoeThinkerTextModel", "PaddleOCRTextModel",
-)  # fmt: skip
-"""Decoders that are known: q_proj, k_proj, input_layernorm, RoPE given to the layers as `position_embeddings`."""
+NORMS = ("norm", "embedding_norm", "final_layernorm", "final_norm")
+"""How the norm behind the layers is called."""
+
+CACHES = frozenset({"past_key_values", "cache_params"})
+"""How a module is given the cache."""
+
+TRY = "prune before the language model instead (divprune, fps, col_ln ...)"
 
 PIXELS = ("pixel_values", "pixel_values_videos")
 """Arguments of vision-language models that hold images, as most are called (pixel_values_images in Video-LLaVA)."""
@@ -35,40 +42,132 @@ def check_visual(visual: Any) -> None:
 
 
 def find(model: nn.Module) -> nn.Module:
-    """The one decoder in a model."""
-    found = [module for module in model.modules() if any(kind.__name__ in CLASSES for kind in type(module).__mro__)]
+    """The one decoder in a model, which has passed `check_decoder`."""
+    found = {name: module for name, module in model.named_modules() if is_decoder(module)}
+    if len(found) > 1:  # of a model that speaks as well, the one that is given images
+        seeing = {name: module for name, module in found.items() if hasattr(around(model, name), "get_image_features")}
+        found = seeing or found
     if len(found) != 1:
-        refuse_linear(model)
-        what = "no decoder that is known" if not found else f"{len(found)} decoders"
-        raise PruneError(f"{type(model).__name__} has {what}; methods inside the language model know {', '.join(CLASSES)}")
-    decoder: Any = found[0]
-    if not all(hasattr(layer.self_attn, "q_proj") and hasattr(layer, "input_layernorm") for layer in decoder.layers):
-        raise PruneError(f"the layers of {type(decoder).__name__} have no q_proj, k_proj and input_layernorm to score by")
-    if len(set(getattr(decoder.config, "layer_types", None) or [0])) > 1:
-        raise PruneError(f"{type(decoder).__name__} mixes full and sliding-window attention, so its layers cannot share one mask")
-    return found[0]
+        what = "no decoder that is known" if not found else f"{len(found)} decoders ({', '.join(found)}): prune one of them"
+        raise PruneError(
+            f"{type(model).__name__} has {what}; methods inside the language model need one with `layers` whose attention asks transformers' "
+            "attention interface"
+        )
+    (decoder,) = found.values()
+    check_decoder(decoder)
+    return decoder
 
 
-def refuse_linear(model: nn.Module) -> None:
-    """Raise PruneError for a language model with layers that keep a state instead of keys (linear attention, convolutions)."""
-    for module in model.modules():
-        kinds = set(getattr(getattr(module, "config", None), "layer_types", None) or ()) & {
-            "linear_attention",
-            "conv",
-            "mamba",
-            "recurrent",
-        }
-        if kinds and hasattr(module, "layers"):
-            raise PruneError(
-                f"{type(module).__name__} has layers of {' and '.join(sorted(kinds))}, which keep a running state instead of keys: there is nothing "
-                "to score by, and no mask for what has left; prune before the language model instead (divprune, fps, col_ln ...)"
-            )
+def is_decoder(module: nn.Module) -> bool:
+    """Whether a module is a stack of layers that is given tokens and a cache."""
+    layers = getattr(module, "layers", None)
+    return (
+        isinstance(layers, nn.ModuleList)
+        and len(layers) > 0
+        and {"past_key_values", "inputs_embeds"} <= set(parameters(type(module)))
+    )
+
+
+def check_decoder(decoder: Any) -> None:
+    """Raise PruneError for a decoder of which the code or the configuration says that tokens cannot leave it here; what only a forward can
+    tell is checked there."""
+    why = unfit(decoder)
+    if why:
+        raise PruneError(f"tokens cannot leave inside {type(decoder).__name__}: {why}; {TRY}")
+
+
+def unfit(decoder: Any) -> str:
+    """Why tokens cannot leave inside a decoder; empty if nothing speaks against it."""
+    config, layers = decoder.config, list(decoder.layers)[: depth_of(decoder)]
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - {*ATTENTION, *STATE})
+    if other:
+        return f"it has layers of {' and '.join(other)}, and what becomes of their masks and caches is not known"
+    if not getattr(config, "is_causal", True):
+        return "its attention looks both ways"
+    if final_norm(decoder) is None:
+        return "it has no norm behind its layers that is known by its name"
+    for index, layer in enumerate(layers):
+        found = attentions(layer)
+        crossing = [name for name in parameters(type(layer)) if name.startswith(("encoder_hidden", "cross_attention"))]
+        if len(found) > 1 or crossing:
+            return f"layer {index} has several attentions, or attends to another sequence"
+        if not found and kind_of(config, index) not in STATE:
+            return f"layer {index} ({type(layer).__name__}) has no attention that asks transformers' attention interface"
+        if not found:
+            continue
+        if not any(name.startswith("position_embeddings") for name in parameters(type(found[0]))):
+            return f"its {type(found[0]).__name__} is not given RoPE, so positions of the tokens that are left are not known"
+        beside = [part for part in layer.modules() if part not in (layer, found[0]) and CACHES & set(parameters(type(part)))]
+        if beside:
+            return f"{type(beside[0]).__name__} in layer {index} has a cache of its own"
+    return "" if any(attentions(layer) for layer in layers) else "none of its layers has attention"
+
+
+@cache
+def parameters(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Names of the arguments of a class's forward, self among them."""
+    return tuple(inspect.signature(kind.forward).parameters)
+
+
+def attentions(layer: nn.Module) -> list[Any]:
+    """The attention modules of a layer."""
+    return [module for module in layer.modules() if uses_interface(module)]
+
+
+def depth_of(decoder: Any) -> int:
+    """Number of layers that run."""
+    return min(len(decoder.layers), int(decoder.config.num_hidden_layers))
+
+
+def final_norm(decoder: Any) -> Any:
+    """The norm behind the last layer; None if it is not known."""
+    return next((getattr(decoder, name) for name in NORMS if isinstance(getattr(decoder, name, None), nn.Module)), None)
+
+
+def check_place(decoder: Any, layer: int, scored: int) -> None:
+    """Raise PruneError where tokens cannot leave before `layer`, scored by the attention of layer `scored`."""
+    kind, layers = type(decoder).__name__, list(decoder.layers)[: depth_of(decoder)]
+    keyed = [index for index, one in enumerate(layers) if attentions(one)]
+    if scored not in keyed or layer <= keyed[0]:
+        ahead = scored == layer
+        places = [index + (not ahead) for index in keyed if index + (not ahead) < len(layers) and (index > keyed[0] or not ahead)]
+        why = (
+            f"layer {scored} keeps a running state instead of keys, so there is nothing to score by"
+            if scored not in keyed
+            else f"layer {keyed[0]} is the first with keys, which has to see all tokens"
+        )
+        raise PruneError(f"tokens cannot leave before layer {layer} of {kind}: {why}; they can before layers {show(tuple(places))}")
+    sources = shared_keys(layers)
+    if sources and layer > min(sources):
+        raise PruneError(
+            f"tokens cannot leave before layer {layer} of {kind}: later layers share the keys of layer {min(sources)}, in which all tokens would "
+            f"still be; they can before layers 1 to {min(sources)}"
+        )
+
+
+def shared_keys(layers: list[Any]) -> list[int]:
+    """Layers whose keys later ones use instead of their own (Gemma 4)."""
+    return [index for index, layer in enumerate(layers) for one in attentions(layer) if getattr(one, "store_full_length_kv", False)]
+
+
+def keyless(decoder: Any) -> int | None:
+    """The first layer that has no keys of its own, from which on a decoder may go on with the last token alone; None if it does not."""
+    layers = list(decoder.layers)[: depth_of(decoder)] if "logits_to_keep" in parameters(type(decoder)) else []
+    borrowing = (n for n, layer in enumerate(layers) for one in attentions(layer) if getattr(one, "is_kv_shared_layer", False))
+    return next(borrowing, None)
 
 
 def wrapper(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
-    """The vision-language model right around the decoder, if there is one: it knows the placeholders."""
-    for module in model.modules():
-        if any(child is decoder for child in module.children()) and hasattr(getattr(module, "config", None), "image_token_id"):
+    """The vision-language model around the decoder, if there is one: it knows the placeholders."""
+    return around(model, next(name for name, module in model.named_modules() if module is decoder))
+
+
+def around(model: nn.Module, name: str) -> nn.Module | None:
+    """The innermost module around the one of that name whose configuration has an image_token_id."""
+    while name:
+        name = name.rpartition(".")[0]
+        module = model.get_submodule(name)
+        if getattr(getattr(module, "config", None), "image_token_id", None) is not None:
             return module
     return None
 
@@ -105,21 +204,3 @@ def own_comparison(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         return run(*args, **kwargs)
     except ValueError as error:
         raise PruneError(f"{error}; give as many images as the prompt names, in one processor call") from error
-
-
-def tap(attention: Any, name: str) -> nn.Module:
-    """The module whose output is the layer's queries or keys before RoPE."""
-    module: nn.Module = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
-    return module
-
-
-def project(attention: Any, name: str, x: Tensor) -> Tensor:
-    """Queries or keys of x [B, n, C] before RoPE."""
-    out: Tensor = getattr(attention, f"{name}_proj")(x)
-    norm = getattr(attention, f"{name}_norm", None)
-    return out if norm is None else norm(out.view(*out.shape[:2], -1, attention.head_dim))
-
-
-def in_heads(attention: Any, x: Tensor) -> Tensor:
-    """[B, n, H * D] or [B, n, H, D] -> [B, H, n, D]."""
-    return x.reshape(*x.shape[:2], -1, attention.head_dim).transpose(1, 2)

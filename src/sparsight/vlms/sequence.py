@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..plan import Plan
 
-Rope = tuple[Tensor, Tensor]
-
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
     """The tokens of one forward at one depth of the decoder.
 
-    index      [B, n] place of each token among the tokens given to this forward, -1 for padding made here.
-    valid      [B, n] bool, or None where all tokens are real.
-    visual     [B, n] bool: visual tokens, merged ones too.
-    rope       cos, sin [B, n, D].    position [B, n] position ids, None if the layers were given none.
-    attention  what the layers from here on take as attention_mask; `own` False: the model's own mask, positions and RoPE still fit.
+    index   [B, n] place of each token among the tokens given to this forward, -1 for padding made here.
+    valid   [B, n] bool, or None where all tokens are real.
+    visual  [B, n] bool: visual tokens, merged ones too.
+    place   [B, n] whose position each token has, among the tokens given to this forward; None: its own.
+    shift   [B] how far positions move back, because of what earlier forwards left out; None: not at all.
+    keys    [B, L] which keys of the layers from here on are real, cached ones in front; None: all.
+    own     the layers' own arguments still fit.      plain  so they do but for a mask: one query that sees every key.
+    masks   what those layers take as mask, by kind.  ropes  and as RoPE, beside what they are given by the id of that.
     """
 
     index: Tensor
     valid: Tensor | None
     visual: Tensor | None
-    rope: Rope
-    position: Tensor | None
-    attention: object = None
+    place: Tensor | None = None
+    shift: Tensor | None = None
+    keys: Tensor | None = None
     own: bool = False
+    plain: bool = False
+    masks: dict[str, Any] = field(default_factory=dict, init=False)
+    ropes: dict[tuple[int, bool], tuple[Any, Any]] = field(default_factory=dict, init=False)
+
+    @property
+    def places(self) -> Tensor:
+        """Whose position each token has."""
+        return (self.index if self.place is None else self.place).clamp(min=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +87,10 @@ def stack(rows: list[Row], right: bool, before: Sequence, renumber: bool) -> tup
     uneven = any(row.source.shape[0] != longest for row in rows)
     valid = pad([torch.ones_like(row.visual) for row in rows], False) if uneven else None
     source = pad([row.source for row in rows], -1)
-    place = pad([row.rank for row in rows], 0) if renumber else source.clamp(min=0)
     index = before.index.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1)
-    cos, sin = (take(part, place) for part in before.rope)
-    position = None if before.position is None else take(before.position, place)
+    place = before.places.gather(1, pad([row.rank for row in rows], 0) if renumber else source.clamp(min=0))
     return pad([row.hidden for row in rows], 0), Sequence(
-        index, valid, pad([row.visual for row in rows], False), (cos, sin), position
+        index, valid, pad([row.visual for row in rows], False), place, before.shift
     )
 
 
@@ -117,14 +125,6 @@ def add_features(hidden: Tensor, index: Tensor, marked: Tensor, features: Tensor
     number = (marked.flatten().long().cumsum(0) - 1).view(marked.shape).where(marked, -1)
     own = number.gather(1, index.clamp(min=0)).where(index >= 0, -1)
     return hidden + features[own.clamp(min=0)].masked_fill((own < 0).unsqueeze(-1), 0)
-
-
-def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotary position embedding of x [B, H, n, D] by cos, sin [B, n, D]."""
-    cos, sin = (part.unsqueeze(1).to(x.dtype) for part in rope)
-    half = x.shape[-1] // 2
-    turned: Tensor = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos + turned * sin
 
 
 def join(plans: list[Plan]) -> Plan:
