@@ -105,6 +105,7 @@ def test_families_are_one_line_each(sparsight):
     assert found["transformers SigLIP"]["class_token"] == "no"
     assert found["transformers ViT"]["class_token"] == "yes"
     assert "LlavaForConditionalGeneration" in found["transformers LLaVA"]["classes"]
+    assert (found["transformers LLaVA"]["inside"], found["transformers ViT"]["inside"]) == ("by decoder", "no")
 
 
 def test_errors_are_short_and_without_control_characters(sparsight, tmp_path):
