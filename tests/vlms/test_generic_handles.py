@@ -137,6 +137,6 @@ def test_which_methods_fit_is_said():
     found = sparsight.fits(build("qwen3_5"))
     assert found["resize"] == found["divprune"] == ""
     assert "no class token; try score=column_mean" in found["fastervlm"]
-    assert "layers of linear_attention" in found["fastv"]
+    assert "tokens can leave before layers 1 to 2" in found["fastv"]
     with sparsight.prune(model, "divprune"), pytest.raises(PruneError, match="pruned already"):
         sparsight.fits(model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -124,13 +124,13 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
 
 def uses_interface(module: nn.Module) -> bool:
     """Whether a module asks transformers' attention interface for its implementation, by a configuration of its own."""
-    return "config" in module.__dict__ and asks_interface(type(module))
+    return "config" in module.__dict__ and asks_interface(type(module).forward)
 
 
 @cache
-def asks_interface(kind: type[nn.Module]) -> bool:
+def asks_interface(forward: Callable[..., Any]) -> bool:
     """Whether the forward of a class asks for it."""
-    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+    code = getattr(inspect.unwrap(forward), "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 

@@ -53,7 +53,7 @@ def find(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has {what}; methods inside the language model need one with `layers` whose attention asks transformers' "
             "attention interface"
         )
-    (decoder,) = found.values()
+    decoder: nn.Module = next(iter(found.values()))
     check_decoder(decoder)
     return decoder
 
@@ -103,10 +103,15 @@ def unfit(decoder: Any) -> str:
     return "" if any(attentions(layer) for layer in layers) else "none of its layers has attention"
 
 
-@cache
 def parameters(kind: type[nn.Module]) -> tuple[str, ...]:
     """Names of the arguments of a class's forward, self among them."""
-    return tuple(inspect.signature(kind.forward).parameters)
+    return names_of(kind.forward)
+
+
+@cache
+def names_of(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the arguments of a function."""
+    return tuple(inspect.signature(forward).parameters)
 
 
 def attentions(layer: nn.Module) -> list[Any]:
