@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from .call_state import calls
 
 NAME = "sparsight"
+LOSS = ("num_items_in_batch",)
+"""Arguments for the loss that transformers' Trainer sends through the whole model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +101,9 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
         note = getattr(call, "note", None)
         if note is not None and module in call.heard:
             scale = more.get("scaling")
-            others = tuple(name for name, value in more.items() if isinstance(value, Tensor) and value.is_floating_point())
+            others = tuple(
+                name for name, value in more.items() if name not in LOSS and isinstance(value, Tensor) and value.is_floating_point()
+            )
             note(
                 module,
                 Attended(
