@@ -10,7 +10,7 @@ DATA ?= ../shared/data/caltech101_pack
 help:
 	@echo "make setup  - $(VENV) with every extra that the tests need (from requirements.lock)"
 	@echo "make demo   - small objects in large pictures: pruned beside unpruned and resized, into runs/demo/; a small vision-language model, into runs/demo-vlm/"
-	@echo "make tune-demo DATA=DIR - search a recipe for the embedded model on Caltech-101, into runs/tune-demo/ (about 20 minutes)"
+	@echo "make tune-demo DATA=DIR - search a recipe for the embedded model on Caltech-101, into runs/tune-demo/ (about 20 minutes on two free cores)"
 	@echo "make test   - the test suite"
 	@echo "make test-all - the same in random order, with the full product of methods and families and long fuzzing"
 	@echo "make test-app - the web page, clicked through in a headless Chromium (Debian: apt-get install chromium-headless-shell)"
