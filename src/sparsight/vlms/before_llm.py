@@ -131,6 +131,11 @@ def check_signals(family: LVLM, recipe: Recipe) -> None:
             f"{recipe.name} scores by class attention, but the vision encoder of {kind} has no class token; try {ELSEWHERE}"
         )
     missing = [name for name in wanted if name not in family.offers()]
+    if "class_token" in missing and not family.lacks:
+        raise PruneError(
+            f"{recipe.name} keeps the class token, which {kind} does not project; set score=column_mean or score=col_ln, or take fastervlm or "
+            "vispruner, which read the class token's attention"
+        )
     if missing and family.lacks:
         raise PruneError(f"{recipe.name} needs {', '.join(missing)} of {kind}, but {family.lacks}; try divprune, fps, random")
     if missing:

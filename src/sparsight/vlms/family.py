@@ -131,6 +131,16 @@ class LVLM(ABC):
         """Whether images can be made smaller before the vision encoder (`smaller`)."""
         return False
 
+    @property
+    def one_size(self) -> str:
+        """Why they cannot."""
+        return "it takes images or tiles of one size"
+
+    @property
+    def tiled(self) -> bool:
+        """Whether what can be made smaller may be tiles of one image."""
+        return False
+
     def smaller(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
         """The images ("image") or videos of a call, so much smaller that of each as many tokens are left as the budget says of those it
         has, or a few less (where there are `other_sizes`)."""
@@ -356,6 +366,11 @@ class LVLM(ABC):
         smaller = self.smaller(kind, request.call, site.budget)
         fresh = request.find(kind, self.token_id(kind), [plan.total for plan in smaller.plans])
         output, images, takes = self.look(kind, {**request.call, **smaller.arguments}, site, **smaller.options)
+        if [image.total for image in images] != [plan.slots for plan in smaller.plans]:
+            raise PruneError(
+                f"{type(self.model).__name__} makes {[image.total for image in images]} tokens of pictures that should have given "
+                f"{[plan.slots for plan in smaller.plans]}; take pool, or another method"
+            )
         kept = [smaller.kept(i, images[i]) for i in fresh]
         request.settle(kind, fresh, kept)
         if kept:

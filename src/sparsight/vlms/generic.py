@@ -26,7 +26,7 @@ from .attention_listener import Attended, attention_in
 from .call_state import under_way
 from .family import LVLM, PIXELS
 from .request import VlmRequest
-from .smaller import FlatPatches, SmallerImages, cells
+from .smaller import FlatPatches, SmallerImages, cells, padded, squares
 from .special import Special, special
 from .tiles import ATTENTION, ImageSite, ImageTokens, KeptTokens, Tile
 
@@ -213,9 +213,46 @@ class Generic(LVLM):
 
     @property
     def other_sizes(self) -> bool:
-        return self.flat is not None
+        return self.flat is not None or bool(self.special.resize)
+
+    @property
+    def one_size(self) -> str:
+        return self.special.one_size or super().one_size
+
+    @property
+    def tiled(self) -> bool:
+        return bool(self.special.tiles)
+
+    @property
+    def unit(self) -> int:
+        """Pixels of a token's side, where a picture's tokens are its patches, or squares of them."""
+        patch = self.core.get_encoder(modality="image").config.patch_size
+        sides = (getattr(self.config, name, None) for name in ("spatial_merge_size", "downsample_factor", "scale_factor"))
+        merge = next((side for side in sides if side), round(1 / getattr(self.config, "downsample_ratio", 1)))
+        return int(patch if isinstance(patch, int) else patch[0]) * int(merge)
 
     def smaller(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
+        if self.flat is not None:
+            return self.smaller_patches(kind, call, budget)
+        name, pixels, sizes = PIXELS[kind], call[PIXELS[kind]], call.get("image_sizes")
+        if kind == "video" or (self.special.resize == "sizes" and sizes is None):
+            what = "videos of" if kind == "video" else "pictures without image_sizes for"
+            raise PruneError(f"{what} {type(self.model).__name__} cannot be made smaller; take pool, or another method")
+        if self.special.resize == "sizes":
+            made, sizes, plans, given = padded(pixels, sizes, self.unit, budget)
+            return SmallerImages({name: made, "image_sizes": sizes}, plans, given)
+        mask = call.get("pixel_attention_mask")
+        if mask is not None and not bool(mask[pixels.flatten(2).ne(0).any(dim=2)].all()):
+            raise PruneError(
+                f"pictures of {type(self.model).__name__} that are padded cannot be made smaller; have its processor cut tiles"
+            )
+        made, plan, grid = squares(pixels, self.unit, budget)
+        count = int(pixels.flatten(-3).ne(0).any(dim=-1).sum()) if self.special.rows else len(pixels)  # black ones fill rows up
+        arguments = {name: made, **({} if mask is None else {"pixel_attention_mask": None})}
+        options = {"interpolate_pos_encoding": True} if self.special.resize == "asked" and made.shape != pixels.shape else {}
+        return SmallerImages(arguments, [plan] * count, [grid] * count, options)
+
+    def smaller_patches(self, kind: str, call: dict[str, Any], budget: Callable[[int], int]) -> SmallerImages:
         """Every frame of a video gets an even share of its budget."""
         flat, pixels, grids = self.flat, call[PIXELS[kind]], call[GRIDS[kind]]
         assert flat is not None

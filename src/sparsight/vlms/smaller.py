@@ -1,7 +1,8 @@
-"""Images made smaller before the vision encoder: what is left of their tokens, and pictures that come as flat patches."""
+"""Images made smaller before the vision encoder: what is left of their tokens, and how pictures come."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,25 @@ def cells(grid: Grid, count: int, device: torch.device, frames: int = 1, ahead: 
     first = torch.arange(ahead, device=device)
     keep, owner = torch.cat([first, keep + ahead]).unsqueeze(0), torch.cat([first, owner + ahead]).unsqueeze(0)
     return Plan(keep, owner.shape[1], owner)
+
+
+def squares(pixels: Tensor, unit: int, budget: Callable[[int], int]) -> tuple[Tensor, Plan, Grid]:
+    """Pictures [..., C, H, W] of one size so much smaller that of the tokens, unit x unit pixels each, those of the budget are left; the
+    plan of each, and its grid as it was given."""
+    grid = int(pixels.shape[-2]) // unit, int(pixels.shape[-1]) // unit
+    count = budget(grid[0] * grid[1])
+    side = select.smaller(grid, count)
+    made = pixels if side == grid else shrunk(pixels.flatten(0, -4), (side[0] * unit, side[1] * unit))
+    return made.view(*pixels.shape[:-2], *made.shape[-2:]), cells(grid, count, pixels.device), grid
+
+
+def padded(pixels: Tensor, sizes: Tensor, unit: int, budget: Callable[[int], int]) -> tuple[Tensor, Tensor, list[Plan], list[Grid]]:
+    """The same for pictures [B, C, H, W] that are padded on the right and below; sizes [B, 2] are theirs without. Also gives the new sizes."""
+    found = [squares(one[None, :, :h, :w], unit, budget) for one, (h, w) in zip(pixels, sizes.tolist(), strict=True)]
+    made = [one[0] for one, _, _ in found]
+    h, w = (max(one.shape[side] for one in made) for side in (-2, -1))
+    whole = torch.stack([torch.nn.functional.pad(one, (0, w - one.shape[-1], 0, h - one.shape[-2])) for one in made])
+    return whole, sizes.new_tensor([one.shape[-2:] for one in made]), [plan for _, plan, _ in found], [grid for _, _, grid in found]
 
 
 @dataclass(frozen=True)
