@@ -256,12 +256,12 @@ def plan_sites(family: Family, recipe: Recipe) -> list[Site]:
 
 def check_other_sizes(family: Family | LVLM, recipe: Recipe) -> None:
     """Raise PruneError for a model that takes images of its own size only, or tiles of them."""
-    if not family.other_sizes and family.language:
+    if isinstance(family, LVLM) and not family.other_sizes:
         raise PruneError(
             f"{recipe.name} makes the image smaller before the vision encoder, but of {type(family.model).__name__} it cannot: {family.one_size}; "
-            "ask its processor for fewer tiles or pixels (processor.image_processor), or compare with pool"
+            "ask its processor for fewer tiles or pixels (processor.image_processor, such as image_grid_pinpoints), or compare with pool"
         )
-    if family.language and family.tiled and not recipe.per_tile and recipe.schedule.tokens:
+    if isinstance(family, LVLM) and family.cuts_tiles and not recipe.per_tile and recipe.schedule.tokens:
         raise PruneError(
             f"{type(family.model).__name__} cuts images into tiles, and {recipe.name} makes each of them smaller; give keep=, or per_tile=true with "
             "the tokens of a tile"

@@ -292,7 +292,7 @@ def test_models_of_tiles_say_what_to_do(name):
     model = build(name)
     with pytest.raises(
         sparsight.PruneError,
-        match=r"tiles of one size; ask its processor for fewer of them \(.*image_grid_pinpoints\), or compare with pool",
+        match=r"tiles of one size; ask its processor for fewer tiles or pixels \(.*image_grid_pinpoints\), or compare with pool",
     ):
         sparsight.prune(model, "resize:tokens=4")
     assert "forward" not in vars(model)

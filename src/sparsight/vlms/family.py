@@ -137,7 +137,7 @@ class LVLM(ABC):
         return "it takes images or tiles of one size"
 
     @property
-    def tiled(self) -> bool:
+    def cuts_tiles(self) -> bool:
         """Whether what can be made smaller may be tiles of one image."""
         return False
 

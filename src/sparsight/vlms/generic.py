@@ -220,7 +220,7 @@ class Generic(LVLM):
         return self.special.one_size or super().one_size
 
     @property
-    def tiled(self) -> bool:
+    def cuts_tiles(self) -> bool:
         return bool(self.special.tiles)
 
     @property
@@ -238,7 +238,7 @@ class Generic(LVLM):
         if kind == "video" or (self.special.resize == "sizes" and sizes is None):
             what = "videos of" if kind == "video" else "pictures without image_sizes for"
             raise PruneError(f"{what} {type(self.model).__name__} cannot be made smaller; take pool, or another method")
-        if self.special.resize == "sizes":
+        if sizes is not None and self.special.resize == "sizes":
             made, sizes, plans, given = padded(pixels, sizes, self.unit, budget)
             return SmallerImages({name: made, "image_sizes": sizes}, plans, given)
         mask = call.get("pixel_attention_mask")
