@@ -37,15 +37,15 @@ def tokens(found: dict[str, Tensor]) -> Tensor | None:
 
 def check_alone(name: str, model: nn.Module, x: Tensor, handles: list[sparsight.Handle]) -> list[list[int]]:
     """Run the batch, then every image alone; the counts of every site."""
-    prefix = ZOO[name].prefix
+    prefix, close = ZOO[name].prefix, {"rtol": 1e-5, "atol": 1e-6} if name.endswith("-eager") else TIGHT  # softmax in float32
     together, plans = outputs(name, model, x), [plan for handle in handles for plan in handle.plans]
     sources = [plan for handle in handles for plan in handle.sources()]
     for i in range(len(x)):
         alone = outputs(name, model, x[i : i + 1])
         for key in together.keys() - SHARED - {"tokens", "last_hidden_state"}:
-            torch.testing.assert_close(alone[key][0], together[key][i], **TIGHT)
+            torch.testing.assert_close(alone[key][0], together[key][i], **close)
         if (left := tokens(alone)) is not None and (padded := tokens(together)) is not None:
-            torch.testing.assert_close(left[0], padded[i, : left.shape[1]], **TIGHT)
+            torch.testing.assert_close(left[0], padded[i, : left.shape[1]], **close)
             assert left.shape[1] == prefix + plans[-1].counts[i]
         for one, all_of_them in zip([p for h in handles for p in h.plans], plans, strict=True):
             n = all_of_them.counts[i]

@@ -116,7 +116,7 @@ def test_int8_is_near(loaded: Loaded, tmp_path: Path) -> None:
 
 def test_wrong_output_is_refused(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose logits are off does not appear."""
-    from sparsight.speed import export as module
+    from sparsight.speed import exported as module
 
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
     with pytest.raises(PruneError, match="differs from PyTorch"):
