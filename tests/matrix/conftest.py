@@ -5,7 +5,7 @@ from zoo import FEW, RECIPES, ZOO, made, needs
 
 import sparsight
 
-SAMPLE = 23
+SAMPLE = 31
 """Of the product of models and recipes, one in so many pairs is tested every time, and all recipes on one model."""
 
 
